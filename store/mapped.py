@@ -1,0 +1,113 @@
+"""One shard file, mapped (or read with pread), its index checked once, its chunks decoded where they lie.
+
+Sizes are checked by fstat before mapping: a file truncated under a map kills the process (SIGBUS), so what can be
+seen beforehand is an error with a name. pread gives the same bytes without maps, for NFS and FUSE.
+"""
+
+import mmap
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .chunks import ArraySpec, decode_index
+from .errors import CorruptError, NotFoundError
+
+IO = Literal["mmap", "pread"]
+Ints = NDArray[np.int64]
+UNSIGNED: dict[int, type[np.unsignedinteger[Any]]] = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
+
+
+class Shard:
+    """An open shard file: `rows` rows in chunks of `spec.chunk_rows`. Close it, or use it in a `with`."""
+
+    def __init__(self, root: Path, spec: ArraySpec, shard: int, size: int | None = None, io: IO = "mmap") -> None:
+        """Open shard `shard` of an array under `root`; size: the bytes it must have.
+
+        Raises NotFoundError, or CorruptError for a wrong size or a damaged index.
+        """
+        self.path = root / spec.file(shard)
+        self.spec = spec
+        self.rows = spec.rows_of_shard(shard)
+        self.chunks = -(-self.rows // spec.chunk_rows)
+        try:
+            self._fd = os.open(self.path, os.O_RDONLY)
+        except FileNotFoundError:
+            raise NotFoundError(f"{self.path} is missing.") from None
+        self._map: mmap.mmap | None = None
+        with self._named():
+            self.size = os.fstat(self._fd).st_size
+            if size is not None and self.size != size:
+                raise CorruptError(f"the file has {self.size} bytes; {size} were written.")
+            tail = 16 * spec.chunks_of_shard + 4
+            if self.size < tail:
+                raise CorruptError(f"the file has {self.size} bytes, too few for its index of {tail}.")
+            if io == "mmap":
+                self._map = mmap.mmap(self._fd, 0, access=mmap.ACCESS_READ)
+            data = self._read(self.size - tail, tail)
+            self.index = decode_index(data, self.size, self.chunks, spec.chunks_of_shard)
+
+    def chunk_rows(self, chunk: int) -> int:
+        """Rows of chunk `chunk`; the last one may have fewer."""
+        return min(self.spec.chunk_rows, self.rows - chunk * self.spec.chunk_rows)
+
+    def will_need(self, chunk: int) -> None:
+        """Tell the kernel that a chunk comes soon."""
+        offset, size = map(int, self.index[chunk])
+        if self._map is not None and size:
+            start = offset // mmap.PAGESIZE * mmap.PAGESIZE
+            self._map.madvise(mmap.MADV_WILLNEED, start, offset + size - start)
+
+    def decode_into(self, chunk: int, out: NDArray[Any], places: Ints) -> None:
+        """Decode chunk `chunk` into rows places (rows of the chunk,) of out (any, width), unsigned bit patterns.
+
+        Raises CorruptError naming the file and chunk.
+        """
+        offset, size = map(int, self.index[chunk])
+        with self._named(f"chunk {chunk}: "):
+            data = self._read(offset, size)
+            if len(places) == self.spec.chunk_rows:
+                self.spec.decode_into(data, out, places)
+                return
+            whole = np.empty((self.spec.chunk_rows, self.spec.width), out.dtype)
+            self.spec.decode_into(data, whole, np.arange(len(whole)))
+            out[places] = whole[: len(places)]
+
+    def read(self) -> NDArray[Any]:
+        """Return all rows, (rows, width), as unsigned bit patterns."""
+        out = np.empty((self.rows, self.spec.width), UNSIGNED[self.spec.row_bytes // self.spec.width])
+        for chunk in range(self.chunks):
+            first = chunk * self.spec.chunk_rows
+            self.decode_into(chunk, out, np.arange(first, first + self.chunk_rows(chunk)))
+        return out
+
+    def close(self) -> None:
+        """Unmap and close the file."""
+        if self._map is not None:
+            self._map.close()
+        os.close(self._fd)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _read(self, offset: int, size: int) -> memoryview:
+        if self._map is not None:
+            return memoryview(self._map)[offset : offset + size]
+        data = os.pread(self._fd, size, offset)
+        if len(data) != size:
+            raise CorruptError(f"{len(data)} bytes could be read at {offset}; {size} are due.")
+        return memoryview(data)
+
+    @contextmanager
+    def _named(self, chunk: str = "") -> Iterator[None]:
+        try:
+            yield
+        except CorruptError as error:
+            raise CorruptError(f"{self.path}: {chunk}{error}") from None

@@ -1,0 +1,148 @@
+"""How a file appears in a store: whole or not at all, once, and for good.
+
+Temp file, fsync, link(2) to the final name, directory fsync. A link never replaces, so of two writers one wins and
+the other learns it; equal bytes are then a success and different bytes keep what was published. A crash leaves at
+most temp files in `STORE/.tmp`, each locked by its writer while it lives, so that a later run can tell and remove
+what nobody owns.
+"""
+
+import errno
+import fcntl
+import hashlib
+import os
+import secrets
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import IncompatibleError, NotFoundError, SpaceError, UsageError
+
+TMP = ".tmp"
+READ_BYTES = 8 << 20
+
+
+@contextmanager
+def disk_errors(where: Path) -> Iterator[None]:
+    """Turn the operating system's refusals to write under `where` into one clear error."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise SpaceError(
+                f"No space left to write under {where}: {error.strerror}. Free some and run the same command again."
+            ) from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
+            raise UsageError(f"Cannot write under {where}: {error.strerror}.") from error
+        raise
+
+
+@contextmanager
+def temp_file(root: Path) -> Iterator[BinaryIO]:
+    """Open a locked temp file in `root/.tmp`; it is removed at the end, whatever happened."""
+    folder = root / TMP
+    file = _create_locked(folder)
+    try:
+        yield file
+    finally:
+        with suppress(FileNotFoundError):
+            Path(file.name).unlink()
+        file.close()
+
+
+def _create_locked(folder: Path) -> BinaryIO:
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            file = open(folder / secrets.token_hex(8), "x+b")  # noqa: PTH123, SIM115
+        except FileNotFoundError:
+            continue  # a sweep removed the empty folder in between
+        fcntl.flock(file, fcntl.LOCK_EX)
+        if os.fstat(file.fileno()).st_nlink:
+            return file
+        file.close()  # a sweep took it for abandoned before it was locked
+
+
+def publish(root: Path, name: str, file: BinaryIO, sha256: str) -> bool:
+    """Give the temp file `file` of `root` its final name, durably.
+
+    Return whether the bytes under that name are now these (sha256): a file that was there first stays.
+    """
+    target = root / name
+    file.flush()
+    os.fsync(file.fileno())
+    _make_folders(root, target.parent)
+    try:
+        os.link(file.name, target)
+    except FileExistsError:
+        return hash_file(target) == sha256
+    sync_folder(target.parent)
+    return True
+
+
+def publish_bytes(root: Path, name: str, data: bytes) -> None:
+    """Publish a small file; raises IncompatibleError when another one has its name, which is kept."""
+    with disk_errors(root), temp_file(root) as file:
+        file.write(data)
+        if not publish(root, name, file, hashlib.sha256(data).hexdigest()):
+            raise IncompatibleError(
+                f"{root / name} exists with other content than this run made; it was kept. Use another folder."
+            )
+
+
+def sweep(root: Path) -> None:
+    """Remove what dead writers left in `root/.tmp`, and the folder when nobody uses it."""
+    folder = root / TMP
+    for path in folder.glob("*"):
+        with suppress(FileNotFoundError, BlockingIOError), path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink()
+    with suppress(OSError):
+        folder.rmdir()
+
+
+def read_file(path: Path, remedy: str = "") -> bytes:
+    """Read a small file whole; raises NotFoundError with `remedy` when it is not there."""
+    try:
+        return path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        raise NotFoundError(f"{path} is not there.{' ' if remedy else ''}{remedy}") from None
+
+
+def hash_file(path: Path) -> str:
+    """Return the sha256 of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(READ_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def raw_sha256(arrays: Iterable[NDArray[Any]]) -> str:
+    """Return the sha256 of the bytes of arrays laid end to end."""
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _make_folders(root: Path, folder: Path) -> None:
+    missing = []
+    while folder != root and not folder.is_dir():
+        missing.append(folder)
+        folder = folder.parent
+    for path in reversed(missing):
+        path.mkdir(exist_ok=True)
+        sync_folder(path.parent)
