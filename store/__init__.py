@@ -35,13 +35,13 @@ from .verify import Checked, verify
 from .zarr_types import register
 
 __all__ = [
+    "DTYPE_BYTES",
     "SCHEMA_VERSION",
     "SPLITS",
     "Batches",
     "Checked",
     "ContextsSpec",
     "CorruptError",
-    "DTYPE_BYTES",
     "DatasetSource",
     "GsaeError",
     "IncompatibleError",

@@ -7,7 +7,7 @@ same bytes. `digest` names the content and survives re-encoding: it is what an S
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from .arrays import windows_of
 from .errors import CorruptError
@@ -17,7 +17,17 @@ from .plan import SCHEMA_VERSION, Count, Frozen, Plan, Positive, Sha256, canonic
 
 MANIFEST = "manifest.json"
 PLAN = "plan.json"
-SafePath = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)*$", max_length=400)]
+
+
+def _inside(path: str) -> str:
+    if {".", ".."} & set(path.split("/")):
+        raise ValueError(f"{path!r} leads out of the store")
+    return path
+
+
+SafePath = Annotated[
+    str, Field(pattern=r"^[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)*$", max_length=400), AfterValidator(_inside)
+]
 
 
 class FileEntry(Frozen):

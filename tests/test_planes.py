@@ -1,5 +1,6 @@
 """The codec: every bit pattern back, close to the entropy limit, and no harm from forged chunks."""
 
+from contextlib import suppress
 from typing import Any
 
 import ml_dtypes
@@ -112,10 +113,8 @@ def test_a_damaged_chunk_is_an_error_or_harmless_but_never_a_crash(level: int) -
     for at in np.r_[0 : 200 + 100, rng.integers(0, len(chunk), 300)]:
         forged = chunk.copy()
         forged[at] ^= 1 << int(rng.integers(8))
-        try:
-            decoded(bytes(forged), x.shape)
-        except CorruptError as error:
-            assert "planes chunk" in str(error)
+        with suppress(CorruptError):
+            assert decoded(bytes(forged), x.shape).shape == x.shape
 
 
 @pytest.mark.parametrize("cut", [0, 5, 23, 24, 200, 5000, -1])
