@@ -1,0 +1,51 @@
+"""Text to contexts to activations: everything that needs the language model or the text.
+
+`documents` reads a text, `tokenise` packs it into contexts, `load_lm` finds and loads a model, `resolve`
+turns site names into places in it, `capture` runs it as far as the sites need, `losses` says what an edit
+there costs. Imports nothing but `gsae.store`; transformers and datasets are imported when first needed.
+"""
+
+from .config import HarvestConfig
+from .lm import (
+    LanguageModel,
+    Provenance,
+    capture,
+    load_lm,
+    load_meta,
+    load_planned,
+    load_tokenizer,
+    losses,
+    tokenizer_sha256,
+)
+from .pipeline import Finished, Running, Stage, harvest
+from .planning import estimate, request
+from .sites import resolve
+from .text import Dataset, documents
+from .tokens import BlockTokenised, Contexts, SpecialIds, special_ids, tokenise
+
+__all__ = [
+    "BlockTokenised",
+    "Contexts",
+    "Dataset",
+    "Finished",
+    "HarvestConfig",
+    "LanguageModel",
+    "Provenance",
+    "Running",
+    "SpecialIds",
+    "Stage",
+    "capture",
+    "documents",
+    "estimate",
+    "harvest",
+    "load_lm",
+    "load_meta",
+    "load_planned",
+    "load_tokenizer",
+    "losses",
+    "request",
+    "resolve",
+    "special_ids",
+    "tokenise",
+    "tokenizer_sha256",
+]

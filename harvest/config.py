@@ -1,0 +1,95 @@
+"""What a harvest is asked to do: every setting, checked before anything is loaded.
+
+A value, not a parser of files: the command line and Python callers give the same fields, and a wrong one is
+told in a single line that names the field, what was given and what is needed. It costs nothing.
+"""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from gsae.store import UsageError
+
+MAX_HELDOUT = 0.1
+HELDOUT_ROWS = 1 << 17
+
+Name = Annotated[str, Field(min_length=1)]
+Positive = Annotated[int, Field(ge=1)]
+Dtype = Literal["bfloat16", "float16", "float32"]
+
+
+class HarvestConfig(BaseModel):
+    """The settings of one harvest.
+
+    model, dataset: a builtin, a local path or a Hub id. rows: train rows wanted, None for all that the text
+    has. heldout: share of the documents kept for evaluation, None for enough to hold 2^17 rows but at most a
+    tenth. batch_size: contexts in a forward pass. level: of the codec (`planes` 0 or 1, `zstd` 1 to 22).
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    model: Name
+    revision: Name | None = None
+    dataset: Name
+    dataset_revision: Name | None = None
+    split: Name = "train"
+    text_field: Name = "text"
+    sites: Annotated[tuple[Name, ...], Field(min_length=1)]
+    rows: Positive | None = None
+    context_size: Annotated[int, Field(ge=2, le=1 << 24)] = 1024
+    heldout: Annotated[float, Field(ge=0, lt=1)] | None = None
+    seed: Annotated[int, Field(ge=0, lt=1 << 63)] = 0
+    window_rows: Positive = 1 << 18
+    codec: Literal["planes", "zstd", "none"] = "planes"
+    level: int = 1
+    batch_size: Positive = 16
+    dtype: Dtype = "bfloat16"
+    device: Name = "cpu"
+    attn_implementation: Name = "sdpa"
+    dropped_positions: tuple[Annotated[int, Field(ge=0)], ...] = ()
+    any_hardware: bool = False
+
+    @field_validator("window_rows")
+    @classmethod
+    def _power_of_two(cls, value: int) -> int:
+        if value & (value - 1):
+            raise ValueError("a power of two is needed")
+        return value
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        low, high = {"planes": (0, 1), "zstd": (1, 22), "none": (self.level, self.level)}[self.codec]
+        if not low <= self.level <= high:
+            raise ValueError(f"level: got {self.level}; codec {self.codec} needs {low} to {high}")
+        beyond = [p for p in self.dropped_positions if p >= self.context_size]
+        if beyond:
+            raise ValueError(f"dropped_positions: got {beyond[0]}; needs less than {self.context_size}")
+        return self
+
+    @classmethod
+    def parse(cls, **options: Any) -> Self:
+        """Return the settings. Raises UsageError with one line about the first setting that cannot work."""
+        try:
+            return cls(**options)
+        except ValidationError as error:
+            raise UsageError(_fault(error)) from None
+
+    @property
+    def heldout_share(self) -> float:
+        """Share of the documents that are held out."""
+        if self.heldout is not None:
+            return self.heldout
+        return MAX_HELDOUT if self.rows is None else min(MAX_HELDOUT, HELDOUT_ROWS / self.rows)
+
+
+def _fault(error: ValidationError) -> str:
+    fault = error.errors()[0]
+    field = ".".join(str(part) for part in fault["loc"])
+    if fault["type"] == "missing":
+        return f"Setting {field} is missing."
+    if fault["type"] == "extra_forbidden":
+        return f"There is no setting {field}. There are: {', '.join(HarvestConfig.model_fields)}."
+    needed = fault["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    if not field:
+        return f"Setting {needed}."
+    return f"Setting {field}: got {fault['input']!r}; needed: {needed}."

@@ -1,0 +1,210 @@
+"""From settings to a plan: what is asked for, found out without weights, and compared with what was begun.
+
+Names, widths, tokenizer and text are known in a second, so a wrong site or a changed setting is told before anything
+is loaded or written; the plan is completed when the model is there. Which rows exist follows from the tokens alone.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from gsae.store import (
+    DTYPE_BYTES,
+    SCHEMA_VERSION,
+    ContextsSpec,
+    DatasetSource,
+    IncompatibleError,
+    ModelSource,
+    Plan,
+    SiteSpec,
+    TokenizerSource,
+    UsageError,
+    changed_fields,
+    chunk_rows,
+    order,
+)
+
+from .config import HarvestConfig
+from .lm import LanguageModel, load_meta, load_tokenizer, tokenizer_sha256
+from .models import find
+from .sites import resolve
+from .text import documents
+from .tokens import SpecialIds, special_ids
+
+LIBRARIES = ("gsae", "torch", "transformers", "tokenizers", "numcodecs", "numpy")
+HARDWARE = ("model.accelerator", "model.threads")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a harvest is asked for: its settings and all that can be said without the model's weights."""
+
+    config: HarvestConfig
+    model_id: str
+    model_revision: str | None
+    sites: tuple[SiteSpec, ...]
+    tokenizer: Any
+    special: SpecialIds
+    dataset: DatasetSource
+    texts: Iterator[str]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Which rows the tokens give.
+
+    split: (contexts,) 0 train, 1 held out. mask: (contexts, context_size) which positions are rows.
+    train, heldout: the laid-out contexts of each split.
+    """
+
+    mask: NDArray[np.bool_]
+    train: order.Layout
+    heldout: order.Layout
+
+
+def request(config: HarvestConfig) -> Request:
+    """Find model, sites, tokenizer and text; raises what each of them raises when it is not there."""
+    dataset, texts = documents(config.dataset, config.dataset_revision, config.split, config.text_field)
+    source = find(config.model, config.revision, weights=False)
+    meta = load_meta(config.model, config.revision, config.attn_implementation)
+    limit = getattr(meta.config.get_text_config(), "max_position_embeddings", None)
+    if limit is not None and config.context_size > limit:
+        raise UsageError(f"context_size {config.context_size} is more than the model's {limit} positions.")
+    tokenizer = load_tokenizer(config.model, config.revision)
+    return Request(
+        config=config,
+        model_id=source.id,
+        model_revision=source.revision,
+        sites=resolve(meta, config.sites),
+        tokenizer=tokenizer,
+        special=special_ids(tokenizer),
+        dataset=DatasetSource(
+            id=dataset.id,
+            revision=dataset.revision,
+            split=dataset.split,
+            text_field=dataset.text_field,
+            sha256=dataset.sha256,
+        ),
+        texts=texts,
+    )
+
+
+def rows_of(asked: Request, tokens: NDArray[np.int32], split: NDArray[np.uint8]) -> Rows:
+    """Lay out the rows of `tokens` (contexts, context_size) as the settings say."""
+    config = asked.config
+    mask = order.row_mask(tokens, asked.special.excluded_ids, config.dropped_positions)
+    counts = mask.sum(axis=1, dtype=np.int64)
+    return Rows(
+        mask,
+        order.layout(split, counts, "train", config.seed, config.window_rows, config.rows),
+        order.layout(split, counts, "heldout", config.seed, config.window_rows, None),
+    )
+
+
+def model_source(lm: LanguageModel) -> ModelSource:
+    """Return what the plan says of a loaded model; the thread count matters on a CPU only."""
+    dtype: Any = lm.source.dtype
+    return ModelSource(
+        id=lm.source.id,
+        revision=lm.source.revision,
+        weights_sha256=lm.source.weights_sha256,
+        dtype=dtype,
+        attn_implementation=lm.source.attn_implementation,
+        accelerator=lm.source.accelerator,
+        threads=torch.get_num_threads() if lm.device.type == "cpu" else None,
+    )
+
+
+def make_plan(asked: Request, model: ModelSource, contexts: ContextsSpec, rows: tuple[int, int]) -> Plan:
+    """Return the plan; rows: train and held-out."""
+    config = asked.config
+    widest = max(site.d_in for site in asked.sites)
+    return Plan(
+        schema_version=SCHEMA_VERSION,
+        model=model,
+        tokenizer=TokenizerSource(
+            id=asked.model_id,
+            sha256=tokenizer_sha256(asked.tokenizer),
+            bos_id=asked.special.bos_id,
+            eos_id=asked.special.eos_id,
+            excluded_ids=asked.special.excluded_ids,
+        ),
+        dataset=asked.dataset,
+        contexts=contexts,
+        sites=asked.sites,
+        requested_rows=config.rows,
+        rows=rows[0],
+        heldout_rows=rows[1],
+        heldout=config.heldout_share,
+        dropped_positions=config.dropped_positions,
+        seed=config.seed,
+        window_rows=config.window_rows,
+        chunk_rows=chunk_rows(widest, config.dtype, config.window_rows),
+        batch_size=config.batch_size,
+        codec=config.codec,
+        level=config.level,
+        versions={name: found for name in LIBRARIES if (found := _version(name))},
+    )
+
+
+def check_same(begun: Plan, asked: Request, model: ModelSource | None, out: Path) -> None:
+    """Refuse to go on with a store that was begun with other settings, naming them (IncompatibleError).
+
+    model: None while the weights are not loaded; what only they tell is then taken as it was begun.
+    """
+    config = asked.config
+    unloaded = {
+        "id": asked.model_id,
+        "revision": asked.model_revision,
+        "dtype": config.dtype,
+        "attn_implementation": config.attn_implementation,
+    }
+    source = model or begun.model.model_copy(update=unloaded)
+    contexts = begun.contexts.model_copy(update={"context_size": config.context_size})
+    plan = make_plan(asked, source, contexts, (begun.rows, begun.heldout_rows))
+    changed = changed_fields(plan.model_dump(mode="json"), begun.model_dump(mode="json"))
+    if config.any_hardware:
+        changed = [change for change in changed if change[0] not in HARDWARE]
+    if changed:
+        named = "; ".join(f"{field} was {was!r}, now {now!r}" for field, was, now in changed[:3])
+        more = f"; and {len(changed) - 3} more" if len(changed) > 3 else ""
+        hint = " Use --any-hardware to go on all the same." if {c[0] for c in changed} <= set(HARDWARE) else ""
+        raise IncompatibleError(
+            f"{out} was begun with other settings: {named}{more}. Use those, or another folder.{hint}"
+        )
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def estimate(asked: Request) -> dict[str, Any]:
+    """Return what a harvest would take, for `--dry-run`; figures that depend on the rows are None when all are asked.
+
+    Bytes on disk are an estimate (planes level 1 takes about 0.67 of bfloat16), memory is beyond the model's.
+    """
+    config, rows = asked.config, asked.config.rows
+    heldout = None if rows is None else int(rows * config.heldout_share / (1 - config.heldout_share))
+    row_bytes = sum(site.d_in for site in asked.sites) * DTYPE_BYTES[config.dtype]
+    share = {"planes": 0.75 if config.level == 0 else 0.67, "zstd": 0.79, "none": 1.0}[config.codec]
+    return {
+        "model": asked.model_id,
+        "dataset": asked.dataset.id,
+        "sites": {site.name: {"d_in": site.d_in, "module": site.module} for site in asked.sites},
+        "context_size": config.context_size,
+        "rows": rows,
+        "heldout_rows": heldout,
+        "windows": None if rows is None else -(-rows // config.window_rows),
+        "raw_bytes": None if rows is None or heldout is None else (rows + heldout) * row_bytes,
+        "disk_bytes": None if rows is None or heldout is None else int((rows + heldout) * (row_bytes * share + 8)),
+        "window_memory_bytes": 2 * config.window_rows * row_bytes,
+    }

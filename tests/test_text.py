@@ -1,0 +1,114 @@
+"""Documents: the same text in every format, its provenance, and one clear error for each wrong text."""
+
+import gzip
+import hashlib
+import json
+import re
+from pathlib import Path
+from pydoc_data.topics import topics
+
+import pytest
+
+from gsae.harvest import documents
+from gsae.store import GsaeError, NotFoundError, UsageError
+
+TEXTS = ["One.\n\nTwo.", "", "Ünïcode — ‘quotes’ \U0001f600", "<|im_start|> is text", "last"]
+
+
+def written(folder: Path, name: str) -> Path:
+    path = folder / name
+    lines = "\n".join(json.dumps({"n": i, "text": text}) for i, text in enumerate(TEXTS))
+    if name.endswith(".parquet"):
+        import pyarrow
+        import pyarrow.parquet
+
+        pyarrow.parquet.write_table(pyarrow.table({"n": range(len(TEXTS)), "text": TEXTS}), path)
+    elif name.endswith(".gz"):
+        path.write_bytes(gzip.compress(lines.encode()))
+    else:
+        path.write_text(lines, encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.parquet"])
+def test_a_local_file_gives_its_rows_in_order_and_its_own_hash(tmp_path: Path, name: str) -> None:
+    path = written(tmp_path, name)
+    source, texts = documents(str(path))
+    assert list(texts) == TEXTS
+    assert source.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert (source.id, source.revision, source.split, source.text_field) == (name, None, "train", "text")
+
+
+def test_a_txt_file_is_one_document_with_its_blank_lines(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("\n\n\n".join(TEXTS), encoding="utf-8")
+    assert list(documents(str(path))[1]) == ["\n\n\n".join(TEXTS)]
+
+
+def test_a_long_jsonl_keeps_its_order_across_batches(tmp_path: Path) -> None:
+    path = tmp_path / "long.jsonl"
+    path.write_text("\n".join(json.dumps({"body": f"row {i}"}) for i in range(1000)))
+    assert list(documents(str(path), text_field="body")[1]) == [f"row {i}" for i in range(1000)]
+
+
+def test_pydoc_is_the_same_each_time_and_its_hash_names_it() -> None:
+    (source, first), (again, second) = documents("builtin:pydoc"), documents("builtin:pydoc")
+    texts = list(first)
+    assert texts == list(second)
+    assert source == again
+    assert source.sha256 == hashlib.sha256("\0".join(texts).encode()).hexdigest()
+
+
+def test_pydoc_has_no_long_paragraph_twice_and_loses_none() -> None:
+    def paragraphs(text: str) -> list[str]:
+        return [p for p in (" ".join(p.split()) for p in re.split(r"\n\s*\n", text)) if len(p) > 40]
+
+    kept = [p for text in documents("builtin:pydoc")[1] for p in paragraphs(text)]
+    source = [p for text in topics.values() for p in paragraphs(text)]
+    assert len(kept) == len(set(kept)) < len(source)
+    assert set(kept) == set(source)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ('{"body": "a", "n": 1}\n', r"'a\.jsonl' has no field 'text'\. It has: body, n\."),
+        ('{"text": "a"}\n{"text": null}\n', r"'a\.jsonl', row 1: field 'text' holds nothing; text is needed\."),
+        ('{"text": 1}\n', r"'a\.jsonl', row 0: field 'text' holds a value of type int; text is needed\."),
+        ('{"text": "a"}\n{"text": \n', r"'a\.jsonl' cannot be read"),
+        ("", r"'a\.jsonl' is empty"),
+        ('{"text": ""}\n{"text": "  "}\n', r"'a\.jsonl' is empty: it has no document with any text in it\."),
+    ],
+)
+def test_a_jsonl_that_holds_no_text_is_told_in_one_line(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], content: str, said: str
+) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(content)
+    with pytest.raises(UsageError, match=said) as caught:
+        list(documents(str(path))[1])
+    assert "\n" not in str(caught.value)
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("content", [b"", b"\n\n", b"\xff\xfe\xfa text"])
+def test_a_txt_file_without_text_is_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "a.txt"
+    path.write_bytes(content)
+    with pytest.raises(UsageError, match=r"'a\.txt' is (empty|not UTF-8)"):
+        list(documents(str(path))[1])
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "said"),
+    [
+        ("builtin:nothing", NotFoundError, r"no text 'builtin:nothing'\. There is: builtin:pydoc\."),
+        ("/nowhere/a.jsonl", NotFoundError, r"There is no text '/nowhere/a\.jsonl'\."),
+        (__file__, UsageError, r"is of no known format\. Known are files in \.jsonl, "),
+        ("/nowhere/at/all", NotFoundError, r"There is no dataset '/nowhere/at/all'"),
+    ],
+)
+def test_a_text_that_is_not_there_is_told_in_one_line(name: str, kind: type[GsaeError], said: str) -> None:
+    with pytest.raises(kind, match=said) as caught:
+        documents(name)
+    assert "\n" not in str(caught.value)
