@@ -1,0 +1,12 @@
+"""How good the SAEs of a run are, on rows held out from training, and the report that shows it.
+
+`evaluate` writes an eval.json for each SAE, `report` an HTML file from them, `summary` the ratio of L0 at equal
+score. The language model comes in as a callable, so nothing here imports one.
+"""
+
+from .evaluation import Progress, evaluate, site_of
+from .pareto import summary
+from .report import report
+from .splice import Edit, Losses
+
+__all__ = ["Edit", "Losses", "Progress", "evaluate", "report", "site_of", "summary"]

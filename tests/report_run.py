@@ -1,0 +1,142 @@
+"""A synthetic run folder with known curves: Gated needs `RATIO` times fewer latents at every score.
+
+No training and no language model, so that what the report must show is known to the last digit.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+RATIO = 2.5
+CONTEXTS = 40
+ROWS = 100  # a context
+METRIC_LINES = 300
+
+
+def scores(l0: float) -> tuple[float, float]:
+    """Loss recovered and explained variance of a Gated SAE: smooth, rising in log L0."""
+    return 1 - 0.28 * l0**-0.42, 1 - 0.75 * l0**-0.3
+
+
+def eval_json(
+    arch: str, l0: float, l1: float, *, seed: int = 0, ce: bool = True, site: str = "mlp.10"
+) -> dict[str, Any]:
+    gated = arch == "gated"
+    ce_score, ev = scores(l0 if gated else l0 / RATIO)
+    rng = np.random.default_rng(int(l0 * 1000) + seed)
+    weight = np.random.default_rng(7).uniform(0.5, 1.5, CONTEXTS)  # the same contexts for every SAE
+    noise = 1 + 0.3 * rng.normal(size=CONTEXTS)
+    noise /= (noise * weight).sum() / weight.sum()
+    clean, zero = 300 * weight, 300 * weight + 20
+    spliced = clean + (1 - ce_score) * (zero - clean) * noise
+    sst, rows = 1000 * weight, np.full(CONTEXTS, ROWS)
+    sse, l0_sums = (1 - ev) * sst * noise, l0 * ROWS * weight
+    d_sae = 1024 if gated else 1536
+    return {
+        "sae": f"{arch}-w{d_sae}-l1_{l1:g}-seed{seed}",
+        "architecture": arch,
+        "d_in": 576,
+        "d_sae": d_sae,
+        "l1_coefficient": l1,
+        "lr": 0.001,
+        "seed": seed,
+        "site": site,
+        "store_digest": "5f" * 32,
+        "rows": CONTEXTS * ROWS,
+        "rows_skipped": 3,
+        "max_norm_multiple": 10.0,
+        "l0": float(l0_sums.sum() / rows.sum()),
+        "explained_variance": float(1 - sse.sum() / sst.sum()),
+        "mse": float(sse.sum() / (CONTEXTS * ROWS * 576)),
+        "gamma": 1.003 + 0.004 * l1 if gated else 0.95 - 0.2 * l1,
+        "gamma_centred": 1.004 + 0.005 * l1 if gated else 0.94 - 0.3 * l1,
+        "cosine": 0.9,
+        "dead": 0.02 + 0.1 * l1,
+        "silent": 0.05,
+        "dense": 0.01,
+        "all_rows": {"rows": 4003},
+        "ce_loss_score": float(1 - (spliced - clean).sum() / (zero - clean).sum()) if ce else None,
+        "ce_loss_score_mean": 0.8 if ce else None,
+        "cross_entropy": {"contexts": CONTEXTS} if ce else None,
+        "per_context": {
+            "rows": rows.tolist(),
+            "l0": l0_sums.tolist(),
+            "sse": sse.tolist(),
+            "sst": sst.tolist(),
+            "tokens": [ROWS] * CONTEXTS if ce else None,
+            **{k: v.tolist() if ce else None for k, v in (("clean", clean), ("spliced", spliced), ("zero", zero))},
+        },
+    }
+
+
+def sweep(seed: int = 0, ce: bool = True, site: str = "mlp.10") -> list[dict[str, Any]]:
+    """Five sparsities of each architecture; the grids of L0 are a factor `RATIO` apart."""
+    l0 = [64.0, 36.0, 20.0, 11.0, 6.0]
+    gated = [
+        eval_json("gated", x, l1, seed=seed, ce=ce, site=site)
+        for x, l1 in zip(l0, (0.06, 0.1, 0.17, 0.29, 0.5), strict=True)
+    ]
+    relu = [
+        eval_json("relu", x * RATIO, l1, seed=seed, ce=ce, site=site)
+        for x, l1 in zip(l0, (0.04, 0.06, 0.09, 0.15, 0.25), strict=True)
+    ]
+    return gated + relu
+
+
+def write_run(
+    folder: Path, evaluations: list[dict[str, Any]], *, model: str = "org/SmolLM2-135M", note: str = ""
+) -> Path:
+    """A run folder as training and evaluation leave it. `note` goes wherever free text may stand."""
+    folder.mkdir(parents=True)
+    settings = [
+        'site = "mlp.10"',
+        "steps = 2400",
+        "batch_size = 512",
+        'store = "/home/someone/data/store"',
+        f"note = {json.dumps(note)}",
+    ]
+    sae = '[[saes]]\narch = "{architecture}"\nd_sae = {d_sae}\nl1_coefficient = {l1_coefficient}'
+    tables = [sae.format(**e) for e in evaluations]
+    (folder / "config.toml").write_text("\n".join([*settings, *tables]) + "\n")
+    with (folder / "metrics.jsonl").open("w") as metrics:
+        for step in range(0, METRIC_LINES * 8, 8):
+            for e in evaluations:
+                done = 1 - 0.9 ** (step / 60 + 1)
+                line = {
+                    "step": step,
+                    "rows": step * 512,
+                    "sae": e["sae"],
+                    "loss": 2.1 - done,
+                    "l0": e["l0"] * (30 - 29 * done),
+                }
+                line |= {
+                    "explained_variance": e["explained_variance"] * done,
+                    "gamma": e["gamma"] * (0.8 + 0.2 * done),
+                    "dead": e["dead"] * done,
+                }
+                metrics.write(json.dumps(line) + "\n")
+    for i, e in enumerate(evaluations):
+        sae = folder / "saes" / f"{i}"
+        sae.mkdir(parents=True)
+        ours = {
+            "version": "0.1.0",
+            "site": e["site"],
+            "store_digest": e["store_digest"],
+            "steps": 2400,
+            "batch_size": 512,
+            "rows": 1228800,
+        }
+        ours |= {"name": e["sae"], "data_seed": 0, "scale": 0.0412, "max_norm_multiple": 10.0}
+        metadata = {
+            "model_name": model,
+            "dataset_path": "builtin:pydoc",
+            "hook_name": "blocks.10.hook_mlp_out",
+            "context_size": 128,
+        }
+        (sae / "cfg.json").write_text(
+            json.dumps({"architecture": e["architecture"], "d_in": 576, "metadata": metadata | {"gsae": ours}})
+        )
+        (sae / "eval.json").write_text(json.dumps(e))
+    return folder

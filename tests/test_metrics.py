@@ -1,0 +1,191 @@
+"""Metrics equal brute force in float64 and do not depend on how rows are cut into batches."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from torch import Tensor
+
+from gsae.evaluate.measurement import Measurement
+
+Floats = NDArray[np.float64]
+
+
+class Linear:
+    """An SAE whose products are exact in float32: small integers times small integers."""
+
+    def __init__(self, d_in: int, d_sae: int, seed: int) -> None:
+        draw = np.random.default_rng(seed)
+        self.d_in, self.d_sae = d_in, d_sae
+        self.W_enc = torch.from_numpy(draw.integers(-2, 3, (d_in, d_sae)).astype(np.float32))
+        self.W_dec = torch.from_numpy(draw.integers(-2, 3, (d_sae, d_in)).astype(np.float32)) / 16
+        self.b_enc = torch.from_numpy(draw.integers(-9, 3, d_sae).astype(np.float32))
+        self.b_dec = torch.from_numpy(draw.integers(-3, 4, d_in).astype(np.float32)) / 4
+
+    def encode(self, x: Tensor) -> Tensor:
+        return torch.relu(x @ self.W_enc + self.b_enc)
+
+    def decode(self, f: Tensor) -> Tensor:
+        return f @ self.W_dec + self.b_dec
+
+
+class Scaling:
+    """An "SAE" that returns a multiple of its input, with one latent a dimension."""
+
+    def __init__(self, d_in: int, scale: float) -> None:
+        self.d_in, self.d_sae, self.scale = d_in, d_in, scale
+
+    def encode(self, x: Tensor) -> Tensor:
+        return x
+
+    def decode(self, f: Tensor) -> Tensor:
+        return f * self.scale
+
+
+def rows_of(seed: int, n: int, d_in: int) -> tuple[Tensor, NDArray[np.int64]]:
+    """Rows of small integers about a large mean, a few of huge norm, and the context of each."""
+    draw = np.random.default_rng(seed)
+    x = draw.integers(-4, 5, (n, d_in)) + 20 * (np.arange(d_in) == 1)
+    x[draw.random(n) < 0.1] *= 8
+    return torch.from_numpy(x.astype(np.float32)), 3 * draw.integers(0, 5, n)
+
+
+def measure(
+    sae: Any,
+    x: Tensor,
+    context: NDArray[np.int64],
+    limit: float,
+    cuts: list[int],
+    shift: Floats | None = None,
+) -> Measurement:
+    mean = np.zeros(x.shape[1]) if shift is None else shift
+    measured = Measurement({"sae": sae}, mean, np.array([0, 3, 6, 9, 12]), limit)
+    for part, where in zip(np.split(x.numpy(), cuts), np.split(context, cuts), strict=True):
+        measured.add(torch.from_numpy(part), where)
+    return measured
+
+
+def brute_force(sae: Linear, x: Floats) -> dict[str, float]:
+    """The definitions as they are written, on whole arrays."""
+    f = np.maximum(x @ sae.W_enc.double().numpy() + sae.b_enc.double().numpy(), 0)
+    y = f @ sae.W_dec.double().numpy() + sae.b_dec.double().numpy()
+    mu = x.mean(0)
+    norms = np.linalg.norm(x, axis=1) * np.linalg.norm(y, axis=1)
+    return {
+        "l0": (f != 0).sum(1).mean(),
+        "explained_variance": 1 - ((x - y) ** 2).sum() / ((x - mu) ** 2).sum(),
+        "mse": ((x - y) ** 2).mean(),
+        "gamma": (y**2).sum(1).mean() / (y * x).sum(1).mean(),
+        "gamma_centred": ((y - mu) ** 2).sum(1).mean() / ((y - mu) * (x - mu)).sum(1).mean(),
+        "cosine": np.divide((x * y).sum(1), norms, out=np.zeros(len(x)), where=norms > 0).mean(),
+    }
+
+
+@pytest.mark.parametrize("limit", [np.inf, 60.0])
+def test_every_metric_equals_brute_force_on_kept_rows_and_on_all(limit: float) -> None:
+    sae, (x, context) = Linear(6, 20, 0), rows_of(0, 300, 6)
+    tally = measure(sae, x, context, limit, [7, 100, 299]).tallies["sae"]
+    wide = x.double().numpy()
+    kept = wide[np.linalg.norm(wide, axis=1) < limit]
+    assert 0 < len(kept) <= 300
+    assert (len(kept) < 300) == (limit < np.inf)
+    assert tally.kept.rows == len(kept)
+    assert (tally.kept + tally.skipped).rows == 300
+    assert tally.kept.figures() == pytest.approx(brute_force(sae, kept), rel=1e-12)
+    assert (tally.kept + tally.skipped).figures() == pytest.approx(brute_force(sae, wide), rel=1e-12)
+
+
+def test_silent_and_dense_latents_are_counted_over_kept_rows() -> None:
+    x = torch.zeros(100, 5)
+    x[:10, 0], x[:11, 1], x[:, 2], x[7, 4] = 1, 1, 1, 1
+    x[50, 3] = 100.0  # beyond the limit, so latent 3 stays silent
+    tally = measure(Scaling(5, 1.0), x, np.zeros(100, np.int64), 50.0, []).tallies["sae"]
+    assert tally.fires.tolist() == [10, 11, 99, 0, 1]
+    assert tally.silent == 0.2
+    assert tally.dense == 0.6  # 10 of 99 rows are more than a tenth
+
+
+def test_a_latent_on_exactly_a_tenth_of_the_rows_is_not_dense() -> None:
+    x = torch.zeros(100, 2)
+    x[:10, 0], x[:11, 1] = 1, 1
+    assert measure(Scaling(2, 1.0), x, np.zeros(100, np.int64), np.inf, []).tallies["sae"].dense == 0.5
+
+
+def test_sums_by_context_add_up_and_sst_is_about_the_mean_of_all_kept_rows() -> None:
+    sae, (x, context) = Linear(6, 20, 1), rows_of(1, 200, 6)
+    measured = measure(sae, x, context, 60.0, [50])
+    tally, sst = measured.tallies["sae"], measured.inputs.sst().numpy()
+    wide = x.double().numpy()
+    keep = np.linalg.norm(wide, axis=1) < 60
+    mu = wide[keep].mean(0)
+    for i, number in enumerate([0, 3, 6, 9, 12]):
+        mine = wide[keep & (context == number)]
+        assert measured.inputs.rows[i] == len(mine)
+        assert sst[i] == pytest.approx(((mine - mu) ** 2).sum(), rel=1e-11)
+        assert tally.sse[i].item() == pytest.approx(brute_force(sae, mine)["mse"] * mine.size, rel=1e-12)
+        assert tally.l0[i].item() == pytest.approx(brute_force(sae, mine)["l0"] * len(mine))
+    assert sst.sum() == pytest.approx(tally.kept.sst, rel=1e-12)
+
+
+@given(seed=st.integers(0, 99), cuts=st.lists(st.integers(0, 120), max_size=6), shuffle=st.integers(0, 9))
+@settings(deadline=None, max_examples=40)
+def test_batches_and_row_order_do_not_matter(seed: int, cuts: list[int], shuffle: int) -> None:
+    sae, (x, context) = Linear(5, 11, seed), rows_of(seed, 120, 5)
+    once = measure(sae, x, context, 70.0, [])
+    order = np.random.default_rng(shuffle).permutation(120)
+    cut = measure(sae, x[order], context[order], 70.0, sorted(cuts))
+    a, b = once.tallies["sae"], cut.tallies["sae"]
+    assert torch.equal(a.fires, b.fires)
+    assert torch.equal(a.l0, b.l0)
+    assert a.kept.rows == b.kept.rows
+    assert torch.allclose(a.sse, b.sse, rtol=1e-12)
+    assert torch.allclose(once.inputs.sst(), cut.inputs.sst(), rtol=1e-10)
+    assert a.kept.figures() == pytest.approx(b.kept.figures(), rel=1e-11)
+
+
+def test_a_mean_a_million_times_the_spread_costs_no_digits_when_it_is_the_shift() -> None:
+    draw = np.random.default_rng(3)
+    x = draw.standard_normal((500, 3)).astype(np.float32) + np.float32(2**20)
+    wide = x.astype(np.float64)
+    shift = wide[:50].mean(0)
+    tally = measure(Scaling(3, 1.0), torch.from_numpy(x), np.zeros(500, np.int64), np.inf, [], shift).tallies["sae"]
+    assert tally.kept.sst == pytest.approx(((wide - wide.mean(0)) ** 2).sum(), rel=1e-12)
+    assert tally.kept.figures()["gamma_centred"] == pytest.approx(1.0, rel=1e-12)
+
+
+def test_shrinkage_shows_in_gamma_and_a_perfect_reconstruction_is_perfect() -> None:
+    x, context = rows_of(5, 80, 4)
+    perfect = measure(Scaling(4, 1.0), x, context, np.inf, []).tallies["sae"].kept.figures()
+    assert perfect["mse"] == 0.0
+    assert perfect["explained_variance"] == 1.0
+    assert perfect["gamma"] == 1.0
+    half = measure(Scaling(4, 0.5), x, context, np.inf, []).tallies["sae"].kept.figures()
+    assert half["gamma"] == pytest.approx(0.5)
+    assert half["cosine"] == pytest.approx(1.0)
+
+
+def test_what_is_not_defined_is_none() -> None:
+    same = torch.ones(5, 3)
+    tally = measure(Scaling(3, 0.0), same, np.zeros(5, np.int64), np.inf, []).tallies["sae"]
+    found = tally.kept.figures()
+    assert found["gamma"] is None
+    assert found["explained_variance"] is None
+    assert found["cosine"] == 0.0
+    assert set(tally.skipped.figures().values()) == {None}
+
+
+def test_bfloat16_rows_are_measured_as_they_are_stored() -> None:
+    x = torch.randn(64, 5, generator=torch.Generator().manual_seed(0)).bfloat16()
+    tally = measure16(x).tallies["sae"]
+    wide = x.double().numpy()
+    assert tally.kept.sst == pytest.approx(((wide - wide.mean(0)) ** 2).sum(), rel=1e-12)
+
+
+def measure16(x: Tensor) -> Measurement:
+    measured = Measurement({"sae": Scaling(5, 1.0)}, np.zeros(5), np.array([0]), np.inf)
+    measured.add(x, np.zeros(len(x), np.int64))
+    return measured
