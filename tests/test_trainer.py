@@ -1,0 +1,399 @@
+"""Whole runs on a small real store: what they leave, what they refuse, what they learn."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from gsae.store import IncompatibleError, InterruptedRun, Store
+from gsae.tests.stores import directions, make_store
+from gsae.train import (
+    Checkpointed,
+    Event,
+    Finished,
+    Progress,
+    RunConfig,
+    Started,
+    Stopped,
+    load_sae,
+    parse_sae,
+    read_config,
+    train,
+)
+from gsae.train.state import State
+
+SAES = parse_sae("gated width=48 l1=.1,.3") + parse_sae("relu width=40 l1=.1") + parse_sae("gated width=16 l1=.2")
+
+
+def config(**settings: Any) -> RunConfig:
+    usual = {"site": "mlp.1", "steps": 30, "batch_size": 96, "log_every": 7, "threads": 1, "saes": SAES}
+    return RunConfig(**(usual | settings))
+
+
+def run(store: Store, out: Path, **settings: Any) -> list[Event]:
+    events: list[Event] = []
+    train(store.site("mlp.1"), config(**settings), out, events.append)
+    return events
+
+
+def files(out: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(out)): p.read_bytes() for p in sorted(out.rglob("*")) if p.is_file()}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tiny_store: Store, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("run") / "run"
+    run(tiny_store, out)
+    return out
+
+
+def test_a_run_leaves_its_settings_metrics_state_and_saes(undisturbed: Path, tiny_store: Store) -> None:
+    names = ["gated-w48-l1_0.1-seed0", "gated-w48-l1_0.3-seed0", "relu-w40-l1_0.1-seed0", "gated-w16-l1_0.2-seed0"]
+    assert sorted(files(undisturbed)) == sorted(
+        ["config.toml", "metrics.jsonl", "state/checkpoint.safetensors"]
+        + [f"saes/{name}/{file}" for name in names for file in ("cfg.json", "sae_weights.safetensors")]
+    )
+    settings = tomllib.loads((undisturbed / "config.toml").read_text())
+    assert settings["store"]["digest"] == tiny_store.digest
+    assert (settings["threads"], settings["l1_warm_up_steps"], settings["lr_decay_steps"]) == (1, 3, 6)
+    assert [sae.name for sae in read_config(undisturbed).saes] == names
+    lines = [json.loads(line) for line in (undisturbed / "metrics.jsonl").read_text().splitlines()]
+    assert [(line["step"], line["sae"]) for line in lines] == [(s, n) for s in (7, 14, 21, 28, 30) for n in names]
+    assert all(line["rows"] == 96 * line["step"] for line in lines)
+    assert lines[-4]["lr"] == pytest.approx(1e-3 * 0.3 / 6)
+    assert lines[0]["l1_coefficient"] == 0.1
+    noted = load_sae(undisturbed / "saes" / names[1]).metadata
+    expected = {"architecture": "gated", "l1_coefficient": 0.3, "rows": 2880, "store_digest": tiny_store.digest}
+    assert expected.items() <= noted.items()
+    assert noted["scale"] == tiny_store.site("mlp.1").moments.within(10).mean_square_norm ** -0.5
+
+
+def test_metrics_of_the_first_batch_equal_the_plain_formulas(tiny_store: Store, tmp_path: Path) -> None:
+    from gsae.train.sae import initial
+
+    run(tiny_store, tmp_path / "run", steps=1, log_every=1, l1_warm_up_steps=0)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    site = tiny_store.site("mlp.1")
+    summary = site.moments.within(10)
+    scale = summary.mean_square_norm**-0.5
+    mean = torch.from_numpy(summary.mean * scale)
+    with site.batches(96, epochs=None, max_norm_multiple=10) as batches:
+        z = next(batches).double() * scale
+    for line, sae in zip(lines, SAES, strict=True):
+        params: Any = initial(sae.arch, 32, sae.d_sae, 0, mean.float())
+        params = type(params)(**{name: tensor.double() for name, tensor in vars(params).items()})
+        f = params.encode(z)
+        x_hat = params.decode(f)
+        sse = (z - x_hat).square().sum()
+        assert line["loss"] == pytest.approx(float(params.loss(z, sae.l1_coefficient)), rel=1e-5)
+        assert line["l0"] == pytest.approx(float((f > 0).double().sum(1).mean()), rel=1e-5)
+        assert line["explained_variance"] == pytest.approx(float(1 - sse / (z - mean).square().sum()), rel=1e-4)
+        assert line["gamma"] == pytest.approx(float(x_hat.square().sum() / (x_hat * z).sum()), rel=1e-5)
+        assert line["mse"] == pytest.approx(float(sse / scale**2 / z.numel()), rel=1e-5)
+        assert line["dead"] == 0
+
+
+def test_the_listener_hears_the_whole_story(tiny_store: Store, tmp_path: Path) -> None:
+    events = run(tiny_store, tmp_path / "run", checkpoint_every=20)
+    kinds = [type(event).__name__ for event in events]
+    assert kinds == ["Started", *["Progress"] * 2, "Checkpointed", *["Progress"] * 3, "Checkpointed", "Finished"]
+    assert isinstance(events[0], Started)
+    rows = tiny_store.site("mlp.1").rows
+    assert (events[0].rows, events[0].rows_skipped, events[0].epochs) == (rows, 0, 30 * 96 / rows)
+    assert events[-1] == Finished(step=30, already=False, stopped=())
+
+
+def test_a_finished_run_is_left_as_it_is(undisturbed: Path, tiny_store: Store) -> None:
+    before = {p: p.stat().st_mtime_ns for p in undisturbed.rglob("*")}
+    assert run(tiny_store, undisturbed) == [Finished(step=30, already=True, stopped=())]
+    assert {p: p.stat().st_mtime_ns for p in undisturbed.rglob("*")} == before
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_stops_at_a_checkpoint_and_the_same_command_completes(
+    undisturbed: Path, tiny_store: Store, tmp_path: Path, number: signal.Signals
+) -> None:
+    handler = signal.getsignal(number)
+
+    def stop(event: Event) -> None:
+        if isinstance(event, Progress) and event.step == 14:
+            os.kill(os.getpid(), number)
+
+    with pytest.raises(InterruptedRun, match=rf"{number.name} after step \d+ of 30") as caught:
+        train(tiny_store.site("mlp.1"), config(), tmp_path / "run", stop)
+    assert caught.value.exit_code == 128 + number
+    assert signal.getsignal(number) is handler
+    events = run(tiny_store, tmp_path / "run")
+    assert isinstance(events[0], Started)
+    assert 14 <= events[0].step < 30
+    assert files(tmp_path / "run") == files(undisturbed)
+
+
+def test_a_run_with_bfloat16_products_resumes_to_the_same_bytes(tiny_store: Store, tmp_path: Path) -> None:
+    run(tiny_store, tmp_path / "whole", precision="bfloat16")
+
+    def stop(event: Event) -> None:
+        if isinstance(event, Checkpointed) and event.step == 20:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(InterruptedRun):
+        train(
+            tiny_store.site("mlp.1"),
+            config(checkpoint_every=10, precision="bfloat16"),
+            tmp_path / "run",
+            stop,
+        )
+    run(tiny_store, tmp_path / "run", checkpoint_every=10, precision="bfloat16")
+    left, expected = files(tmp_path / "run"), files(tmp_path / "whole")
+    del left["config.toml"], expected["config.toml"]
+    assert left == expected
+
+
+def test_a_checkpoint_holds_every_counter(tiny_store: Store) -> None:
+    site, settings = tiny_store.site("mlp.1"), config().resolved(device="cpu", threads=1)
+    before, after = State(site, settings), State(site, settings)
+    with site.batches(96, epochs=None) as batches:
+        for _ in range(5):
+            before.advance(next(batches), batches.state_dict(), settings)
+    before.groups[0].stopped[1] = 3
+    for group in before.groups:
+        group.silent[0, 2] = 17
+    after.restore(before.checkpoint("digest", 0), "digest")
+    for one, other in zip(before.groups, after.groups, strict=True):
+        for name in ("silent", "stopped", "totals"):
+            assert torch.equal(getattr(one, name), getattr(other, name)), name
+    assert (after.step, after.reader, after.stopped()) == (5, before.reader, {"gated-w48-l1_0.3-seed0": 3})
+    assert before.metrics(settings) == after.metrics(settings)
+
+
+def test_a_latent_is_dead_once_silent_for_an_epoch_of_rows(tiny_store: Store) -> None:
+    site, settings = tiny_store.site("mlp.1"), config().resolved(device="cpu", threads=1)
+    state = State(site, settings)
+    group = state.groups[0]
+    group.bank.params["b_gate"][0, 7] = -1e9
+    with site.batches(96, epochs=None) as batches:
+        while 96 * state.step < site.rows:
+            assert state.dead(group) == [0.0, 0.0]
+            state.advance(next(batches), batches.state_dict(), settings)
+    assert state.dead(group) == [1 / 48, 0.0]
+
+
+def test_the_data_seed_decides_the_batches(undisturbed: Path, tiny_store: Store, tmp_path: Path) -> None:
+    run(tiny_store, tmp_path / "run", data_seed=1)
+    assert files(tmp_path / "run")["metrics.jsonl"] != files(undisturbed)["metrics.jsonl"]
+
+
+KILLED = """
+import os, random, signal, sys, threading
+from pathlib import Path
+from gsae.store import open_store
+from gsae.tests.test_trainer import config
+from gsae.train import train
+
+store, out = Path(sys.argv[1]), Path(sys.argv[2])
+calls = 0
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def dying(function, last):
+    # Dies in place of the call numbered `last`: of every write that is synced, renamed, or told of.
+    def call(*arguments):
+        global calls
+        calls += 1
+        if calls == last:
+            die()
+        return function(*arguments)
+    return call
+
+for attempt in range(200):
+    child = os.fork()
+    if not child:
+        random.seed(attempt)
+        last = attempt // 2 + 1 if attempt % 2 else None
+        if attempt < 16 and last is None:
+            threading.Timer(random.random() * 0.02 * 1.4**attempt, die).start()
+        os.fsync, os.replace = dying(os.fsync, last), dying(os.replace, last)
+        train(
+            open_store(store).site("mlp.1"),
+            config(checkpoint_every=(1, 3, 5, 7)[attempt // 2 % 4]),
+            out,
+            dying(lambda event: None, last),
+        )
+        os._exit(0)
+    status = os.waitpid(child, 0)[1]
+    if status == 0:
+        break
+    assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL, status
+print(attempt)
+"""
+
+
+def test_a_run_killed_at_random_moments_and_around_its_writes_completes_to_the_same_bytes(
+    undisturbed: Path, tiny_store: Store, tmp_path: Path
+) -> None:
+    command = [sys.executable, "-c", KILLED, str(tiny_store.path), str(tmp_path / "run")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) >= 8
+    killed, whole = files(tmp_path / "run"), files(undisturbed)
+    # How often to save is the one setting that a resume may change.
+    assert killed.pop("config.toml").splitlines()[:3] == whole.pop("config.toml").splitlines()[:3]
+    assert killed == whole
+
+
+@pytest.mark.parametrize("checkpoint_every", [3, 4])
+def test_metrics_written_after_the_last_checkpoint_are_not_written_twice(
+    undisturbed: Path, tiny_store: Store, tmp_path: Path, checkpoint_every: int
+) -> None:
+    class PowerCutError(Exception):
+        pass
+
+    def cut(event: Event) -> None:
+        if isinstance(event, Progress) and event.step == 14:
+            raise PowerCutError
+
+    with pytest.raises(PowerCutError):
+        train(tiny_store.site("mlp.1"), config(checkpoint_every=checkpoint_every), tmp_path / "run", cut)
+    assert files(tmp_path / "run")["metrics.jsonl"].count(b"\n") == 2 * len(SAES)
+    run(tiny_store, tmp_path / "run")
+    assert files(tmp_path / "run")["metrics.jsonl"] == files(undisturbed)["metrics.jsonl"]
+
+
+ALONE = """
+import socket, sys
+def refuse(*_, **__): raise AssertionError("a socket was opened")
+socket.socket.connect = socket.create_connection = socket.getaddrinfo = refuse
+sys.modules["transformers"] = sys.modules["datasets"] = None  # importing them raises ImportError
+from pathlib import Path
+from gsae.store import open_store
+from gsae.tests.test_trainer import config
+from gsae.train import train
+train(open_store(sys.argv[1]).site("mlp.1"), config(steps=3), Path(sys.argv[2]))
+loaded = {name.split(".")[0] for name, module in sys.modules.items() if module is not None}
+assert not loaded & {"transformers", "datasets", "tokenizers", "huggingface_hub"}, loaded
+"""
+
+
+def test_training_needs_no_network_and_no_language_model_code(tiny_store: Store, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", ALONE, str(tiny_store.path), str(tmp_path / "run")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"steps": 31}, "steps was 30, now 31"),
+        ({"batch_size": 95}, "batch_size was 96, now 95"),
+        ({"data_seed": 1}, "data_seed was 0, now 1"),
+        ({"precision": "bfloat16"}, "precision was float32, now bfloat16"),
+        ({"threads": 2}, "threads was 1, now 2"),
+        ({"saes": SAES[:-1]}, "4 SAEs, now 3"),
+        ({"lr": 2e-3}, "lr was 0.001, now 0.002"),
+        ({"saes": (*SAES[:-1], *parse_sae("gated width=16 l1=.2 seed=9"))}, "gated-w16-l1_0.2-seed9"),
+    ],
+)
+def test_a_changed_setting_is_named_and_refused(
+    undisturbed: Path, tiny_store: Store, settings: dict[str, Any], message: str
+) -> None:
+    before = files(undisturbed)
+    with pytest.raises(IncompatibleError, match=message):
+        run(tiny_store, undisturbed, **settings)
+    assert files(undisturbed) == before
+
+
+def test_another_store_is_refused(undisturbed: Path, tmp_path: Path) -> None:
+    other = make_store(tmp_path / "store")
+    with pytest.raises(IncompatibleError, match=f"this one has {other.digest[:12]}"):
+        run(other, undisturbed)
+
+
+def test_a_folder_that_is_no_run_is_refused(tiny_store: Store, tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(IncompatibleError, match=r"is not empty and no run of gsae \(it has thesis\.txt\)"):
+        run(tiny_store, tmp_path)
+    (tmp_path / "config.toml").write_text("title = 'mine too'")
+    with pytest.raises(IncompatibleError, match="not that of a run of gsae"):
+        run(tiny_store, tmp_path)
+    with pytest.raises(IncompatibleError, match="is a file"):
+        run(tiny_store, tmp_path / "thesis.txt")
+    assert sorted(files(tmp_path)) == ["config.toml", "thesis.txt"]
+
+
+def test_two_processes_do_not_train_in_one_folder(tiny_store: Store, tmp_path: Path) -> None:
+    def second(event: Event) -> None:
+        if isinstance(event, Started):
+            with pytest.raises(IncompatibleError, match="Another process is training"):
+                run(tiny_store, tmp_path / "run")
+
+    train(tiny_store.site("mlp.1"), config(steps=2), tmp_path / "run", second)
+
+
+def test_an_sae_that_diverges_is_stopped_and_the_others_go_on(tiny_store: Store, tmp_path: Path) -> None:
+    wild = parse_sae("gated width=48 l1=.2 lr=1e30")[0]
+    events = run(tiny_store, tmp_path / "run", saes=(SAES[0], wild, *SAES[1:]), lr_warm_up_steps=0)
+    stopped = [event for event in events if isinstance(event, Stopped)]
+    assert [event.sae for event in stopped] == ["gated-w48-l1_0.2-seed0"]
+    assert 1 < stopped[0].step <= 3
+    assert events[-1] == Finished(step=30, already=False, stopped=("gated-w48-l1_0.2-seed0",))
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    for line in lines:
+        failed = line["sae"] == stopped[0].sae
+        assert (line["loss"] is None) == failed
+        assert ("stopped" in line) == failed
+    assert sorted(p.name for p in (tmp_path / "run" / "saes").iterdir()) == [
+        "gated-w16-l1_0.2-seed0", "gated-w48-l1_0.1-seed0", "gated-w48-l1_0.3-seed0", "relu-w40-l1_0.1-seed0",
+    ]  # fmt: skip
+    # What shares its bank with it learns what it learns alone.
+    run(tiny_store, tmp_path / "alone", lr_warm_up_steps=0)
+    one, other = (load_sae(tmp_path / r / "saes" / "gated-w48-l1_0.1-seed0") for r in ("run", "alone"))
+    torch.testing.assert_close(one.params.W_dec, other.params.W_dec, rtol=1e-3, atol=1e-3)
+    assert run(tiny_store, tmp_path / "run", saes=(SAES[0], wild, *SAES[1:]), lr_warm_up_steps=0) == [
+        Finished(step=30, already=True, stopped=("gated-w48-l1_0.2-seed0",))
+    ]
+
+
+def test_bfloat16_products_learn_nearly_the_same(tiny_store: Store, tmp_path: Path, undisturbed: Path) -> None:
+    run(tiny_store, tmp_path / "run", precision="bfloat16")
+    last = [
+        [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()][-len(SAES) :]
+        for out in (tmp_path / "run", undisturbed)
+    ]
+    for half, full in zip(*last, strict=True):
+        assert half["loss"] == pytest.approx(full["loss"], rel=0.02)
+        assert half["loss"] != full["loss"]
+
+
+def test_gated_finds_the_features_without_shrinkage_and_the_baseline_shrinks(tiny_store: Store, tmp_path: Path) -> None:
+    saes = parse_sae("gated width=64 l1=.4") + parse_sae("relu width=64 l1=.35")
+    run(tiny_store, tmp_path / "run", saes=saes, steps=1500, batch_size=256, lr=3e-3, log_every=300)
+    gated, relu = (load_sae(tmp_path / "run" / "saes" / f"{n}-seed0") for n in ("gated-w64-l1_0.4", "relu-w64-l1_0.35"))
+    x = torch.cat([rows.float() for _, rows in tiny_store.site("mlp.1", "heldout").in_order()])
+    truth = torch.from_numpy(directions(32)).float()
+    found = (torch.nn.functional.normalize(gated.params.W_dec, dim=1) @ truth.T).amax(0).mean()
+    gamma, l0 = [], []
+    for sae in (gated, relu):
+        f = sae.encode(x)
+        x_hat = sae.decode(f)
+        gamma.append(float(x_hat.square().sum() / (x_hat * x).sum()))
+        l0.append(float((f > 0).sum() / len(x)))
+    assert found > 0.9
+    assert abs(gamma[0] - 1) < 0.03
+    assert gamma[1] < 0.95
+    assert l0[1] == pytest.approx(l0[0], rel=0.3)
+
+
+def test_a_checkpoint_is_announced_after_it_is_there(tiny_store: Store, tmp_path: Path) -> None:
+    def listen(event: Event) -> None:
+        if isinstance(event, Checkpointed):
+            assert (tmp_path / "run" / "state" / "checkpoint.safetensors").exists()
+
+    train(tiny_store.site("mlp.1"), config(steps=2), tmp_path / "run", listen)

@@ -1,0 +1,235 @@
+"""What a training run is made of: the run's settings, its list of SAEs, and the sweep syntax that writes them.
+
+Every value is checked when it is made, so a run that starts cannot fail on a setting later; every refusal is one
+`UsageError`. The same settings are written to `RUN/config.toml` with all defaults resolved.
+"""
+
+import difflib
+import itertools
+import json
+import tomllib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from gsae.store import NotFoundError, UsageError
+
+Architecture = Literal["gated", "relu"]
+Precision = Literal["float32", "bfloat16"]
+
+# The sweep's short words and the fields they stand for.
+SWEEP_KEYS = {"width": "d_sae", "l1": "l1_coefficient", "lr": "lr", "seed": "seed"}
+
+
+class Settings(BaseModel):
+    """A frozen set of checked values whose refusals are one-line `UsageError`s."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    def __init__(self, **values: Any) -> None:
+        unknown = sorted(set(values) - set(type(self).model_fields))
+        if unknown:
+            raise UsageError(_unknown("setting", unknown[0], type(self).model_fields))
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            first = error.errors()[0]
+            field = ".".join(str(part) for part in first["loc"])
+            short = {long: word for word, long in SWEEP_KEYS.items()}.get(field, field)
+            reason = first["msg"].removeprefix("Value error, ").removeprefix("Input ")
+            subject = f"{short} = {first['input']!r}: " if field else ""
+            raise UsageError(f"{subject}{reason.rstrip('.')}.") from None
+
+
+class SAEConfig(Settings):
+    """One SAE of a run. `lr=None` takes the run's; `name=None` is filled in by the run."""
+
+    arch: Architecture
+    d_sae: int = Field(ge=1)
+    l1_coefficient: float = Field(ge=0)  # lambda of Rajamanoharan et al. 2024, eq. 8, on inputs with E||z||^2 = 1
+    lr: float | None = Field(default=None, gt=0)
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$", max_length=200)
+
+
+class RunConfig(Settings):
+    """A run: one site, one stream of batches, any number of SAEs. Steps and warm-ups are counted in batches."""
+
+    site: str
+    batch_size: int = Field(default=4096, ge=1)
+    steps: int = Field(ge=1)
+    data_seed: int = Field(default=0, ge=0, lt=2**63)
+    lr: float = Field(default=1e-3, gt=0)
+    lr_warm_up_steps: int = Field(default=100, ge=0)
+    l1_warm_up_steps: int | None = Field(default=None, ge=0)  # None: a tenth of the steps
+    lr_decay_steps: int | None = Field(default=None, ge=0)  # None: the last fifth of the steps, linearly to 0
+    adam_betas: tuple[float, float] = (0.0, 0.999)
+    adam_eps: float = Field(default=1e-8, gt=0)
+    max_norm_multiple: float = Field(default=10.0, ge=0)
+    precision: Precision = "float32"
+    device: str | None = None
+    threads: int | None = Field(default=None, ge=1)
+    checkpoint_every: int = Field(default=1000, ge=1)
+    log_every: int = Field(default=50, ge=1)
+    saes: tuple[SAEConfig, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _checked(self) -> Self:
+        if self.adam_betas[0] != 0:
+            raise ValueError(
+                f"adam_betas = {self.adam_betas}: the first must be 0, as in the paper (no first moment is kept)"
+            )
+        if not 0 < self.adam_betas[1] < 1:
+            raise ValueError(f"adam_betas = {self.adam_betas}: the second must lie between 0 and 1")
+        self.named_saes()
+        return self
+
+    def named_saes(self) -> tuple[SAEConfig, ...]:
+        """The SAEs with learning rate and name filled in; UsageError where two are the same or share a name."""
+        saes = [sae.model_copy(update={"lr": sae.lr or self.lr}) for sae in self.saes]
+        alike = Counter(sae.model_copy(update={"name": None}) for sae in saes)
+        for sae, count in alike.items():
+            if count > 1:
+                raise UsageError(f"{_short_name(sae)} (lr {sae.lr:g}) is listed {count} times; list it once.")
+        shared = Counter(_short_name(sae) for sae in saes)
+        named = [sae.model_copy(update={"name": sae.name or _name(sae, shared)}) for sae in saes]
+        for name, count in Counter(sae.name for sae in named).items():
+            if count > 1:
+                raise UsageError(f"{count} SAEs of the run are called {name!r}; give each a name of its own.")
+        return tuple(named)
+
+    def resolved(self, *, device: str, threads: int) -> "RunConfig":
+        """The same run with every default written out; `device` and `threads` stand in where none was asked for."""
+        decay, warm_up = self.lr_decay_steps, self.l1_warm_up_steps
+        return self.model_copy(
+            update={
+                "l1_warm_up_steps": -(-self.steps // 10) if warm_up is None else warm_up,
+                "lr_decay_steps": self.steps // 5 if decay is None else decay,
+                "device": self.device or device,
+                "threads": self.threads or threads,
+                "saes": self.named_saes(),
+            }
+        )
+
+
+def _short_name(sae: SAEConfig) -> str:
+    return f"{sae.arch}-w{sae.d_sae}-l1_{sae.l1_coefficient:g}-seed{sae.seed}"
+
+
+def _name(sae: SAEConfig, shared: Mapping[str, int]) -> str:
+    short = _short_name(sae)
+    return f"{short}-lr_{sae.lr:g}" if shared[short] > 1 else short
+
+
+def _unknown(what: str, key: str, known: Sequence[str] | Mapping[str, Any]) -> str:
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
+    return f"Unknown {what} {key!r}; did you mean {near[0]!r}? There are: {', '.join(known)}."
+
+
+# -- sweeps
+
+
+def parse_sae(text: str) -> tuple[SAEConfig, ...]:
+    """The SAEs that one sweep line stands for, e.g. `gated width=4096,8192 l1=.06,.12 seed=0,1 lr=1e-3`.
+
+    The first word is the architecture; comma lists are the axes of a grid. Raises UsageError.
+    """
+    arch, *words = text.split() or [""]
+    if not arch or "=" in arch:
+        raise UsageError(f"An SAE begins with its architecture, as in 'gated width=4096 l1=0.1'; got {text!r}.")
+    axes: dict[str, Any] = {"arch": arch}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals:
+            raise UsageError(f"Expected key=value (or key=value,value) in {text!r}, got {word!r}.")
+        if key in axes:
+            raise UsageError(f"{key!r} stands twice in {text!r}; write a list, as in {key}=1,2.")
+        axes[key] = [_number(key, part) for part in value.split(",")]
+    return _grid(axes)
+
+
+def load_sweep(path: str | Path) -> tuple[SAEConfig, ...]:
+    """The SAEs of a TOML file of `[[sae]]` tables, in which lists are the axes of a grid, in the file's order.
+
+    Raises NotFoundError without the file, UsageError where it is no such TOML.
+    """
+    try:
+        data = tomllib.loads(Path(path).read_text())
+    except FileNotFoundError:
+        raise NotFoundError(f"There is no sweep file {path}.") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UsageError(f"{path} cannot be read as TOML: {error}") from None
+    for key in data:
+        if key != "sae":
+            raise UsageError(f"{path}: {_unknown('table', key, ['sae'])}")
+    tables = data.get("sae", [])
+    if not isinstance(tables, list) or not tables or not all(isinstance(table, dict) for table in tables):
+        raise UsageError(f"{path} has no [[sae]] table.")
+    try:
+        return tuple(sae for table in tables for sae in _grid(table))
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from None
+
+
+def _grid(axes: Mapping[str, Any]) -> tuple[SAEConfig, ...]:
+    for key in axes:
+        if key not in ("arch", "name", *SWEEP_KEYS, *SWEEP_KEYS.values()):
+            raise UsageError(_unknown("SAE setting", key, ["arch", *SWEEP_KEYS]))
+    for word, field in SWEEP_KEYS.items():
+        if word in axes and field in axes and word != field:
+            raise UsageError(f"{word!r} and {field!r} are the same setting; give one.")
+    full = {SWEEP_KEYS.get(key, key): value if isinstance(value, list) else [value] for key, value in axes.items()}
+    for key, values in full.items():
+        if not values:
+            raise UsageError(f"{key!r} has an empty list.")
+    for required in ("arch", "d_sae", "l1_coefficient"):
+        if required not in full:
+            short = {long: word for word, long in SWEEP_KEYS.items()}.get(required, required)
+            raise UsageError(f"An SAE needs {short!r}, as in 'gated width=4096 l1=0.1'.")
+    return tuple(SAEConfig(**dict(zip(full, point, strict=True))) for point in itertools.product(*full.values()))
+
+
+def _number(key: str, text: str) -> int | float | str:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    if key in SWEEP_KEYS or key in SWEEP_KEYS.values():
+        raise UsageError(f"{key} = {text!r} is not a number.")
+    return text
+
+
+# -- RUN/config.toml
+
+
+def to_toml(config: RunConfig, store: Mapping[str, str]) -> str:
+    """`RUN/config.toml`: the run's settings, a `[store]` table (path, digest), and one `[[sae]]` table an SAE."""
+    lines = [f"{key} = {_toml(value)}" for key, value in config if key != "saes" and value is not None]
+    lines += ["", "[store]", *(f"{key} = {_toml(value)}" for key, value in store.items())]
+    short = {long: word for word, long in SWEEP_KEYS.items()}
+    for sae in config.saes:
+        lines += ["", "[[sae]]", *(f"{short.get(k, k)} = {_toml(v)}" for k, v in sae if v is not None)]
+    return "\n".join(lines) + "\n"
+
+
+def from_toml(text: str) -> tuple[RunConfig, dict[str, str]]:
+    """What `to_toml` wrote: the settings and the `[store]` table. Raises UsageError."""
+    try:
+        data = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"config.toml cannot be read: {error}") from None
+    store, saes = data.pop("store", None), data.pop("sae", None)
+    if not isinstance(store, dict) or "digest" not in store or not isinstance(saes, list):
+        raise UsageError("config.toml has no [store] digest or no [[sae]] table.")
+    return RunConfig(**data, saes=tuple(sae for table in saes for sae in _grid(table))), store
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, tuple):
+        return "[" + ", ".join(_toml(item) for item in value) + "]"
+    # A JSON string is a TOML string once DEL, which TOML wants escaped, is.
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f") if isinstance(value, str) else repr(value)
