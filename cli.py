@@ -6,7 +6,7 @@ Heavy imports stand inside the commands, so `gsae --help` answers at once, witho
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -106,10 +106,14 @@ def harvest(
     drop_positions: Annotated[str, typer.Option(help="Positions that are never rows, for instance 0,1,2.")] = "",
     seed: Annotated[int, typer.Option(help="Seed of the held-out documents and of the order of rows.")] = 0,
     window_rows: Annotated[int, typer.Option(help="Rows in a shard file, a power of two.")] = 1 << 18,
-    codec: Annotated[str, typer.Option(help="planes, zstd (standard codecs only) or none.")] = "planes",
+    codec: Annotated[
+        Literal["planes", "zstd", "none"], typer.Option(help="zstd is for readers that have standard codecs only.")
+    ] = "planes",
     level: Annotated[int, typer.Option(help="Of the codec: planes 0 (fast) or 1 (small).")] = 1,
     batch_size: Annotated[int, typer.Option(help="Contexts in a forward pass.")] = 16,
-    dtype: Annotated[str, typer.Option(help="bfloat16, float16 or float32.")] = "bfloat16",
+    dtype: Annotated[
+        Literal["bfloat16", "float16", "float32"], typer.Option(help="What the model runs in, and the rows are in.")
+    ] = "bfloat16",
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 or auto.")] = "auto",
     attn_implementation: Annotated[str, typer.Option(help="As transformers has it: sdpa, eager and others.")] = "sdpa",
     any_hardware: Annotated[bool, typer.Option(help="Go on with a store that other hardware began.")] = False,
@@ -228,7 +232,9 @@ def train(
         float, typer.Option(help="Skip rows over this multiple of the median norm; 0 keeps all.")
     ] = 10.0,
     data_seed: Annotated[int, typer.Option(help="Seed of the order of rows.")] = 0,
-    precision: Annotated[str, typer.Option(help="Of the matrix products: float32 or bfloat16.")] = "float32",
+    precision: Annotated[
+        Literal["float32", "bfloat16"], typer.Option(help="Of the matrix products; weights are float32.")
+    ] = "float32",
     device: Annotated[str | None, typer.Option(help="cpu or cuda; cuda where there is one if not given.")] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads; all cores if not given.")] = None,
     checkpoint_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 1000,
@@ -258,7 +264,7 @@ def train(
         l1_warm_up_steps=l1_warm_up_steps,
         lr_decay_steps=lr_decay_steps,
         max_norm_multiple=max_norm_multiple,
-        precision=precision,  # type: ignore[arg-type]  (checked by RunConfig)
+        precision=precision,
         device=device,
         threads=threads,
         checkpoint_every=checkpoint_every,
