@@ -4,7 +4,10 @@ Heavy imports stand inside the commands, so `gsae --help` answers at once, witho
 """
 
 import json
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -34,11 +37,32 @@ RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a tr
 def main() -> None:
     """Run the command line; every error that is the user's to mend is one line and has an exit code of its own."""
     try:
-        app(standalone_mode=True)
+        with _clean_stops():
+            app(standalone_mode=True)
     except Exception as error:
         if "--debug" in sys.argv:
             raise
         sys.exit(_told(error))
+
+
+@contextmanager
+def _clean_stops() -> Iterator[None]:
+    """Let the first SIGTERM or Ctrl-C end the command in order, what is being written included; the second at once."""
+
+    def stop(number: int, frame: object) -> None:
+        from gsae.store.errors import InterruptedRun
+
+        for each in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(each, signal.SIG_DFL)
+        name = signal.Signals(number).name
+        raise InterruptedRun(f"Stopped by {name}; the same command goes on from here.", 128 + number)
+
+    before = [(each, signal.signal(each, stop)) for each in (signal.SIGTERM, signal.SIGINT)]
+    try:
+        yield
+    finally:
+        for each, handler in before:
+            signal.signal(each, handler)
 
 
 def _told(error: Exception) -> int:
