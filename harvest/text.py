@@ -25,8 +25,8 @@ FORMATS: dict[str, tuple[str, dict[str, str]]] = {
     ".txt": ("text", {"sample_by": "document"}),
     ".parquet": ("parquet", {}),
 }
-REPEATS_OVER = 40
-PART_CHARACTERS = 3000
+REPEATS_OVER = 20
+PART_CHARACTERS = 8000
 
 
 @dataclass(frozen=True)
@@ -69,8 +69,8 @@ def pydoc() -> list[str]:
     """Return the standard library's language reference, sorted by topic, long topics in parts.
 
     Topics repeat one another (aliases, sections that stand again in longer topics). Taken longest topic first, a
-    paragraph of over 40 characters that was seen before is dropped, so that held-out text is not in train. A document
-    is at most 3,000 characters of whole paragraphs (one, if that is longer): a tenth of the documents is then about a
+    paragraph of over 20 characters that was seen before is dropped, so that held-out text is not in train. A document
+    is at most 8,000 characters of whole paragraphs (one, if that is longer): a tenth of the documents is then about a
     tenth of the text whatever the seed, though topics differ a hundredfold in length.
     """
     from pydoc_data.topics import topics

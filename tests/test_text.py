@@ -61,7 +61,7 @@ def test_pydoc_is_the_same_each_time_and_its_hash_names_it() -> None:
 
 def test_pydoc_has_no_long_paragraph_twice_and_loses_none() -> None:
     def paragraphs(text: str) -> list[str]:
-        return [p for p in (" ".join(p.split()) for p in re.split(r"\n\s*\n", text)) if len(p) > 40]
+        return [p for p in (" ".join(p.split()) for p in re.split(r"\n\s*\n", text)) if len(p) > 20]
 
     kept = [p for text in documents("builtin:pydoc")[1] for p in paragraphs(text)]
     source = [p for text in topics.values() for p in paragraphs(text)]
