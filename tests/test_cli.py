@@ -176,7 +176,8 @@ def test_a_signal_ends_a_harvest_in_order_and_the_same_command_goes_on(
     tiny_llama: Path, tmp_path: Path, number: signal.Signals, code: int
 ) -> None:
     out = tmp_path / "store"
-    command = ["harvest", "--model", str(tiny_llama), *HARVEST, "--window-rows", "128", "--site", "mlp.1"]
+    small = ["--site", "mlp.1", "--rows", "9000", "--window-rows", "128"]
+    command = ["harvest", "--model", str(tiny_llama), *HARVEST, *small]
     process = subprocess.Popen(
         [sys.executable, "-m", "gsae.cli", *command, "--out", str(out)], stderr=subprocess.PIPE, text=True
     )
