@@ -7,7 +7,9 @@ PEERS := .venv-peers
 TORCH := $(shell grep ^torch== constraints.txt)
 PIP := pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: install demo test check bench bench-peers clean
+SWIFT := .venv-swift
+
+.PHONY: install demo test check bench bench-peers swift clean
 
 install: $(VENV)/installed
 
@@ -44,5 +46,13 @@ $(PEERS)/installed: bench/peers.txt
 	$(PEERS)/bin/pip uninstall --quiet --yes torchvision
 	touch $@
 
+# A real S3 server for the tests of remote stores, in a venv of its own; without it they are skipped, in CI never.
+swift: $(SWIFT)/installed
+
+$(SWIFT)/installed:
+	test -x $(SWIFT)/bin/python || $(PYTHON) -m venv $(SWIFT)
+	$(SWIFT)/bin/pip install --quiet --disable-pip-version-check swift==2.38.3
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(PEERS) .typecheck build *.egg-info demo-out
+	rm -rf $(VENV) $(PEERS) $(SWIFT) .typecheck build *.egg-info demo-out

@@ -233,6 +233,72 @@ def verify(
 
 
 @app.command()
+def seal(store: StoreArgument, as_json: Json = False) -> None:
+    """Publish the finished windows of a harvest that was cut short as a complete store, for good."""
+    from gsae.store import describe
+    from gsae.store import seal as publish_finished
+
+    sealed = publish_finished(store)
+    if as_json:
+        _print_json(describe(store))
+    else:
+        print(f"{store} is sealed with {len(sealed.manifest.windows)} windows. Digest {sealed.digest}")
+
+
+@app.command()
+def copy(
+    source: Annotated[str, typer.Argument(metavar="SRC", help="Folder or s3://, gs:// or az:// URL of a store.")],
+    destination: Annotated[str, typer.Argument(metavar="DST", help="Folder or URL to copy it to.")],
+    codec: Annotated[
+        Literal["planes", "zstd", "none"] | None, typer.Option(help="Encode the rows anew; the digest stays.")
+    ] = None,
+    level: Annotated[int | None, typer.Option(help="Of the codec.")] = None,
+    sites: Annotated[str | None, typer.Option(help="Take these sites only, for instance mlp.10,resid.10.")] = None,
+    windows: Annotated[int | None, typer.Option(help="Take the first train windows only.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Copy a store between folders and object stores; every file is checked while it passes.
+
+    The same command goes on with a copy that was stopped.
+    """
+    from gsae.progress import Shown
+    from gsae.store import copy as copy_store
+
+    wanted = None if sites is None else [name.strip() for name in sites.split(",")]
+    with Shown() as shown:
+        digest = copy_store(
+            source,
+            destination,
+            codec=codec,
+            level=level,
+            sites=wanted,
+            windows=windows,
+            listen=lambda e: shown.show("copying bytes", e.bytes, e.all_bytes, f"{e.files} of {e.all_files} files"),
+        )
+    if as_json:
+        _print_json({"source": source, "destination": destination, "digest": digest})
+    else:
+        print(f"{destination}: digest {digest}")
+
+
+@app.command(name="ls")
+def list_(
+    root: Annotated[str, typer.Argument(metavar="ROOT", help="Folder or URL.")],
+    as_json: Json = False,
+) -> None:
+    """List the stores at and under a folder or URL, with model, sites, rows, size and state."""
+    from dataclasses import asdict
+
+    from gsae.store import list_stores
+
+    found = [asdict(listed) for listed in list_stores(root)]
+    if as_json:
+        _print_json(found)
+    else:
+        _print_table(("path", "model", "sites", "rows", "bytes", "state"), found)
+
+
+@app.command()
 def train(
     store: StoreArgument,
     site: Annotated[str, typer.Option(help="Site of the store, for instance mlp.10.")],

@@ -90,8 +90,7 @@ def harvest(
     if begun is not None:
         check_same(begun, asked, None, out)
         if is_complete(out):
-            listen(Finished(0))
-            return open_store(out)
+            return _already_complete(out, listen)
     publish.sweep(out)
     listen(Stage("reading the text"))
     spec = begun.contexts if begun is not None else _write_contexts(asked, out, listen)
@@ -110,6 +109,18 @@ def harvest(
     publish.sweep(out)
     listen(Finished(made))
     return open_store(out)
+
+
+def _already_complete(out: Path, listen: Listen) -> Store:
+    store = open_store(out)
+    if store.sealed:
+        have, due = len(store.manifest.windows), store.plan.windows + store.plan.heldout_windows
+        raise IncompatibleError(
+            f"{out} was sealed with {have} of its {due} windows and never changes again. "
+            "Harvest into another folder for more rows."
+        )
+    listen(Finished(0))
+    return store
 
 
 def _check_fresh(out: Path) -> None:

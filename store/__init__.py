@@ -6,16 +6,21 @@ Knows nothing of language models, of what tokens mean, or of SAEs. Importing it 
 
 from . import contexts, order, publish, writer
 from .batches import Batches
+from .cache import Cache, Fetched
+from .copy import Copied, copy
 from .errors import (
     CorruptError,
     GsaeError,
     IncompatibleError,
     InterruptedRun,
     NotFoundError,
+    RemoteError,
     SpaceError,
     UsageError,
 )
+from .foreign import foreign_files
 from .info import describe
+from .listing import Listed, list_stores
 from .moments import Moments, Summary
 from .order import SPLITS, Split
 from .plan import (
@@ -30,7 +35,11 @@ from .plan import (
     changed_fields,
     chunk_rows,
 )
-from .reader import Site, Store, is_complete, open_store
+from .reader import Store, is_complete, open_store
+from .seal import seal
+from .several import StoreSet, open_stores
+from .shared import SharedBatches
+from .site import Site
 from .verify import Checked, verify
 from .zarr_types import register
 
@@ -39,33 +48,45 @@ __all__ = [
     "SCHEMA_VERSION",
     "SPLITS",
     "Batches",
+    "Cache",
     "Checked",
     "ContextsSpec",
+    "Copied",
     "CorruptError",
     "DatasetSource",
+    "Fetched",
     "GsaeError",
     "IncompatibleError",
     "InterruptedRun",
+    "Listed",
     "ModelSource",
     "Moments",
     "NotFoundError",
     "Plan",
+    "RemoteError",
+    "SharedBatches",
     "Site",
     "SiteSpec",
     "SpaceError",
     "Split",
     "Store",
+    "StoreSet",
     "Summary",
     "TokenizerSource",
     "UsageError",
     "changed_fields",
     "chunk_rows",
     "contexts",
+    "copy",
     "describe",
+    "foreign_files",
     "is_complete",
+    "list_stores",
     "open_store",
+    "open_stores",
     "order",
     "publish",
+    "seal",
     "verify",
     "writer",
 ]

@@ -1,219 +1,222 @@
 """Shuffled batches of a site, without end or for some epochs, from any position.
 
-Windows come in seeded order, `open_windows` at a time; the next chunk is a seeded draw among them; groups of `mix`
-chunks are decoded together by background threads straight to their places in a permuted buffer, and batches are cut
-from it. Order is a pure function of (seed, epoch), so a position is four integers and stopping anywhere changes
-nothing. A row is seen once an epoch. Memory: two groups and a batch, whatever the store's size.
+A thread keeps groups of chunks decoding ahead of the consumer, one always more than is being cut; a batch is a slot
+of memory that its rows were decoded into, handed out as it is. The order is a pure function of (seed, epoch), so
+stopping anywhere and going on changes nothing. A row is seen once an epoch. Memory: two groups and three batches,
+whatever the store's size; files are mapped, and mapped pages are the kernel's to take back.
 """
 
-import itertools
 import os
+import threading
 import time
+import weakref
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
+from queue import SimpleQueue
 from typing import Any, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils.data import IterableDataset, get_worker_info
 
-from . import kernels
-from .chunks import NUMPY_DTYPES, ArraySpec, widen
+from .chunks import NUMPY_DTYPES
+from .decoding import Decoder, Flight, ShardFile
 from .errors import UsageError
-from .mapped import IO, UNSIGNED, Shard
-from .order import Stream, permutation, words
+from .mapped import UNSIGNED
+from .schedule import POSITION, Shuffle, check_position, groups
+from .slots import KEPT, Slots, SlotsClosed, slots_needed
 
-POSITION = ("epoch", "group", "offset", "skipped")
-NORM_ROWS = 4096
-
-
-@dataclass(frozen=True)
-class Shuffle:
-    """What the order of rows depends on, beside the store."""
-
-    seed: int
-    mix: int
-    open_windows: int
+Position = dict[str, int]
 
 
 @dataclass(frozen=True)
-class Pick:
-    """A chunk to read; `last` when no other chunk of its window follows in the epoch."""
+class Reading:
+    """All that a stream of batches follows from: files (one a window), their order, and what becomes a batch.
 
-    window: int
-    chunk: int
-    last: bool
-
-
-def schedule(chunks: list[int], shuffle: Shuffle, epoch: int) -> Iterator[Pick]:
-    """Yield every chunk of an epoch in the order in which they are read; chunks: how many each window has."""
-    order = permutation(len(chunks), shuffle.seed, Stream.READ_WINDOWS, epoch=epoch)
-    closed = iter(order.tolist())
-
-    def inside(window: int) -> tuple[int, list[int]]:
-        left = permutation(chunks[window], shuffle.seed, Stream.READ_CHUNKS, window, epoch)
-        return window, left.tolist()
-
-    slots = [inside(window) for window in itertools.islice(closed, shuffle.open_windows)]
-    for draw in words(sum(chunks), shuffle.seed, Stream.READ_DRAWS, epoch=epoch).tolist():
-        at = draw % len(slots)
-        window, left = slots[at]
-        yield Pick(window, left.pop(), last=not left)
-        if not left:
-            following = next(closed, None)
-            slots[at] = inside(following) if following is not None else slots[-1]
-            if following is None:
-                slots.pop()
-
-
-@dataclass(frozen=True)
-class Group:
-    """Chunks that are decoded and mixed together."""
-
-    epoch: int
-    number: int
-    picks: tuple[Pick, ...]
-
-
-def groups(chunks: list[int], shuffle: Shuffle, epochs: int | None, first: tuple[int, int]) -> Iterator[Group]:
-    """Yield the groups from (epoch, group) `first` on; epochs: None for no end."""
-    for epoch in itertools.count(first[0]) if epochs is None else range(first[0], epochs):
-        picks = schedule(chunks, shuffle, epoch)
-        for number in itertools.count():
-            picked = tuple(itertools.islice(picks, shuffle.mix))
-            if not picked:
-                break
-            if (epoch, number) >= first:
-                yield Group(epoch, number, picked)
-
-
-class GroupReader:
-    """Decodes groups, one after the other, on `threads` threads; keeps the files of open windows open."""
-
-    def __init__(
-        self,
-        root: Path,
-        spec: ArraySpec,
-        sizes: list[int],
-        shuffle: Shuffle,
-        squared_norm_limit: float | None,
-        threads: int,
-        io: IO,
-    ) -> None:
-        """Read the array `spec` under `root`; sizes: the bytes of each shard file.
-
-        squared_norm_limit: rows of that ||x||^2 or more, and those with a NaN, are left out; None keeps all unseen.
-        """
-        self.root, self.spec, self.sizes, self.io = root, spec, sizes, io
-        self.shuffle = shuffle
-        self.limit = squared_norm_limit
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="gsae-decode")
-        self._open: dict[int, Shard] = {}
-
-    def read(self, group: Group) -> tuple[NDArray[Any], int]:
-        """Return the rows (rows, d_in) of a group in their mixed order, as bit patterns, and how many were left out."""
-        shards = [self._shard(pick.window) for pick in group.picks]
-        counts = [shard.chunk_rows(pick.chunk) for shard, pick in zip(shards, group.picks, strict=True)]
-        for shard, pick in zip(shards, group.picks, strict=True):
-            shard.will_need(pick.chunk)
-        places = permutation(sum(counts), self.shuffle.seed, Stream.READ_MIX, group.number, group.epoch)
-        out = np.empty((len(places), self.spec.width), UNSIGNED[NUMPY_DTYPES[self.spec.dtype].itemsize])
-        parts = np.split(places, np.cumsum(counts)[:-1])
-        work = [
-            self._pool.submit(shard.decode_into, pick.chunk, out, part)
-            for shard, pick, part in zip(shards, group.picks, parts, strict=True)
-        ]
-        for future in work:
-            future.result()
-        for pick in group.picks:
-            if pick.last:
-                self._open.pop(pick.window).close()
-        return self._kept(out)
-
-    def _kept(self, rows: NDArray[Any]) -> tuple[NDArray[Any], int]:
-        if self.limit is None:
-            return rows, 0
-        norms = np.empty(len(rows), np.float64)
-
-        def fill(first: int) -> None:
-            part = slice(first, first + NORM_ROWS)
-            kernels.squared_norms(widen(rows[part], self.spec.dtype), norms[part])
-
-        list(self._pool.map(fill, range(0, len(rows), NORM_ROWS)))
-        keep = norms < self.limit
-        kept = int(keep.sum())
-        return (rows, 0) if kept == len(rows) else (rows[keep], len(rows) - kept)
-
-    def _shard(self, window: int) -> Shard:
-        if window not in self._open:
-            self._open[window] = Shard(self.root, self.spec, window, self.sizes[window], self.io)
-        return self._open[window]
-
-    def close(self) -> None:
-        """Stop the threads and close the files."""
-        self._pool.shutdown(wait=True, cancel_futures=True)
-        for shard in self._open.values():
-            shard.close()
-        self._open.clear()
-
-
-class Batches(Iterator[Tensor]):
-    """Batches (batch_size, d_in) in the store's dtype, on the CPU; see the module's text for their order.
-
-    The last one is shorter when the rows of all epochs are no multiple of batch_size. `skipped` counts the rows left
-    out for their norm, `wait_seconds` the time spent waiting for rows. Close it, or use it in a `with`.
+    squared_norm_limit: rows of that ||x||^2 or more, and those with a NaN, are left out; None keeps all unseen.
+    kept: how many batches the consumer may hold before it is handed copies.
     """
 
-    def __init__(
-        self, reader: GroupReader, coming: Iterator[Group], batch_size: int, state: dict[str, int] | None
-    ) -> None:
-        """Cut batches from the groups in `coming`, which begin with the one that `state` is in."""
-        self._reader = reader
-        self._coming = coming
-        self._batch_size = batch_size
-        self._position = dict.fromkeys(POSITION, 0) | (state or {})
-        self._rows: NDArray[Any] = np.empty((0, reader.spec.width), np.uint8)
-        self._offset = 0
-        self._ahead = ThreadPoolExecutor(1, thread_name_prefix="gsae-read")
-        self._next: tuple[Group, Future[tuple[NDArray[Any], int]]] | None = None
+    files: tuple[ShardFile, ...]
+    shuffle: Shuffle
+    batch_size: int
+    epochs: int | None
+    squared_norm_limit: float | None
+    threads: int
+    kept: int = KEPT
+    pinned: bool = False
+
+    @property
+    def batch_rows(self) -> int:
+        """Rows of a batch, or of all there is to come where that is less."""
+        rows = sum(file.rows for file in self.files)
+        return self.batch_size if self.epochs is None else min(self.batch_size, rows * self.epochs)
+
+    @property
+    def group_rows(self) -> int:
+        """Rows of a group at most."""
+        largest = max(min(file.spec.chunk_rows, file.rows) for file in self.files)
+        return min(self.shuffle.mix * largest, sum(file.rows for file in self.files))
+
+    @property
+    def memory(self) -> int:
+        """Bytes that reading takes beside the maps of files."""
+        return self._count * self.batch_rows * self.files[0].spec.row_bytes
+
+    def slots(self) -> Slots:
+        """Take the memory."""
+        spec = self.files[0].spec
+        kind = UNSIGNED[NUMPY_DTYPES[spec.dtype].itemsize]
+        return Slots(self._count, self.batch_rows, spec.width, kind, self.kept, self.pinned)
+
+    @property
+    def _count(self) -> int:
+        return slots_needed(self.group_rows, self.batch_rows, self.kept)
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A flight and the slots that it fills from row `start` of the first on."""
+
+    flight: Flight
+    start: int
+    slots: list[int]
+
+    def rest(self, batch_rows: int, settle: bool) -> tuple[int, list[int]]:
+        """Return how many rows stand in the slot that it leaves unfilled, and that slot, if any."""
+        full, rows = divmod(self.start + (self.flight.settle() if settle else self.flight.rows), batch_rows)
+        return rows, self.slots[full : full + 1] if rows else []
+
+
+class ReadAhead:
+    """Decodes groups into slots, as far ahead as there are free ones, from a position on."""
+
+    def __init__(self, reading: Reading, position: Position | None) -> None:
+        """Start. The first slot is begun so far in that the first batch still to be handed out begins a slot."""
+        self.placed: SimpleQueue[Placed | BaseException | None] = SimpleQueue()
+        self.slots = reading.slots()
+        self._batch_rows = reading.batch_rows
+        self._start = -(position or {}).get("offset", 0) % reading.batch_rows
+        chunks = [file.chunks for file in reading.files]
+        self._coming = groups(chunks, reading.shuffle, reading.epochs, check_position(position))
+        self._decoder = Decoder(reading.files, reading.shuffle, reading.squared_norm_limit, reading.threads)
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="gsae-read", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Have the thread end soon."""
+        self._stopping = True
+        self.slots.close()
+
+    def join(self) -> None:
+        """Wait for its end; files are closed then."""
+        self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            self._place_all()
+            self.placed.put(None)
+        except SlotsClosed:
+            self.placed.put(None)
+        except BaseException as error:
+            self.placed.put(error)
+        finally:
+            self._decoder.close(cancel=self._stopping)
+
+    def _place_all(self) -> None:
+        start, held = self._start, [self.slots.take()]
+        last: Placed | None = None
+        for group in self._coming:
+            prepared = self._decoder.prepare(group)
+            if last is not None:  # where rows are left out, only the end of the group before says where this one begins
+                start, held = last.rest(self._batch_rows, settle=self._decoder.limit is not None)
+            rows = len(prepared.places)
+            more = -(-(start + rows) // self._batch_rows) - len(held)
+            slots = held + [self.slots.take() for _ in range(more)]
+            within = np.arange(start, start + rows)
+            at = np.array(slots)[within // self._batch_rows] * self._batch_rows + within % self._batch_rows
+            if self._stopping:
+                raise SlotsClosed
+            last = Placed(self._decoder.launch(prepared, self.slots.rows, at), start, slots)
+            self.placed.put(last)
+
+
+class Batches(IterableDataset[Tensor]):
+    """Batches (batch_size, d_in) in the store's dtype, on the CPU; see the module's text for their order.
+
+    An iterator over one pass, and as such also a dataset for `DataLoader(batches, batch_size=None)` with no worker or
+    one. It pickles as what is still to come. The last batch is shorter when the rows of all epochs are no multiple of
+    batch_size. Up to two batches may be held without a copy; more are copied. `skipped` counts the rows left out for
+    their norm, `wait_seconds` the time spent waiting for rows. Close it, or use it in a `with`.
+    """
+
+    def __init__(self, reading: Reading, position: Position | None = None) -> None:
+        """Read from `position` on; reading begins with the first batch that is asked for."""
+        check_position(position)
+        self._reading = reading
+        self._position = dict.fromkeys(POSITION, 0) | (position or {})
+        self._process: int | None = None
+        self._closed = False
         self.wait_seconds = 0.0
-        self._ask()
-        if self._position["offset"]:
-            counted, offset = self.skipped, self._position["offset"]
-            self._advance()
-            self._offset, self._position["skipped"] = offset, counted
 
     @property
     def skipped(self) -> int:
         """Rows left out so far, since the very beginning."""
         return self._position["skipped"]
 
-    def __next__(self) -> Tensor:
-        parts: list[NDArray[Any]] = []
-        needed = self._batch_size
-        while needed and (self._offset < len(self._rows) or self._advance()):
-            part = self._rows[self._offset : self._offset + needed]
-            self._offset += len(part)
-            needed -= len(part)
-            parts.append(part)
-        if not parts:
-            self.close()
-            raise StopIteration
-        self._position["offset"] = self._offset
-        return as_tensor(parts[0] if len(parts) == 1 else np.concatenate(parts), self._reader.spec.dtype)
+    @property
+    def memory(self) -> int:
+        """Bytes that reading takes beside the maps of files."""
+        return self._reading.memory
 
     def state_dict(self) -> dict[str, int]:
         """Return the position after the last batch handed out."""
         return dict(self._position)
 
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Tensor:
+        rows, self._position = self._take()
+        return rows
+
+    def _take(self) -> tuple[Tensor, Position]:
+        """Return the next batch and the position after it; raises StopIteration at the end."""
+        if self._closed:
+            raise StopIteration
+        if self._process != os.getpid():  # threads do not live on in a forked process: it reads on with its own
+            self._begin()
+        started = time.perf_counter()
+        try:
+            slot, rows, position = next(self._cuts)
+        except BaseException:
+            self.close()
+            raise
+        finally:
+            self.wait_seconds += time.perf_counter() - started
+        return as_tensor(self._ahead.slots.lend(slot, rows), self._reading.files[0].spec.dtype), position
+
+    def _begin(self) -> None:
+        info = get_worker_info()
+        if info is not None and info.num_workers > 1:
+            raise UsageError(
+                f"{info.num_workers} workers would each read every row. Use num_workers 0 or 1: rows are decoded on "
+                "threads of their own."
+            )
+        self._ahead = ReadAhead(self._reading, self._position)
+        self._cuts = _cut(self._ahead, self._reading.batch_rows, self._position)
+        self._process = os.getpid()
+        weakref.finalize(self, self._ahead.stop).atexit = False
+
     def close(self) -> None:
-        """Stop the threads and close the files."""
-        self._next = None
-        self._ahead.shutdown(wait=True, cancel_futures=True)
-        self._reader.close()
+        """Stop the threads and close the files. Batches that were handed out stay as they are."""
+        self._closed = True
+        if self._process == os.getpid():
+            self._ahead.stop()
+            self._ahead.join()
 
     def __enter__(self) -> Self:
         return self
@@ -221,34 +224,36 @@ class Batches(Iterator[Tensor]):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _ask(self) -> None:
-        """Start reading the next group."""
-        group = next(self._coming, None)
-        self._next = None if group is None else (group, self._ahead.submit(self._reader.read, group))
-
-    def _advance(self) -> bool:
-        """Make the next group that has rows current; False at the end."""
-        while self._next is not None:
-            group, future = self._next
-            started = time.perf_counter()
-            self._rows, left_out = future.result()
-            self.wait_seconds += time.perf_counter() - started
-            self._ask()
-            self._offset = 0
-            skipped = self.skipped + left_out
-            self._position = {"epoch": group.epoch, "group": group.number, "offset": 0, "skipped": skipped}
-            if len(self._rows):
-                return True
-        return False
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self._reading, self._position)
 
 
-def check_position(state: dict[str, int] | None) -> tuple[int, int]:
-    """Return (epoch, group) of a position, (0, 0) for None; raises UsageError when it is none."""
-    if state is None:
-        return 0, 0
-    if set(state) != set(POSITION) or min(state.values()) < 0:
-        raise UsageError(f"A position has {', '.join(POSITION)}, each 0 or more; got {state}.")
-    return state["epoch"], state["group"]
+def _cut(ahead: ReadAhead, batch_rows: int, position: Position) -> Iterator[tuple[int, int, Position]]:
+    """Yield (slot, rows, position after it) of each batch to come after `position`."""
+    done, skipped, counted = position["offset"], position["skipped"], any(position.values())
+    last: tuple[int, int, Position] | None = None
+    while (placed := ahead.placed.get()) is not None:
+        if isinstance(placed, BaseException):
+            raise placed
+        group, kept = placed.flight.group, placed.flight.settle()
+        if kept < done:
+            raise UsageError(f"{position} is no position of these batches: group {group.number} has {kept} rows.")
+        skipped += 0 if counted else placed.flight.rows - kept
+        here = {"epoch": group.epoch, "group": group.number, "skipped": skipped}
+        rows, rest = placed.rest(batch_rows, settle=True)
+        full = (placed.start + kept) // batch_rows
+        for number, slot in enumerate(placed.slots[:full], 1):
+            end = number * batch_rows - placed.start
+            if end > done:
+                yield slot, batch_rows, here | {"offset": end}
+            else:
+                ahead.slots.give_back(slot)
+        for slot in placed.slots[full + len(rest) :]:
+            ahead.slots.give_back(slot)
+        last = (rest[0], rows, here | {"offset": kept}) if rest else None
+        done, counted = 0, False
+    if last is not None:
+        yield last
 
 
 def default_threads() -> int:

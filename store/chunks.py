@@ -11,10 +11,9 @@ from typing import Any
 import crc32c
 import ml_dtypes
 import numpy as np
-from numcodecs import zstd
 from numpy.typing import NDArray
 
-from . import kernels, planes
+from . import frames, kernels, planes
 from .errors import CorruptError
 from .plan import Codec
 
@@ -119,15 +118,15 @@ class ArraySpec:
         full[: len(rows)] = rows
         return full
 
-    def encode(self, rows: NDArray[Any]) -> bytes:
-        """Encode one chunk, (chunk_rows, width) or (chunk_rows,), crc32c at the end."""
+    def encode(self, rows: NDArray[Any]) -> tuple[bytes, bytes]:
+        """Encode one chunk, (chunk_rows, width) or (chunk_rows,); return its bytes and the crc32c that follows them."""
         if self.codec == "planes":
             encoded = planes.encode(rows.view(np.uint16), self.level)
         elif self.codec == "zstd":
-            encoded = zstd.compress(np.ascontiguousarray(rows).view(np.uint8), self.level)
+            encoded = frames.compress(np.ascontiguousarray(rows).view(np.uint8), self.level)
         else:
             encoded = rows.tobytes()
-        return encoded + crc32c.crc32c(encoded).to_bytes(CRC_BYTES, "little")
+        return encoded, crc32c.crc32c(encoded).to_bytes(CRC_BYTES, "little")
 
     def decode_into(self, chunk: memoryview, out: NDArray[Any], places: NDArray[np.int64]) -> None:
         """Check a chunk's crc32c and put its rows at places (chunk_rows,) of out (any, width).
@@ -142,21 +141,11 @@ class ArraySpec:
         due = self.chunk_rows * self.row_bytes
         if self.codec == "zstd":
             scratch = np.empty(due, np.uint8)
-            try:
-                zstd.decompress(raw, scratch)
-            except (RuntimeError, ValueError) as error:
-                raise CorruptError(f"a zstd chunk does not decompress to {due} bytes: {error}.") from None
+            frames.decompress_into(raw, scratch)
             raw = scratch
         if len(raw) != due:
             raise CorruptError(f"a chunk has {len(raw)} bytes; {due} are due.")
         kernels.scatter(raw.view(out.dtype).reshape(self.chunk_rows, self.width), out, places)
-
-
-def widen(rows: NDArray[Any], dtype: str) -> NDArray[np.float32]:
-    """Return rows of bit patterns (or values) of a float dtype as float32, exactly."""
-    if dtype == "bfloat16":
-        return (rows.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
-    return rows.view(NUMPY_DTYPES[dtype]).astype(np.float32)
 
 
 def checked(chunk: memoryview) -> memoryview:

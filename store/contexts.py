@@ -4,7 +4,7 @@ Written first, by a step that needs no language model, in standard codecs; the p
 that goes on reads them back instead of tokenising again.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .arrays import context_arrays
-from .chunks import NUMPY_DTYPES
+from .chunks import NUMPY_DTYPES, ArraySpec
 from .errors import CorruptError
 from .mapped import Shard
 from .plan import ContextsSpec
 from .publish import raw_sha256
 from .writer import write_shard
 
+OpenShard = Callable[[ArraySpec, int], Shard]
 DOCUMENTS = ("documents/start", "documents/id", "documents/split")
 
 
@@ -47,31 +48,47 @@ def write_contexts(root: Path, values: Mapping[str, NDArray[Any]], ended_early: 
     )
 
 
-def read_context_array(
-    root: Path, contexts: ContextsSpec, path: str, sizes: Mapping[str, int] | None = None
-) -> NDArray[Any]:
-    """Read one of the five arrays; sizes: the bytes that its files must have. Raises as `Shard` does."""
+def context_parts(
+    root: Path,
+    contexts: ContextsSpec,
+    path: str,
+    open_shard: OpenShard | None = None,
+) -> Iterator[NDArray[Any]]:
+    """Yield one of the five arrays file by file; raises as `Shard` does.
+
+    open_shard: opens a file that is not simply under `root`, or that must have a certain size.
+    """
     specs = context_arrays(contexts.contexts, contexts.context_size, contexts.documents)
     spec = next(s for s in specs if s.path == path)
-    parts = []
     for shard in range(spec.shards):
-        with Shard(root, spec, shard, sizes[spec.file(shard)] if sizes else None) as file:
-            parts.append(file.read())
-    return np.concatenate(parts).view(NUMPY_DTYPES[spec.dtype]).reshape(spec.shape)
+        with open_shard(spec, shard) if open_shard else Shard(root, spec, shard, io="pread") as file:
+            yield file.read().view(NUMPY_DTYPES[spec.dtype]).reshape(-1, *spec.shape[1:])
 
 
-def check_contexts(root: Path, contexts: ContextsSpec, sizes: Mapping[str, int] | None = None) -> list[str]:
+def read_context_array(
+    root: Path, contexts: ContextsSpec, path: str, open_shard: OpenShard | None = None
+) -> NDArray[Any]:
+    """Read one of the five arrays whole; see `context_parts`."""
+    return np.concatenate(list(context_parts(root, contexts, path, open_shard=open_shard)))
+
+
+def check_contexts(root: Path, contexts: ContextsSpec) -> list[str]:
     """Compare the arrays with the plan's sums; return the faults, one line each."""
 
-    def read(path: str) -> NDArray[Any]:
-        return read_context_array(root, contexts, path, sizes)
+    def sum_of(*paths: str) -> str:
+        return raw_sha256(part for path in paths for part in context_parts(root, contexts, path))
 
-    found = {
-        "tokens": (raw_sha256([read("contexts/tokens")]), contexts.tokens_sha256),
-        "splits": (raw_sha256([read("contexts/split")]), contexts.split_sha256),
-        "documents": (raw_sha256(map(read, DOCUMENTS)), contexts.documents_sha256),
+    return sum_faults(str(root), contexts, sum_of("contexts/tokens"), sum_of("contexts/split"), sum_of(*DOCUMENTS))
+
+
+def sum_faults(where: str, contexts: ContextsSpec, tokens: str, splits: str, documents: str) -> list[str]:
+    """Return a line for each of these sha256 that is not the plan's."""
+    due = {
+        "tokens": (tokens, contexts.tokens_sha256),
+        "splits": (splits, contexts.split_sha256),
+        "documents": (documents, contexts.documents_sha256),
     }
-    return [f"The {what} of {root} are not those of its plan." for what, (is_, due) in found.items() if is_ != due]
+    return [f"The {what} of {where} are not those of its plan." for what, (is_, was) in due.items() if is_ != was]
 
 
 def read_contexts(root: Path, contexts: ContextsSpec) -> tuple[NDArray[np.int32], NDArray[np.uint8]]:

@@ -41,6 +41,12 @@ class SpaceError(GsaeError):
     exit_code = 6
 
 
+class RemoteError(GsaeError):
+    """An object store that does not answer, or not any more; the same command goes on when it does."""
+
+    exit_code = 75
+
+
 class InterruptedRun(GsaeError):  # noqa: N818  (an interruption is no error of anyone's)
     """The run stopped cleanly on a signal; the same command goes on from here."""
 

@@ -1,7 +1,7 @@
 """The inner loops of the store, each twice: compiled with numba, and in plain numpy under the same signature.
 
 The plain version is the oracle in the tests and what runs where numba is not installed. Kernels take arrays and
-fill arrays, hold no GIL and allocate next to nothing. They trust their indices: callers check them first.
+fill arrays, hold no GIL and allocate next to nothing. They trust their places: callers check them first.
 
 Legend: R rows of a block, C channels, H = (C + 1) // 2 bytes of nibbles a row (low nibbles are the first H
 channels, high nibbles the others, so that unpacking is two straight vector loops).
@@ -13,20 +13,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .streaming import HAVE_NUMBA, LINE_BYTES, fence, stream_line
+
 U8 = NDArray[np.uint8]
 U16 = NDArray[np.uint16]
 U32 = NDArray[np.uint32]
+I32 = NDArray[np.int32]
 I64 = NDArray[np.int64]
 F64 = NDArray[np.float64]
 
-LANES = 16
+# Rows scattered over a buffer of at least this size go past the caches: it is more than a core's share of any cache.
+STREAM_BYTES = 16 << 20
 
-try:
+if HAVE_NUMBA:
     import numba
-
-    HAVE_NUMBA = True
-except ImportError:  # pragma: no cover - exercised by the tests in a process where numba is blocked
-    HAVE_NUMBA = False
 
 
 def _either(plain: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -48,70 +48,98 @@ def _sign_mantissa(x: U16) -> U8:
     return (((x >> 8) & 0x80) | (x & 0x7F)).astype(np.uint8)
 
 
-def _channel_medians_plain(x: U16, medians: U8) -> None:
-    e = np.sort(_exponents(x), axis=0)
-    medians[:] = e[len(e) // 2]
+def _streamable_plain(out: NDArray[Any]) -> bool:
+    whole_lines = (out.shape[1] * out.itemsize) % LINE_BYTES == 0 and out.ctypes.data % LINE_BYTES == 0
+    return bool(out.flags.c_contiguous and whole_lines and out.size * out.itemsize >= STREAM_BYTES)
+
+
+@_either(_streamable_plain)
+def _streamable(out: NDArray[Any]) -> bool:
+    """Say whether rows of out (any, C) are whole cache lines of a buffer that no cache would hold."""
+    whole_lines = (out.shape[1] * out.itemsize) % LINE_BYTES == 0 and out.ctypes.data % LINE_BYTES == 0
+    return out.flags.c_contiguous and whole_lines and out.size * out.itemsize >= STREAM_BYTES
+
+
+def _channel_medians_plain(e: U8, medians: U8) -> None:
+    medians[:] = np.sort(e, axis=0)[len(e) // 2]
 
 
 @_either(_channel_medians_plain)
-def channel_medians(x: U16, medians: U8) -> None:
-    """Fill medians (C,) with the upper median exponent of each channel of x (R, C)."""
-    rows, channels = x.shape
-    counts = np.zeros((256, 64), np.uint32)
-    for first in range(0, channels, 64):
-        width = min(64, channels - first)
-        counts[:] = 0
+def channel_medians(e: U8, medians: U8) -> None:
+    """Fill medians (C,) with the upper median of each channel of the exponents e (R, C), R from 1 to 65,535.
+
+    Bit by bit from the top, for all channels at once: straight vector loops, where a histogram would be scalar.
+    """
+    rows, channels = e.shape
+    below = np.empty(channels, np.uint16)
+    medians[:] = 0
+    for bit in range(7, -1, -1):
+        step = np.uint8(1 << bit)
+        below[:] = 0
         for r in range(rows):
-            for j in range(width):
-                counts[(x[r, first + j] >> 7) & 0xFF, j] += 1
-        for j in range(width):
-            seen, e = np.uint32(0), 0
-            while seen + counts[e, j] <= rows // 2:
-                seen += counts[e, j]
-                e += 1
-            medians[first + j] = e
+            for c in range(channels):
+                below[c] += np.uint16(e[r, c] < np.uint8(medians[c] + step))
+        for c in range(channels):
+            if below[c] <= rows // 2:
+                medians[c] += step
 
 
-def _delta_counts_plain(x: U16, medians: U8, counts: I64) -> None:
-    counts[:] = np.bincount((_exponents(x) - medians).ravel(), minlength=256)
+def _deviation_sums_plain(e: U8, medians: U8, limit: int, sums: I32) -> None:
+    sums[:] = np.clip(e.astype(np.int32) - medians, -limit, limit).sum(axis=0)
 
 
-@_either(_delta_counts_plain)
-def delta_counts(x: U16, medians: U8, counts: I64) -> None:
-    """Fill counts (256,) with how often each (exponent - its channel's median) mod 256 occurs in x (R, C)."""
-    rows, channels = x.shape
+@_either(_deviation_sums_plain)
+def deviation_sums(e: U8, medians: U8, limit: int, sums: I32) -> None:
+    """Fill sums (C,) with each channel's sum of e (R, C) minus its median, each clipped to -limit .. limit."""
+    rows, channels = e.shape
+    sums[:] = 0
+    for r in range(rows):
+        for c in range(channels):
+            deviation = np.int32(e[r, c]) - np.int32(medians[c])
+            sums[c] += min(max(deviation, np.int32(-limit)), np.int32(limit))
+
+
+def _group_counts_plain(e: U8, centres: U8, groups: U8, counts: I64) -> None:
+    cells = groups.astype(np.int64) * 256 + (e - centres)
+    counts[:] = np.bincount(cells.ravel(), minlength=counts.size).reshape(counts.shape)
+
+
+@_either(_group_counts_plain)
+def group_counts(e: U8, centres: U8, groups: U8, counts: I64) -> None:
+    """Fill counts (G, 256): how often e (R, C) minus its channel's centre is each value mod 256, by channel's group."""
+    rows, channels = e.shape
     counts[:] = 0
     for r in range(rows):
         for c in range(channels):
-            counts[(((x[r, c] >> 7) & 0xFF) - medians[c]) & 0xFF] += 1
+            counts[groups[c], np.uint8(e[r, c] - centres[c])] += 1
 
 
-def _pack_plain(x: U16, base: U8, first: int, low: U8, nibbles: U8, at: U32, exponents: U8, n: int) -> int:
+def _pack_plain(x: U16, base: U8, low: U8, nibbles: U8, at: U32, exponents: U8) -> int:
     half = nibbles.shape[1]
-    channels = x.shape[1]
     low[:] = _sign_mantissa(x)
     delta = _exponents(x) - base
     found = np.flatnonzero(delta > 15)
-    if n + len(found) > len(at):
+    if len(found) > len(at):
         return -1
-    at[n : n + len(found)] = first * channels + found
-    exponents[n : n + len(found)] = _exponents(x).ravel()[found]
+    at[: len(found)] = found
+    exponents[: len(found)] = _exponents(x).ravel()[found]
     clamped = np.minimum(delta, 15)
     nibbles[:] = clamped[:, :half]
-    nibbles[:, : channels - half] |= clamped[:, half:] << 4
-    return n + len(found)
+    nibbles[:, : x.shape[1] - half] |= clamped[:, half:] << 4
+    return len(found)
 
 
 @_either(_pack_plain)
-def pack(x: U16, base: U8, first: int, low: U8, nibbles: U8, at: U32, exponents: U8, n: int) -> int:
-    """Split x (R, C) into low (R, C), nibbles (R, H) and exceptions; return the new number of exceptions.
+def pack(x: U16, base: U8, low: U8, nibbles: U8, at: U32, exponents: U8) -> int:
+    """Split x (R, C) into low (R, C), nibbles (R, H) and exceptions; return how many exceptions there are.
 
-    base: (C,) the exponent of nibble 0. first: the block's first row in the chunk. Exceptions (exponents outside
-    base .. base + 15) are appended to at (flat position in the chunk) and exponents from n on; -1 when they are full.
+    base: (C,) the exponent of nibble 0. Exceptions (exponents outside base .. base + 15) go to at (row * C + channel,
+    ascending) and exponents; -1 when these are too short.
     """
     rows, channels = x.shape
-    half = nibbles.shape[1]
-    delta = np.zeros(2 * half, np.uint8)
+    half = np.uint64(nibbles.shape[1])  # an unsigned index never wraps around: without that, loops stay scalar
+    delta = np.zeros(2 * nibbles.shape[1], np.uint8)
+    n = 0
     for r in range(rows):
         outside = np.uint8(0)
         for c in range(channels):
@@ -128,20 +156,26 @@ def pack(x: U16, base: U8, first: int, low: U8, nibbles: U8, at: U32, exponents:
                 if np.uint8(e - base[c]) > 15:
                     if n == len(at):
                         return -1
-                    at[n] = (first + r) * channels + c
+                    at[n] = r * channels + c
                     exponents[n] = e
                     n += 1
     return n
 
 
-def _unpack_plain(low: U8, nibbles: U8, base: U8, out: U16, places: I64) -> None:
-    channels = low.shape[1]
+def _unpack_plain(low: U8, nibbles: U8, base: U8, at: U32, exponents: U8, first: int, out: U16, places: I64) -> int:
+    rows, channels = low.shape
     half = nibbles.shape[1]
     e = np.empty(low.shape, np.uint8)
     e[:, :half] = nibbles & 15
     e[:, half:] = (nibbles >> 4)[:, : channels - half]
     e += base
+    inside = at.astype(np.int64) - first * channels
+    row = inside // channels
+    in_order = (row >= np.maximum.accumulate(np.append(0, row[:-1]))) & (row < rows)
+    applied = len(at) if in_order.all() else int(np.argmin(in_order))
+    e.ravel()[inside[:applied]] = exponents[:applied]
     out[places] = _join(low, e)
+    return applied
 
 
 def _join(low: U8, exponents: U8) -> U16:
@@ -151,37 +185,42 @@ def _join(low: U8, exponents: U8) -> U16:
 
 
 @_either(_unpack_plain)
-def unpack(low: U8, nibbles: U8, base: U8, out: U16, places: I64) -> None:
-    """Join low (R, C) and nibbles (R, H) around base (C,) into rows places (R,) of out (any, C)."""
+def unpack(low: U8, nibbles: U8, base: U8, at: U32, exponents: U8, first: int, out: U16, places: I64) -> int:
+    """Join low (R, C) and nibbles (R, H) around base (C,) into rows places (R,) of out (any, C), C-contiguous.
+
+    first: the block's first row in the chunk; at, exponents: its exceptions, as `pack` gives them. Returns how many
+    of these were applied: all, unless one lies outside the block or in a row before its predecessor's.
+    """
     rows, channels = low.shape
-    half = nibbles.shape[1]
+    half = np.uint64(nibbles.shape[1])
+    line = np.empty(channels, np.uint16)  # a row is made in the first-level cache, then leaves it in one go
+    streamed = _streamable(out)
+    origin, end, size = line.ctypes.data, out.ctypes.data, channels * 2
+    n = 0
     for r in range(rows):
-        to = out[places[r]]
         for c in range(half):
             v = np.uint16(low[r, c])
             e = np.uint16(np.uint8((nibbles[r, c] & np.uint8(15)) + base[c]))
-            to[c] = ((v & np.uint16(0x80)) << 8) | (e << 7) | (v & np.uint16(0x7F))
-        for c in range(channels - half):
+            line[c] = ((v & np.uint16(0x80)) << 8) | (e << 7) | (v & np.uint16(0x7F))
+        for c in range(np.uint64(channels) - half):
             v = np.uint16(low[r, half + c])
             e = np.uint16(np.uint8((nibbles[r, c] >> 4) + base[half + c]))
-            to[half + c] = ((v & np.uint16(0x80)) << 8) | (e << 7) | (v & np.uint16(0x7F))
-
-
-def _patch_plain(at: U32, exponents: U8, first: int, out: U16, places: I64) -> None:
-    row, channel = np.divmod(at.astype(np.int64), out.shape[1])
-    old = out[places[row - first], channel]
-    out[places[row - first], channel] = (old & np.uint16(0x807F)) | (exponents.astype(np.uint16) << np.uint16(7))
-
-
-@_either(_patch_plain)
-def patch(at: U32, exponents: U8, first: int, out: U16, places: I64) -> None:
-    """Put the exceptions of a block, whose first row in the chunk is `first`, into the rows just unpacked."""
-    channels = out.shape[1]
-    for i in range(len(at)):
-        row = at[i] // channels
-        channel = at[i] - row * channels
-        old = out[places[row - first], channel]
-        out[places[row - first], channel] = (old & np.uint16(0x807F)) | (np.uint16(exponents[i]) << 7)
+            line[half + c] = ((v & np.uint16(0x80)) << 8) | (e << 7) | (v & np.uint16(0x7F))
+        start = (first + r) * channels
+        while n < len(at) and start <= at[n] < start + channels:
+            channel = np.uint64(at[n] - start)
+            line[channel] = (line[channel] & np.uint16(0x807F)) | (np.uint16(exponents[n]) << 7)
+            n += 1
+        if streamed:
+            for i in range(0, size, LINE_BYTES):
+                stream_line(origin + i, end + places[r] * size + i)
+        else:
+            to = out[places[r]]
+            for c in range(channels):
+                to[c] = line[c]
+    if streamed:
+        fence()
+    return n
 
 
 def _join_bytes_plain(low: U8, exponents: U8, out: U16, places: I64) -> None:
@@ -222,63 +261,14 @@ def _scatter_plain(rows: NDArray[Any], out: NDArray[Any], places: I64) -> None:
 @_either(_scatter_plain)
 def scatter(rows: NDArray[Any], out: NDArray[Any], places: I64) -> None:
     """Copy rows (R, C) into rows places (R,) of out (any, C)."""
+    if rows.flags.c_contiguous and rows.itemsize == out.itemsize and _streamable(out):
+        origin, end, size = rows.ctypes.data, out.ctypes.data, out.shape[1] * out.itemsize
+        for r in range(rows.shape[0]):
+            for i in range(0, size, LINE_BYTES):
+                stream_line(origin + r * size + i, end + places[r] * size + i)
+        fence()
+        return
     for r in range(rows.shape[0]):
         to = out[places[r]]
         for c in range(rows.shape[1]):
             to[c] = rows[r, c]
-
-
-def _squared_norms_plain(x: NDArray[np.float32], norms: F64) -> None:
-    rows, channels = x.shape
-    padded = np.zeros((rows, -(-channels // LANES) * LANES), np.float64)
-    padded[:, :channels] = x
-    lanes = np.zeros((rows, LANES), np.float64)
-    for first in range(0, padded.shape[1], LANES):
-        part = padded[:, first : first + LANES]
-        lanes += part * part
-    total = np.zeros(rows, np.float64)
-    for lane in range(LANES):
-        total += lanes[:, lane]
-    norms[:] = total
-
-
-@_either(_squared_norms_plain)
-def squared_norms(x: NDArray[np.float32], norms: F64) -> None:
-    """Fill norms (R,) with ||x||^2 of x (R, C) in float64, summed in LANES fixed lanes: the same bits everywhere."""
-    rows, channels = x.shape
-    lanes = np.zeros(LANES, np.float64)
-    whole = channels // LANES * LANES
-    for r in range(rows):
-        lanes[:] = 0
-        for first in range(0, whole, LANES):
-            for lane in range(LANES):
-                v = np.float64(x[r, first + lane])
-                lanes[lane] += v * v
-        for c in range(whole, channels):
-            v = np.float64(x[r, c])
-            lanes[c - whole] += v * v
-        total = 0.0
-        for lane in range(LANES):
-            total += lanes[lane]
-        norms[r] = total
-
-
-def _binned_sums_plain(x: NDArray[np.float32], bins: I64, sums: F64, squares: F64) -> None:
-    for r in range(len(x)):
-        if bins[r] >= 0:
-            wide = x[r].astype(np.float64)
-            sums[bins[r]] += wide
-            squares[bins[r]] += wide * wide
-
-
-@_either(_binned_sums_plain)
-def binned_sums(x: NDArray[np.float32], bins: I64, sums: F64, squares: F64) -> None:
-    """Add each row of x (R, C), and its square, to row bins[r] of sums and squares (any, C); skip negative bins."""
-    rows, channels = x.shape
-    for r in range(rows):
-        if bins[r] >= 0:
-            to_sum, to_square = sums[bins[r]], squares[bins[r]]
-            for c in range(channels):
-                v = np.float64(x[r, c])
-                to_sum[c] += v
-                to_square[c] += v * v

@@ -2,21 +2,26 @@
 
 A record is published after its window's files; the manifest last, and a store is complete when it exists. The
 manifest is a pure function of plan and records (no times, no hosts), so any worker may write it and all write the
-same bytes. `digest` names the content and survives re-encoding: it is what an SAE remembers.
+same bytes. `digest` names the content and survives re-encoding: it is what an SAE remembers. The windows of a store
+are those that its manifest lists: all of the plan's, or in a sealed store some of them.
 """
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field
+import numpy as np
+from pydantic import AfterValidator, Field, SerializerFunctionWrapHandler, model_serializer
 
-from .arrays import windows_of
+from .arrays import context_arrays, metadata_files, window_arrays, windows_of
 from .errors import CorruptError
-from .moments import Moments, MomentsRecord
+from .moments import ZERO_BIN, Moments, MomentsRecord
 from .order import SPLITS, Split
 from .plan import SCHEMA_VERSION, Count, Frozen, Plan, Positive, Sha256, canonical_json, parse, sha256
 
 MANIFEST = "manifest.json"
 PLAN = "plan.json"
+POSSIBLE_BINS = 8 * 512  # ||x||^2 of float32 rows lies within 2^-298 and 2^276
+RECORDS = "shards"
 
 
 def _inside(path: str) -> str:
@@ -67,10 +72,14 @@ class WindowEntry(Frozen):
 
 
 class Manifest(Frozen):
-    """Plan, windows and totals of a complete store. `sha256` is that of the other fields in canonical JSON."""
+    """Plan, windows and totals of a complete store. `sha256` is that of the other fields in canonical JSON.
+
+    sealed: some of the plan's windows are not here and never will be; the field is written only where it is true.
+    """
 
     schema_version: str
     plan: Plan
+    sealed: bool = False
     files: tuple[FileEntry, ...]
     windows: tuple[WindowEntry, ...]
     moments: dict[str, dict[str, MomentsRecord]]
@@ -78,10 +87,15 @@ class Manifest(Frozen):
     files_digest: Sha256
     sha256: Sha256
 
+    @model_serializer(mode="wrap")
+    def _without_false(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields: dict[str, Any] = handler(self)
+        return fields if self.sealed else {name: value for name, value in fields.items() if name != "sealed"}
+
 
 def record_name(split: Split, window: int) -> str:
     """Return the path of a window's record."""
-    return f"shards/{split}-{window:05d}.json"
+    return f"{RECORDS}/{split}-{window:05d}.json"
 
 
 def all_windows(plan: Plan) -> list[tuple[Split, int]]:
@@ -90,7 +104,7 @@ def all_windows(plan: Plan) -> list[tuple[Split, int]]:
 
 
 def build(plan: Plan, files: list[FileEntry], records: list[tuple[FileEntry, Record]]) -> Manifest:
-    """Return the manifest of a complete store.
+    """Return the manifest of a store, sealed when these are not the records of all its windows.
 
     files: plan.json, Zarr metadata and context arrays. records: in the order of `all_windows`, each with its file.
     """
@@ -105,7 +119,6 @@ def build(plan: Plan, files: list[FileEntry], records: list[tuple[FileEntry, Rec
         for split in SPLITS
     }
     ordered = sorted(files, key=lambda f: f.path)
-    every = ordered + [a.file for w in windows for a in w.arrays] + [w.record for w in windows]
     body: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
         "plan": plan.model_dump(mode="json"),
@@ -113,9 +126,30 @@ def build(plan: Plan, files: list[FileEntry], records: list[tuple[FileEntry, Rec
         "windows": [w.model_dump(mode="json") for w in windows],
         "moments": {s: {n: m.model_dump(mode="json") for n, m in sites.items()} for s, sites in moments.items()},
         "digest": digest(plan, windows),
-        "files_digest": sha256(canonical_json([f.model_dump(mode="json") for f in every])),
+        "files_digest": files_digest(ordered, windows),
     }
+    if len(windows) < plan.windows + plan.heldout_windows:
+        body["sealed"] = True
     return parse(Manifest, canonical_json(body | {"sha256": sha256(canonical_json(body))}), MANIFEST)
+
+
+def listed_files(plan: Plan) -> list[str]:
+    """Return the paths of all files outside the windows, ascending: the plan, Zarr metadata, tokens and documents."""
+    c = plan.contexts
+    small = context_arrays(c.contexts, c.context_size, c.documents)
+    return sorted([PLAN, *metadata_files(plan), *(spec.file(i) for spec in small for i in range(spec.shards))])
+
+
+def every_file(manifest: Manifest) -> list[FileEntry]:
+    """Return every file of a store but the manifest: the small ones, then shards, then records."""
+    windows = manifest.windows
+    return [*manifest.files, *(a.file for w in windows for a in w.arrays), *(w.record for w in windows)]
+
+
+def files_digest(files: Sequence[FileEntry], windows: Sequence[WindowEntry]) -> str:
+    """Return the sum over every file of a store but the manifest: `files`, then shards, then records."""
+    every = [*files, *(a.file for w in windows for a in w.arrays), *(w.record for w in windows)]
+    return sha256(canonical_json([f.model_dump(mode="json") for f in every]))
 
 
 def digest(plan: Plan, windows: list[WindowEntry]) -> str:
@@ -136,12 +170,52 @@ def read_manifest(data: bytes, where: str) -> Manifest:
         raise CorruptError(f"{where} has sha256 {found[:12]}…; it says {manifest.sha256[:12]}…: it was changed.")
     if digest(manifest.plan, list(manifest.windows)) != manifest.digest:
         raise CorruptError(f"{where} holds a digest that its own plan and rows do not give.")
-    expected = all_windows(manifest.plan)
-    if [(w.split, w.window) for w in manifest.windows] != expected:
-        raise CorruptError(f"{where} does not list the {len(expected)} windows that its plan has.")
+    _check_windows(manifest, where)
+    _check_files(manifest, where)
     return manifest
 
 
+def _check_windows(manifest: Manifest, where: str) -> None:
+    """The windows are the plan's, each once and in order (or some of them, when sealed), with the plan's arrays."""
+    plan = manifest.plan
+    due = plan.windows + plan.heldout_windows  # counted, not listed: a forged plan can have any number
+    found = [(SPLITS[::-1].index(w.split), w.window) for w in manifest.windows]
+    inside = all(w.window < windows_of(plan, w.split) for w in manifest.windows)
+    if not inside or found != sorted(set(found)) or manifest.sealed != (len(found) < due):
+        raise CorruptError(f"{where} does not list the {due} windows that its plan has.")
+    for window in manifest.windows:
+        specs = window_arrays(plan, window.split)
+        expected = [(s.path, s.file(window.window), s.rows_of_shard(window.window)) for s in specs]
+        if [(a.array, a.file.path, a.rows) for a in window.arrays] != expected:
+            raise CorruptError(f"{where} does not give {window.split} window {window.window} the arrays of its plan.")
+    names = {site.name for site in plan.sites}
+    if set(manifest.moments) != set(SPLITS) or any(set(sites) != names for sites in manifest.moments.values()):
+        raise CorruptError(f"{where} does not have the moments of each site and split.")
+
+
+def _check_files(manifest: Manifest, where: str) -> None:
+    """The other files are those that the plan gives; counted first, for a forged plan can have any number."""
+    c = manifest.plan.contexts
+    shards = sum(spec.shards for spec in context_arrays(c.contexts, c.context_size, c.documents))
+    if shards > len(manifest.files) or [f.path for f in manifest.files] != listed_files(manifest.plan):
+        raise CorruptError(f"{where} does not list the files that its plan has.")
+    if any(w.record.path != record_name(w.split, w.window) for w in manifest.windows):
+        raise CorruptError(f"{where} gives a window another record's name.")
+    if files_digest(manifest.files, manifest.windows) != manifest.files_digest:
+        raise CorruptError(f"{where} holds a files_digest that its own files do not give.")
+
+
 def moments_of(manifest: Manifest, split: Split, site: str, d_in: int) -> Moments:
-    """Return the moments of a site over a split."""
-    return manifest.moments[split][site].read(d_in)
+    """Return the moments of a site over a split; raises CorruptError when they cannot be those of its rows."""
+    try:
+        moments = manifest.moments[split][site].read(d_in)
+    except CorruptError as error:
+        raise CorruptError(f"{MANIFEST}, {split} {site!r}: {error}") from None
+    rows = sum(w.arrays[0].rows for w in manifest.windows if w.split == split)
+    if sum(moments.counts.tolist()) + moments.non_finite != rows:
+        raise CorruptError(f"{MANIFEST}, {split} {site!r}: the moments are of another number of rows than {rows}.")
+    finite = np.isfinite(moments.sums).all() and np.isfinite(moments.squares).all() and (moments.squares >= 0).all()
+    bins = moments.bins[moments.bins != ZERO_BIN]
+    if not (finite and (moments.counts > 0).all() and (np.abs(bins) < POSSIBLE_BINS).all()):
+        raise CorruptError(f"{MANIFEST}, {split} {site!r}: no rows have such moments.")
+    return moments

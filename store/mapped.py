@@ -7,7 +7,7 @@ seen beforehand is an error with a name. pread gives the same bytes without maps
 import mmap
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -18,6 +18,7 @@ from .chunks import ArraySpec, decode_index
 from .errors import CorruptError, NotFoundError
 
 IO = Literal["mmap", "pread"]
+Opened = tuple[Path, int]  # a file's path, as messages have it, and its descriptor
 Ints = NDArray[np.int64]
 UNSIGNED: dict[int, type[np.unsignedinteger[Any]]] = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
 
@@ -25,21 +26,29 @@ UNSIGNED: dict[int, type[np.unsignedinteger[Any]]] = {1: np.uint8, 2: np.uint16,
 class Shard:
     """An open shard file: `rows` rows in chunks of `spec.chunk_rows`. Close it, or use it in a `with`."""
 
-    def __init__(self, root: Path, spec: ArraySpec, shard: int, size: int | None = None, io: IO = "mmap") -> None:
+    def __init__(
+        self,
+        root: Path,
+        spec: ArraySpec,
+        shard: int,
+        size: int | None = None,
+        io: IO = "mmap",
+        opened: Opened | None = None,
+    ) -> None:
         """Open shard `shard` of an array under `root`; size: the bytes it must have.
+
+        opened: the file itself, wherever it is; it is closed with the shard.
 
         Raises NotFoundError, or CorruptError for a wrong size or a damaged index.
         """
-        self.path = root / spec.file(shard)
+        self.path = opened[0] if opened else root / spec.file(shard)
         self.spec = spec
+        self.closed = False
         self.rows = spec.rows_of_shard(shard)
         self.chunks = -(-self.rows // spec.chunk_rows)
-        try:
-            self._fd = os.open(self.path, os.O_RDONLY)
-        except FileNotFoundError:
-            raise NotFoundError(f"{self.path} is missing.") from None
+        self._fd = opened[1] if opened else open_file(self.path)
         self._map: mmap.mmap | None = None
-        with self._named():
+        with self._named(), _closed_on_error(self._fd):
             self.size = os.fstat(self._fd).st_size
             if size is not None and self.size != size:
                 raise CorruptError(f"the file has {self.size} bytes; {size} were written.")
@@ -86,9 +95,13 @@ class Shard:
         return out
 
     def close(self) -> None:
-        """Unmap and close the file."""
+        """Unmap and close the file; doing it again changes nothing."""
+        if self.closed:
+            return
+        self.closed = True
         if self._map is not None:
-            self._map.close()
+            with suppress(BufferError):  # an error's traceback still holds a part of it, and frees it when it goes
+                self._map.close()
         os.close(self._fd)
 
     def __enter__(self) -> Self:
@@ -111,3 +124,22 @@ class Shard:
             yield
         except CorruptError as error:
             raise CorruptError(f"{self.path}: {chunk}{error}") from None
+
+
+def open_file(path: Path) -> int:
+    """Open a file to be read, without waiting where it is a pipe; raises NotFoundError."""
+    try:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except FileNotFoundError:
+        raise NotFoundError(f"{path} is missing.") from None
+    except OSError as error:
+        raise NotFoundError(f"{path} cannot be opened: {error.strerror}.") from None
+
+
+@contextmanager
+def _closed_on_error(fd: int) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        os.close(fd)
+        raise

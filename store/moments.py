@@ -14,14 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from . import kernels
-from .chunks import widen
 from .errors import CorruptError
 from .kernels import F64, I64
 from .plan import Count, Frozen
+from .sums import binned_sums, float_bits, squared_norms
 
 BINS_PER_OCTAVE = 8
-ROWS_AT_ONCE = 4096
+ROWS_AT_ONCE = 256
 # Lower edges of an octave's bins as mantissas in [0.5, 1): roots and products, which IEEE rounds alike everywhere.
 ROOTS = [np.sqrt(2.0), np.sqrt(np.sqrt(2.0)), np.sqrt(np.sqrt(np.sqrt(2.0)))]
 EDGES = np.array([0.5 * np.prod([r for i, r in enumerate(ROOTS) if k >> (2 - i) & 1]) for k in range(8)])
@@ -60,11 +59,14 @@ class Moments:
     squares: F64
     non_finite: int
 
-    @classmethod
-    def of(cls, rows: NDArray[Any], dtype: str) -> Self:
+    @staticmethod
+    def of(rows: NDArray[Any], dtype: str) -> "Moments":
         """Return the moments of rows (rows, d_in), bit patterns or values of a float `dtype`."""
-        parts = [cls._of_part(widen(rows[i : i + ROWS_AT_ONCE], dtype)) for i in range(0, len(rows), ROWS_AT_ONCE)]
-        return cls.merged(parts, rows.shape[1])
+        sums = Sums(rows.shape[1], dtype)
+        for first in range(0, len(rows), ROWS_AT_ONCE):
+            part = rows[first : first + ROWS_AT_ONCE]
+            sums.add(part, by_norm(part, dtype))
+        return sums.moments()
 
     @classmethod
     def merged(cls, parts: Sequence["Moments"], d_in: int) -> Self:
@@ -78,18 +80,6 @@ class Moments:
             sums[at] += part.sums
             squares[at] += part.squares
         return cls(bins, counts, sums, squares, sum(p.non_finite for p in parts))
-
-    @classmethod
-    def _of_part(cls, x: NDArray[np.float32]) -> Self:
-        norms = np.empty(len(x), np.float64)
-        kernels.squared_norms(x, norms)
-        finite = np.isfinite(norms)
-        bins, place, counts = np.unique(bin_of(norms[finite]), return_inverse=True, return_counts=True)
-        where = np.full(len(x), -1, np.int64)
-        where[finite] = place
-        sums, squares = np.zeros((len(bins), x.shape[1])), np.zeros((len(bins), x.shape[1]))
-        kernels.binned_sums(x, where, sums, squares)
-        return cls(bins, counts.astype(np.int64), sums, squares, int(len(x) - finite.sum()))
 
     @property
     def rows(self) -> int:
@@ -133,6 +123,67 @@ class Moments:
         )
 
 
+@dataclass(frozen=True)
+class ByNorm:
+    """The rows of a part sorted by bin, in stored order inside a bin.
+
+    Rows order[starts[i]] up to order[starts[i + 1]] are in bins[i].
+    non_finite: rows with a NaN or an infinity, in no bin.
+    """
+
+    order: I64
+    starts: I64
+    bins: I64
+    non_finite: int
+
+
+def by_norm(rows: NDArray[Any], dtype: str) -> ByNorm:
+    """Sort rows (rows, d_in), bit patterns or values of a float `dtype`, by the bin of their norm."""
+    norms = np.empty(len(rows), np.float64)
+    squared_norms(float_bits(rows, dtype), norms)
+    finite = np.flatnonzero(np.isfinite(norms))
+    of_row = bin_of(norms[finite])
+    order = np.argsort(of_row, kind="stable")
+    bins, first = np.unique(of_row[order], return_index=True)
+    return ByNorm(finite[order], np.append(first, len(finite)), bins, len(rows) - len(finite))
+
+
+class Sums:
+    """Moments in the making: parts are added in stored order, and where one part ends and the next begins is no matter.
+
+    A bin's row in the sums is given out when the bin first occurs.
+    """
+
+    def __init__(self, d_in: int, dtype: str) -> None:
+        self._non_finite = 0
+        self._dtype = dtype
+        self._slot: dict[int, int] = {}
+        self._counts = np.zeros(0, np.int64)
+        self._sums, self._squares = np.zeros((0, d_in)), np.zeros((0, d_in))
+
+    def add(self, rows: NDArray[Any], sorted_rows: ByNorm) -> None:
+        """Add rows (rows, d_in), which `by_norm` sorted."""
+        slots = np.array([self._slot.setdefault(b, len(self._slot)) for b in sorted_rows.bins.tolist()], np.int64)
+        if len(self._slot) > len(self._counts):
+            self._grow(2 * len(self._slot))
+        self._counts[slots] += np.diff(sorted_rows.starts)
+        self._non_finite += sorted_rows.non_finite
+        bits = float_bits(rows, self._dtype)
+        binned_sums(bits, sorted_rows.order, sorted_rows.starts, slots, self._sums, self._squares)
+
+    def moments(self) -> Moments:
+        """Return the moments of what was added."""
+        bins = np.array(sorted(self._slot), np.int64)
+        slots = np.array([self._slot[b] for b in bins.tolist()], np.int64)
+        return Moments(bins, self._counts[slots], self._sums[slots], self._squares[slots], self._non_finite)
+
+    def _grow(self, slots: int) -> None:
+        more = slots - len(self._counts)
+        self._counts = np.concatenate([self._counts, np.zeros(more, np.int64)])
+        none = np.zeros((more, self._sums.shape[1]))
+        self._sums, self._squares = np.concatenate([self._sums, none]), np.concatenate([self._squares, none])
+
+
 class MomentsRecord(Frozen):
     """Moments in JSON; sums and squares are base64 of little-endian float64, so that no digit is lost."""
 
@@ -156,12 +207,12 @@ class MomentsRecord(Frozen):
         )
 
 
-def bin_of(squared_norms: F64) -> I64:
+def bin_of(squares: F64) -> I64:
     """Return the bin of each ||x||^2: floor(8 log2), exactly at the edges; ZERO_BIN for 0."""
-    mantissa, exponent = np.frexp(squared_norms)
+    mantissa, exponent = np.frexp(squares)
     within = np.searchsorted(EDGES, mantissa, side="right") - 1
     bins = (exponent.astype(np.int64) - 1) * BINS_PER_OCTAVE + within
-    return np.where(squared_norms == 0, ZERO_BIN, bins)
+    return np.where(squares == 0, ZERO_BIN, bins)
 
 
 def bin_edge(number: float) -> float:

@@ -9,16 +9,31 @@ import json
 import re
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from .errors import CorruptError, IncompatibleError
 
 SCHEMA_VERSION = "1.0"
 MAX_CHUNK_BYTES = 4 << 20
+# What a reader accepts from elsewhere: far above what is ever written, low enough that a forged plan costs nothing.
+READABLE_CHUNK_BYTES = 64 << 20
+READABLE_CHUNKS = 1 << 20
+READABLE_WINDOWS = 1 << 17
+SHOWN_CHARACTERS = 200
 DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 
 Count = Annotated[int, Field(ge=0, lt=2**53)]
 Positive = Annotated[int, Field(ge=1, lt=2**53)]
+TokenId = Annotated[int, Field(ge=0, lt=2**31)]
+Text = Annotated[str, Field(pattern=r"^\P{Cc}*$", max_length=4096)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Folder = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$", max_length=200)]
 Dtype = Literal["bfloat16", "float16", "float32"]
@@ -37,16 +52,16 @@ T = TypeVar("T", bound=Frozen)
 class SiteSpec(Frozen):
     """A place in the language model: what to hook, what others call it, and how wide it is."""
 
-    name: str
+    name: Text
     folder: Folder
-    module: str
+    module: Text
     hook: Literal["in", "out"]
-    hook_name: str
+    hook_name: Text
     d_in: Annotated[int, Field(ge=1, le=2**20)]
 
     @model_validator(mode="after")
     def _folder_is_a_name(self) -> Self:
-        if self.folder in {".", "..", "source"}:
+        if self.folder in {".", "..", "source", "zarr.json"}:
             raise ValueError(f"folder {self.folder!r} of site {self.name!r} is reserved")
         return self
 
@@ -54,32 +69,32 @@ class SiteSpec(Frozen):
 class ModelSource(Frozen):
     """The language model and how it ran."""
 
-    id: str
-    revision: str | None
+    id: Text
+    revision: Text | None
     weights_sha256: Sha256
     dtype: Dtype
-    attn_implementation: str
-    accelerator: str
+    attn_implementation: Text
+    accelerator: Text
     threads: int | None
 
 
 class TokenizerSource(Frozen):
     """The tokenizer; `excluded_ids` are the special tokens that are never rows, ascending."""
 
-    id: str
+    id: Text
     sha256: Sha256
-    bos_id: int | None
-    eos_id: int
-    excluded_ids: tuple[int, ...]
+    bos_id: TokenId | None
+    eos_id: TokenId
+    excluded_ids: tuple[TokenId, ...]
 
 
 class DatasetSource(Frozen):
     """The text."""
 
-    id: str
-    revision: str | None
-    split: str
-    text_field: str
+    id: Text
+    revision: Text | None
+    split: Text
+    text_field: Text
     sha256: Sha256 | None
 
 
@@ -96,9 +111,12 @@ class ContextsSpec(Frozen):
 
 
 class Plan(Frozen):
-    """Everything that determines the bytes of a store."""
+    """Everything that determines the bytes of a store.
 
-    schema_version: Annotated[str, Field(pattern=r"^[0-9]+\.[0-9]+$")]
+    parent: the digest of the store that this one is a part of; the field is written only where there is one.
+    """
+
+    schema_version: Annotated[str, Field(pattern=r"^[0-9]{1,9}\.[0-9]{1,9}$")]
     model: ModelSource
     tokenizer: TokenizerSource
     dataset: DatasetSource
@@ -108,7 +126,7 @@ class Plan(Frozen):
     rows: Positive
     heldout_rows: Count
     heldout: Annotated[float, Field(ge=0, lt=1)]
-    dropped_positions: tuple[int, ...]
+    dropped_positions: tuple[Count, ...]
     seed: Annotated[int, Field(ge=0, lt=2**63)]
     window_rows: Positive
     chunk_rows: Positive
@@ -116,6 +134,12 @@ class Plan(Frozen):
     codec: Codec
     level: Annotated[int, Field(ge=0, le=22)]
     versions: dict[str, str]
+    parent: Sha256 | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_absent(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields: dict[str, Any] = handler(self)
+        return fields if self.parent else {name: value for name, value in fields.items() if name != "parent"}
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -124,6 +148,17 @@ class Plan(Frozen):
         names, folders = {s.name for s in self.sites}, {s.folder for s in self.sites}
         if min(len(names), len(folders)) < len(self.sites):
             raise ValueError("two sites share a name or a folder")
+        return self
+
+    @model_validator(mode="after")
+    def _can_be_read(self) -> Self:
+        widest = max(8, *(site.d_in * DTYPE_BYTES[self.model.dtype] for site in self.sites))
+        if self.chunk_rows * widest > READABLE_CHUNK_BYTES:
+            raise ValueError(f"a chunk of {self.chunk_rows} rows of {widest} bytes is over {READABLE_CHUNK_BYTES}")
+        if self.window_rows // self.chunk_rows > READABLE_CHUNKS:
+            raise ValueError(f"a window of {self.window_rows // self.chunk_rows} chunks is over {READABLE_CHUNKS}")
+        if self.windows + self.heldout_windows > READABLE_WINDOWS:
+            raise ValueError(f"{self.windows + self.heldout_windows} windows are over {READABLE_WINDOWS}")
         return self
 
     @property
@@ -179,15 +214,23 @@ def parse(kind: type[T], data: bytes, where: str) -> T:
         value = kind.model_validate_json(data)
     except ValidationError as error:
         raise CorruptError(f"{where} is not what it should be: {first_fault(error)}.") from None
-    if canonical_json(value.model_dump(mode="json")) != data:
+    if not _is_canonical(value, data):
         raise CorruptError(f"{where} is not in canonical form, so it was changed after it was written.")
     return value
 
 
+def _is_canonical(value: Frozen, data: bytes) -> bool:
+    try:
+        return canonical_json(value.model_dump(mode="json")) == data
+    except (ValueError, RecursionError):  # an infinity or an endless number in a field that only a newer version knows
+        return False
+
+
 def check_schema(version: Any, where: str) -> None:
     """Refuse a store whose major version is newer than ours (IncompatibleError)."""
-    if not isinstance(version, str) or not re.fullmatch(r"[0-9]+\.[0-9]+", version):
-        raise CorruptError(f"{where} has no schema_version such as {SCHEMA_VERSION!r}; found {version!r}.")
+    if not isinstance(version, str) or not re.fullmatch(r"[0-9]{1,9}\.[0-9]{1,9}", version):
+        found = repr(version)[:SHOWN_CHARACTERS]
+        raise CorruptError(f"{where} has no schema_version such as {SCHEMA_VERSION!r}; found {found}.")
     if int(version.split(".")[0]) > int(SCHEMA_VERSION.split(".")[0]):
         raise IncompatibleError(
             f"{where} has format {version}; this gsae reads up to {SCHEMA_VERSION}. Install a newer gsae."
@@ -195,10 +238,11 @@ def check_schema(version: Any, where: str) -> None:
 
 
 def first_fault(error: ValidationError) -> str:
-    """Return the first fault of a pydantic error in one line."""
+    """Return the first fault of a pydantic error in one short line, whatever characters are in it."""
     fault = error.errors()[0]
     place = ".".join(str(part) for part in fault["loc"]) or "the whole"
-    return f"{place}: {fault['msg']}"
+    line = f"{place}: {fault['msg']}"
+    return "".join(c if c.isprintable() else "?" for c in line)[:SHOWN_CHARACTERS]
 
 
 def changed_fields(ours: dict[str, Any], theirs: dict[str, Any], prefix: str = "") -> list[tuple[str, Any, Any]]:

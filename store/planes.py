@@ -3,7 +3,7 @@
 A bfloat16's sign and mantissa are noise, its exponent is not: it lies within a few steps of its channel's median.
 So sign and mantissa are kept as they are (one byte a value), and exponents become nibbles around a base for each
 channel, packed so that unpacking is plain vector code; what falls outside goes to an exception list. Level 1 runs
-zstd over 128 KiB blocks of nibbles, which acts as a Huffman coder on pairs (0.67 of raw); level 0 does not (0.75,
+zstd over 256 KiB blocks of nibbles, which acts as a Huffman coder on pairs (0.67 of raw); level 0 does not (0.75,
 memory speed). A chunk holds its own bases, so it can be read alone.
 
 A chunk, little-endian:
@@ -18,7 +18,7 @@ A chunk, little-endian:
     packed blocks                      block_rows rows each: nibbles (form 0) or exponents (form 1)
     u8  low[rows, channels]            sign << 7 | mantissa
 
-Form 1 is for chunks in which more than a tenth of the exponents would be exceptions.
+Form 1 is for chunks in which so many exponents would be exceptions that it is smaller.
 """
 
 import itertools
@@ -26,21 +26,23 @@ import struct
 from typing import Any
 
 import numpy as np
-from numcodecs import zstd
 from numcodecs.abc import Codec
 from numcodecs.compat import ensure_contiguous_ndarray_like
 from numpy.typing import NDArray
 
-from . import kernels
+from . import frames, kernels
+from .bases import fitted_bases
 from .errors import CorruptError
 from .kernels import I64, U8, U16, U32
 
 HEADER = struct.Struct("<4sBBHIIII")
 MAGIC = b"GSP1"
 NIBBLES, BYTES = 0, 1
-BLOCK_BYTES = 128 << 10
-SAMPLED_ROWS = 64
-MAX_EXCEPTION_SHARE = 0.1
+NONE, ZSTD = 0, 1
+BLOCK_BYTES = 256 << 10
+
+# An exception takes five bytes. Form 1 is 0.25 of raw larger than form 0 without zstd, and about 0.02 with it.
+MAX_EXCEPTION_SHARE = {NONE: 0.1, ZSTD: 0.015}
 
 
 def encode(x: U16, level: int) -> bytes:
@@ -49,71 +51,85 @@ def encode(x: U16, level: int) -> bytes:
     if rows * channels >= 2**32:
         raise ValueError(f"a chunk of {rows} x {channels} values is too large for gsae.planes: below 2^32 needed")
     low = np.empty((rows, channels), np.uint8)
-    base = _bases(x)
     nibbles = np.empty((rows, (channels + 1) // 2), np.uint8)
-    block_rows = _block_rows(nibbles.shape[1])
-    limit = int(rows * channels * MAX_EXCEPTION_SHARE) + 1
+    base = fitted_bases(x)
+    limit = int(rows * channels * MAX_EXCEPTION_SHARE[ZSTD if level else NONE]) + 1
     at, exponents = np.empty(limit, np.uint32), np.empty(limit, np.uint8)
-    starts, n = [0], 0
-    for first in range(0, rows, block_rows):
-        part = slice(first, first + block_rows)
-        n = kernels.pack(x[part], base, first, low[part], nibbles[part], at, exponents, n)
-        if n < 0:
-            return _encode_bytes(x, level)
-        starts.append(n)
-    return _assemble(NIBBLES, level, low, nibbles, block_rows, base, starts, at[:n], exponents[:n])
+    n = kernels.pack(x, base, low, nibbles, at, exponents)
+    if n >= 0:
+        return _assemble(NIBBLES, level, low, nibbles, base, at[:n], exponents[:n])
+    every = np.empty((rows, channels), np.uint8)
+    kernels.split_bytes(x, low, every)
+    return _assemble(BYTES, level, low, every, np.zeros(channels, np.uint8), at[:0], exponents[:0])
+
+
+def _assemble(form: int, level: int, low: U8, packed: U8, base: U8, at: U32, values: U8) -> bytes:
+    rows, channels = low.shape
+    # Without zstd one block is all it takes; with it, a block's nibbles stay in the second-level cache.
+    block_rows = max(BLOCK_BYTES // max(packed.shape[1], 1) if level else rows, 1)
+    blocks: list[Any] = [packed[i : i + block_rows] for i in range(0, rows, block_rows)]
+    if level:
+        blocks = [frames.compress(block, level) for block in blocks]
+    sizes = np.array([memoryview(b).nbytes for b in blocks], "<u4")
+    ends = np.minimum(np.arange(len(blocks) + 1) * block_rows, rows) * channels
+    starts = np.searchsorted(at, ends).astype("<u4")
+    header = HEADER.pack(MAGIC, form, ZSTD if level else NONE, 0, rows, channels, block_rows, len(at))
+    parts: list[Any] = [header, base, sizes, starts, at.astype("<u4", copy=False), values, *blocks, low]
+    return b"".join(parts)
 
 
 def decode_into(data: Any, out: U16, places: I64) -> None:
     """Decode a chunk into rows places (rows,) of out (any, channels), reading `data` (a buffer) where it lies.
 
-    Raises CorruptError when the chunk is damaged or not of len(places) rows of out's width; nothing is allocated
-    beyond one block, whatever the chunk says.
+    Raises CorruptError when the chunk is damaged or not of len(places) rows of out's width, ValueError when a place
+    is not in `out` or `out` is not C-contiguous. Nothing is allocated beyond one block, whatever the chunk says.
     """
+    if not out.flags.c_contiguous or (len(places) and (places.min() < 0 or places.max() >= len(out))):
+        raise ValueError(f"rows do not go to places {places} of an array {out.shape} that must be C-contiguous")
     buffer = np.frombuffer(data, np.uint8)
+    buffer.flags.writeable = False
     chunk = _Chunk(buffer, rows=len(places), channels=out.shape[1])
-    scratch = np.empty((min(chunk.block_rows, chunk.rows), chunk.width), np.uint8)
+    scratch = np.empty((min(chunk.block_rows, chunk.rows) if chunk.packing else 0, chunk.width), np.uint8)
     for i in range(chunk.blocks):
         first = i * chunk.block_rows
-        last = min(first + chunk.block_rows, chunk.rows)
-        packed = chunk.packed(i, scratch[: last - first])
+        part = slice(first, first + chunk.block_rows)
+        low, to = chunk.low[part], places[part]
+        packed = chunk.packed(i, len(low), scratch)
         if chunk.form == BYTES:
-            kernels.join_bytes(chunk.low[first:last], packed, out, places[first:last])
+            kernels.join_bytes(low, packed, out, to)
             continue
-        kernels.unpack(chunk.low[first:last], packed, chunk.base, out, places[first:last])
-        at, exponents = chunk.exceptions(i, first * chunk.channels, last * chunk.channels)
-        if len(at):
-            kernels.patch(at, exponents, first, out, places[first:last])
+        at, exponents = chunk.exceptions(i)
+        if kernels.unpack(low, packed, chunk.base, at, exponents, first, out, to) < len(at):
+            raise CorruptError(f"an exception of block {i} of a planes chunk lies outside it or out of order.")
 
 
 class _Chunk:
-    """The parts of an encoded chunk as views, every size checked against the bytes at hand."""
+    """The parts of an encoded chunk as read-only views, every size checked against the bytes at hand."""
 
     def __init__(self, buffer: U8, rows: int, channels: int) -> None:
         if len(buffer) < HEADER.size:
             raise CorruptError(f"a planes chunk needs a header of {HEADER.size} bytes; this one has {len(buffer)}.")
         magic, form, packing, zero, *sizes = HEADER.unpack(buffer[: HEADER.size].tobytes())
         self.rows, self.channels, self.block_rows, exceptions = sizes
-        if magic != MAGIC or form not in (NIBBLES, BYTES) or packing not in (0, 1) or zero:
+        if magic != MAGIC or form not in (NIBBLES, BYTES) or packing not in (NONE, ZSTD) or zero:
             raise CorruptError("the header of a planes chunk is damaged.")
         if (self.rows, self.channels) != (rows, channels):
             raise CorruptError(
                 f"a planes chunk says it holds {self.rows} x {self.channels} values; {rows} x {channels} are due."
             )
-        if self.block_rows < 1 or exceptions > rows * channels:
-            raise CorruptError("the sizes in the header of a planes chunk are impossible.")
+        if self.block_rows < 1:
+            raise CorruptError("a planes chunk says that its blocks have no rows.")
         self.form, self.packing = form, packing
         self.blocks = -(-rows // self.block_rows)
         self.width = (channels + 1) // 2 if form == NIBBLES else channels
         counts = [channels, 4 * self.blocks, 4 * (self.blocks + 1), 4 * exceptions, exceptions]
-        ends = np.cumsum([HEADER.size, *counts])
+        ends = list(itertools.accumulate([HEADER.size, *counts]))
         if ends[-1] + rows * channels > len(buffer):
             raise CorruptError(f"a planes chunk of {len(buffer)} bytes is cut short.")
-        base, packed, starts, at, values = (buffer[a:b] for a, b in itertools.pairwise(ends))
-        self.base = base
-        self.starts = starts.view("<u4")
-        self.at, self.values = at.view("<u4"), values
-        self.offsets = ends[-1] + np.concatenate([[0], np.cumsum(packed.view("<u4"), dtype=np.int64)])
+        self.base, packed, starts, at, self.values = (buffer[a:b] for a, b in itertools.pairwise(ends))
+        self.starts = starts.view("<u4").tolist()
+        self.at = at.copy().view("<u4")  # in the chunk it need not be aligned
+        self.offsets = list(itertools.accumulate(packed.view("<u4").tolist(), initial=ends[-1]))
         self.low = buffer[len(buffer) - rows * channels :].reshape(rows, channels)
         self.buffer = buffer
         self._check(exceptions)
@@ -121,90 +137,28 @@ class _Chunk:
     def _check(self, exceptions: int) -> None:
         if self.offsets[-1] + self.rows * self.channels != len(self.buffer):
             raise CorruptError(f"the blocks of a planes chunk of {len(self.buffer)} bytes do not add up to it.")
-        ascending = bool(np.all(self.starts[:-1] <= self.starts[1:]))
+        ascending = all(a <= b for a, b in itertools.pairwise(self.starts))
         if self.starts[0] != 0 or self.starts[-1] != exceptions or not ascending:
             raise CorruptError("the exception table of a planes chunk is damaged.")
 
-    def packed(self, block: int, scratch: U8) -> U8:
-        """Return block `block` unpacked, (block's rows, width): a view, or decompressed into `scratch`."""
+    def packed(self, block: int, rows: int, scratch: U8) -> U8:
+        """Return block `block`, of `rows` rows, unpacked (rows, width): a view, or decompressed into `scratch`."""
         raw = self.buffer[self.offsets[block] : self.offsets[block + 1]]
-        if self.packing == 0:
-            if len(raw) != scratch.size:
-                raise CorruptError(f"block {block} of a planes chunk has {len(raw)} bytes; {scratch.size} are due.")
-            return raw.reshape(scratch.shape)
-        try:
-            zstd.decompress(raw, scratch)
-        except (RuntimeError, ValueError) as error:
-            raise CorruptError(f"block {block} of a planes chunk does not decompress: {error}.") from None
-        return scratch
+        if self.packing == NONE:
+            if len(raw) != rows * self.width:
+                raise CorruptError(
+                    f"block {block} of a planes chunk has {len(raw)} bytes; {rows * self.width} are due."
+                )
+            return raw.reshape(rows, self.width)
+        unpacked = scratch[:rows]
+        frames.decompress_into(raw, unpacked)
+        unpacked.flags.writeable = False  # one type for the kernels, and one compilation
+        return unpacked
 
-    def exceptions(self, block: int, start: int, stop: int) -> tuple[U32, U8]:
-        """Return positions and exponents of the exceptions of a block that holds positions start .. stop."""
-        part = slice(int(self.starts[block]), int(self.starts[block + 1]))
-        at = self.at[part]
-        if len(at) and (at.min() < start or at.max() >= stop):
-            raise CorruptError(f"an exception of block {block} of a planes chunk lies outside it.")
-        return at, self.values[part]
-
-
-def _bases(x: U16) -> U8:
-    """Choose the exponent of nibble 0 for each channel: median plus the shift that leaves fewest outside."""
-    base = np.zeros(x.shape[1], np.uint8)
-    if not x.size:
-        return base
-    sample = np.ascontiguousarray(x[:: -(-len(x) // SAMPLED_ROWS)])
-    kernels.channel_medians(sample, base)
-    counts = np.empty(256, np.int64)
-    kernels.delta_counts(sample, base, counts)
-    around = np.concatenate([counts[-15:], counts[:16]])
-    covered = np.convolve(around, np.ones(16, np.int64), mode="valid")
-    shift = 15 - int(np.argmax(covered))
-    return base - np.uint8(shift)
-
-
-def _block_rows(width: int) -> int:
-    return max(BLOCK_BYTES // max(width, 1), 1)
-
-
-def _encode_bytes(x: U16, level: int) -> bytes:
-    low, exponents = np.empty(x.shape, np.uint8), np.empty(x.shape, np.uint8)
-    kernels.split_bytes(x, low, exponents)
-    block_rows = _block_rows(x.shape[1])
-    starts = [0] * (-(-len(x) // block_rows) + 1)
-    none = np.empty(0, np.uint32)
-    return _assemble(
-        BYTES,
-        level,
-        low,
-        exponents,
-        block_rows,
-        np.zeros(x.shape[1], np.uint8),
-        starts,
-        none,
-        none.view(np.uint8),
-    )
-
-
-def _assemble(
-    form: int,
-    level: int,
-    low: U8,
-    packed: U8,
-    block_rows: int,
-    base: U8,
-    starts: list[int],
-    at: U32,
-    values: U8,
-) -> bytes:
-    rows, channels = low.shape
-    blocks: list[Any] = [packed[i : i + block_rows] for i in range(0, rows, block_rows)]
-    if level:
-        blocks = [zstd.compress(block, level) for block in blocks]
-    sizes = np.array([memoryview(b).nbytes for b in blocks], "<u4")
-    header = HEADER.pack(MAGIC, form, 1 if level else 0, 0, rows, channels, block_rows, len(at))
-    table = np.array(starts, "<u4")
-    parts: list[Any] = [header, base, sizes, table, at.astype("<u4", copy=False), values, *blocks, low]
-    return b"".join(parts)
+    def exceptions(self, block: int) -> tuple[U32, U8]:
+        """Return positions and exponents of a block's exceptions."""
+        part = slice(self.starts[block], self.starts[block + 1])
+        return self.at[part], self.values[part]
 
 
 class Planes(Codec):  # type: ignore[misc]

@@ -74,13 +74,14 @@ def publish(root: Path, name: str, file: BinaryIO, sha256: str) -> bool:
     target = root / name
     file.flush()
     os.fsync(file.fileno())
-    _make_folders(root, target.parent)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    ours = True
     try:
         os.link(file.name, target)
     except FileExistsError:
-        return hash_file(target) == sha256
-    sync_folder(target.parent)
-    return True
+        ours = hash_file(target) == sha256
+    sync_up_to(root, target.parent)  # also where another writer was first: it may not have come to this
+    return ours
 
 
 def publish_bytes(root: Path, name: str, data: bytes) -> None:
@@ -110,6 +111,8 @@ def read_file(path: Path, remedy: str = "") -> bytes:
         return path.read_bytes()
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         raise NotFoundError(f"{path} is not there.{' ' if remedy else ''}{remedy}") from None
+    except OSError as error:
+        raise NotFoundError(f"{path} cannot be read: {error.strerror}.") from None
 
 
 def hash_file(path: Path) -> str:
@@ -129,6 +132,12 @@ def raw_sha256(arrays: Iterable[NDArray[Any]]) -> str:
     return digest.hexdigest()
 
 
+def write_back(file: BinaryIO, start: int, stop: int) -> None:
+    """Let the disk begin on bytes start .. stop of a file, so that fsync finds little left to wait for."""
+    if hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(file.fileno(), start, stop - start, os.POSIX_FADV_DONTNEED)
+
+
 def sync_folder(folder: Path) -> None:
     """Make the names in a folder durable."""
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
@@ -138,11 +147,9 @@ def sync_folder(folder: Path) -> None:
         os.close(fd)
 
 
-def _make_folders(root: Path, folder: Path) -> None:
-    missing = []
-    while folder != root and not folder.is_dir():
-        missing.append(folder)
+def sync_up_to(root: Path, folder: Path) -> None:
+    """Make the names on the way from `root` to `folder` durable, those that a killed writer made included."""
+    sync_folder(folder)
+    while folder != root:
         folder = folder.parent
-    for path in reversed(missing):
-        path.mkdir(exist_ok=True)
-        sync_folder(path.parent)
+        sync_folder(folder)

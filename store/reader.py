@@ -3,29 +3,42 @@
 Everything that is read was named, sized and summed by the manifest, which was checked when the store was opened.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor
+from numpy.typing import ArrayLike, NDArray
 
-from .arrays import SOURCE, rows_of, site_array, windows_of
-from .batches import Batches, GroupReader, Shuffle, as_tensor, check_position, default_threads, groups
-from .chunks import NUMPY_DTYPES, ArraySpec
+from .arrays import SOURCE, context_arrays, site_array
+from .batches import default_threads
+from .cache import Cache, Cached
+from .chunks import ArraySpec
 from .contexts import read_context_array
-from .errors import IncompatibleError, NotFoundError, UsageError
-from .manifest import MANIFEST, Manifest, moments_of, read_manifest
+from .decoding import ShardFile
+from .errors import GsaeError, IncompatibleError, NotFoundError
+from .manifest import (
+    MANIFEST,
+    PLAN,
+    RECORDS,
+    FileEntry,
+    Manifest,
+    all_windows,
+    every_file,
+    moments_of,
+    read_manifest,
+    record_name,
+)
 from .mapped import IO, Shard
 from .moments import Moments
-from .order import Split
-from .plan import Plan, SiteSpec
-from .publish import read_file
-from .writer import read_plan, unfinished
+from .order import Ints, Split
+from .places import Folder, Place, Readable
+from .plan import Plan, SiteSpec, parse
+from .remote import is_url
+from .rows import take
+from .site import Site
+from .whereabouts import Whereabouts, around
 
 
 def is_complete(root: Path) -> bool:
@@ -33,35 +46,59 @@ def is_complete(root: Path) -> bool:
     return (root / MANIFEST).exists()
 
 
-def open_store(path: str | Path) -> "Store":
-    """Open a complete store.
+def open_store(path: str | Path, cache: Cache | None = None) -> "Store":
+    """Open a complete store, in a folder or at a URL; of a remote one each file is fetched to `cache` when it is read.
 
     Raises NotFoundError where there is none or the site's files are missing, IncompatibleError when its format is
-    newer or its harvest unfinished, CorruptError when its manifest was changed.
+    newer or its harvest unfinished, CorruptError when its manifest was changed, RemoteError when a server is away.
     """
-    root = Path(path)
-    if not is_complete(root):
-        _explain_absence(root)
-    return Store(root, read_manifest(read_file(root / MANIFEST), str(root / MANIFEST)))
+    where = Cached(str(path), cache or Cache.from_environment()) if is_url(path) else Folder(Path(path))
+    return Store(where, find_manifest(where)[0])
 
 
-def _explain_absence(root: Path) -> None:
-    plan = read_plan(root) if root.is_dir() else None
-    if plan is None:
-        raise NotFoundError(f"{root} is no gsae store: it has no {MANIFEST} and no plan.json.")
-    left, every = len(unfinished(root, plan)), plan.windows + plan.heldout_windows
-    raise IncompatibleError(
-        f"The harvest of {root} is not finished: {every - left} of {every} windows are there. Run its `gsae harvest` "
-        "command again; it goes on where it stopped."
+def find_manifest(where: Place) -> tuple[Manifest, bytes]:
+    """Return the manifest of the complete store at `where`, and its bytes; raises as `open_store`."""
+    try:
+        data = where.read(MANIFEST)
+    except NotFoundError:
+        raise _absence(where) from None
+    return read_manifest(data, f"{where.name}/{MANIFEST}"), data
+
+
+def _absence(where: Place) -> GsaeError:
+    try:
+        plan = parse(Plan, where.read(PLAN), f"{where.name}/{PLAN}")
+    except NotFoundError:
+        return NotFoundError(f"{where.name} is no gsae store: it has no {MANIFEST} and no {PLAN}.")
+    there, every = len(recorded(where, plan)), plan.windows + plan.heldout_windows
+    return IncompatibleError(
+        f"The harvest of {where.name} is not finished: {there} of {every} windows are there. Run its `gsae harvest` "
+        "(or `gsae copy`) command again; it goes on where it stopped."
     )
+
+
+def recorded(where: Place, plan: Plan) -> list[tuple[Split, int]]:
+    """List the windows that have a record at `where`."""
+    found = where.children(RECORDS)[1]
+    return [(split, w) for split, w in all_windows(plan) if record_name(split, w) in found]
 
 
 @dataclass(frozen=True)
 class Store:
-    """A complete store: its manifest, its sites, its tokens."""
+    """A complete store: its manifest, its sites, its tokens; `place` is the folder or the URL that it stands at."""
 
-    path: Path
+    place: Readable
     manifest: Manifest
+
+    @property
+    def name(self) -> str:
+        """The folder or URL, as messages have it."""
+        return self.place.name
+
+    @property
+    def path(self) -> Path:
+        """The folder; of a remote store nothing is there."""
+        return Path(self.place.name)
 
     @property
     def plan(self) -> Plan:
@@ -76,17 +113,15 @@ class Store:
     @property
     def bytes(self) -> int:
         """Bytes of all its files, the manifest left out."""
-        windows = sum(a.file.size for w in self.manifest.windows for a in w.arrays)
-        records = sum(w.record.size for w in self.manifest.windows)
-        return windows + records + sum(f.size for f in self.manifest.files)
+        return sum(f.size for f in every_file(self.manifest))
 
-    def site(self, name: str, split: Split = "train", io: IO = "mmap") -> "Site":
+    def site(self, name: str, split: Split = "train", io: IO = "mmap") -> Site:
         """Return a site's rows in a split; raises NotFoundError listing the sites there are."""
         for spec in self.plan.sites:
             if spec.name == name:
                 return Site(self, spec, split, io)
         have = ", ".join(s.name for s in self.plan.sites)
-        raise NotFoundError(f"Site {name!r} is not in {self.path}. It has: {have}.")
+        raise NotFoundError(f"Site {name!r} is not in {self.name}. It has: {have}.")
 
     def tokens(self) -> NDArray[np.int32]:
         """Return the token ids of all contexts, (contexts, context_size), in source order."""
@@ -104,113 +139,75 @@ class Store:
         """Return the array that holds a site's rows in a split."""
         return site_array(self.plan, split, site.folder)
 
+    @property
+    def sealed(self) -> bool:
+        """Whether it was published without all the windows of its plan."""
+        return self.manifest.sealed
+
+    def windows(self, split: Split) -> list[int]:
+        """Return the numbers of a split's windows; those of a sealed store may have gaps."""
+        return [w.window for w in self.manifest.windows if w.split == split]
+
     def array_files(self, spec: ArraySpec, split: Split) -> list[int]:
-        """Return the sizes of an array's shard files, in window order."""
+        """Return the sizes of an array's shard files, in the order of `windows`."""
         return [
             a.file.size for w in self.manifest.windows if w.split == split for a in w.arrays if a.array == spec.path
         ]
 
-    def _context_array(self, path: str) -> NDArray[Any]:
-        sizes = {f.path: f.size for f in self.manifest.files}
-        return read_context_array(self.path, self.plan.contexts, path, sizes)
+    def shard(self, spec: ArraySpec, window: int, io: IO = "mmap") -> Shard:
+        """Open the file of a window, fetching it first where the store is remote; raises as `Shard` does."""
+        entry = self._entries[spec.file(window)]
+        return Shard(self.path, spec, window, entry.size, io, self.place.open(entry))
 
+    def files(self, site: str, split: Split, io: IO) -> tuple[ShardFile, ...]:
+        """Return the windows of a site."""
+        return self._windows(self.array(self.site(site).spec, split), split, io)
 
-@dataclass(frozen=True)
-class Site:
-    """The rows of one site in one split; row i of every site of a store is the same token."""
+    def source_files(self, split: Split, io: IO) -> tuple[tuple[ShardFile, int], ...]:
+        """Return the windows of the sources, each with what is to be added to it: nothing."""
+        return tuple((file, 0) for file in self._windows(site_array(self.plan, split, SOURCE), split, io))
 
-    store: Store
-    spec: SiteSpec
-    split: Split
-    io: IO
+    def moments(self, site: str, split: Split) -> Moments:
+        """Return the float64 moments of a site's rows."""
+        return moments_of(self.manifest, split, site, self.site(site).d_in)
 
-    @property
-    def name(self) -> str:
-        """For instance `mlp.10`."""
-        return self.spec.name
+    def sources(self, contexts: Ints, positions: Ints) -> Ints:
+        """Return context * context_size + position of each token; raises NotFoundError for no position of a context."""
+        outside = (positions < 0) | (positions >= self.plan.context_size)
+        if outside.any():
+            raise NotFoundError(f"Contexts of {self.name} have no position {positions[outside][0]}.")
+        return contexts * self.plan.context_size + positions
 
-    @property
-    def d_in(self) -> int:
-        """Width of a row."""
-        return self.spec.d_in
+    def rows_of(self, sources: Ints, split: Split) -> Ints:
+        """Return the row number of each source; the first call reads all tokens. Raises NotFoundError for no row."""
+        if split not in self._orders:
+            windows = self.windows(split)
+            self._orders[split] = Whereabouts.of(self.plan, self.tokens(), self.split(), split, windows)
+        return self._orders[split].rows(sources)
 
-    @property
-    def rows(self) -> int:
-        """Number of rows."""
-        return rows_of(self.store.plan, self.split)
+    def tokens_around(self, sources: ArrayLike, before: int = 8, after: int = 8) -> NDArray[np.int32]:
+        """Return the token ids about each source, (n, before + 1 + after): its own at `before`, -1 beyond its context.
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """The dtype of the batches."""
-        kind: torch.dtype = getattr(torch, self.store.plan.model.dtype)
-        return kind
+        Reads the chunks of tokens that hold them, not all. Raises NotFoundError for no token of the store.
+        """
+        context, position = np.divmod(np.atleast_1d(np.asarray(sources, np.int64)), self.plan.context_size)
+        if len(context) and (context.min() < 0 or context.max() >= self.plan.contexts.contexts):
+            raise NotFoundError(f"{self.name} has {self.plan.contexts.contexts} contexts; a source lies outside.")
+        c = self.plan.contexts
+        spec = next(s for s in context_arrays(c.contexts, c.context_size, c.documents) if s.path == "contexts/tokens")
+        files = [ShardFile(self, spec, shard, "pread") for shard in range(spec.shards)]
+        return around(take(files, context, default_threads()).view(np.int32), position, before, after)
 
     @cached_property
-    def moments(self) -> Moments:
-        """Float64 moments of the rows, from the manifest."""
-        return moments_of(self.store.manifest, self.split, self.name, self.d_in)
+    def _orders(self) -> dict[Split, Whereabouts]:
+        return {}
 
-    def batches(
-        self,
-        batch_size: int,
-        *,
-        seed: int = 0,
-        epochs: int | None = 1,
-        max_norm_multiple: float = 0.0,
-        mix: int = 32,
-        open_windows: int = 32,
-        threads: int | None = None,
-        state: dict[str, int] | None = None,
-    ) -> Batches:
-        """Return shuffled batches (batch_size, d_in), every row once an epoch, another order each epoch.
+    def _windows(self, spec: ArraySpec, split: Split, io: IO) -> tuple[ShardFile, ...]:
+        return tuple(ShardFile(self, spec, window, io) for window in self.windows(split))
 
-        epochs: None for no end. max_norm_multiple: leave out the rows that `moments.within` leaves out (0 keeps all
-        finite rows). mix: chunks mixed at a time. state: a `state_dict()` to continue from: with the same arguments
-        the same batches follow, bit for bit. Raises UsageError for values that cannot work.
-        """
-        if min(batch_size, mix, open_windows) < 1 or (epochs is not None and epochs < 1):
-            raise UsageError("batch_size, mix, open_windows and epochs must each be at least 1.")
-        if not self.rows:
-            raise UsageError(f"Site {self.name!r} of {self.store.path} has no {self.split} rows.")
-        summary = self.moments.within(max_norm_multiple)
-        if not summary.rows:
-            raise UsageError(f"No row of site {self.name!r} lies below {max_norm_multiple} times the median norm.")
-        spec = self.store.array(self.spec, self.split)
-        shuffle = Shuffle(seed, mix, open_windows)
-        chunks = [-(-spec.rows_of_shard(w) // spec.chunk_rows) for w in range(spec.shards)]
-        coming = groups(chunks, shuffle, epochs, check_position(state))
-        limit = summary.squared_norm_limit if summary.skipped else None
-        reader = GroupReader(
-            self.store.path,
-            spec,
-            self.store.array_files(spec, self.split),
-            shuffle,
-            limit,
-            threads or default_threads(),
-            self.io,
-        )
-        return Batches(reader, coming, batch_size, state)
+    @cached_property
+    def _entries(self) -> dict[str, FileEntry]:
+        return {entry.path: entry for entry in every_file(self.manifest)}
 
-    def in_order(self, batch_size: int = 4096) -> Iterator[tuple[NDArray[np.int64], Tensor]]:
-        """Yield (sources (b,), rows (b, d_in)) in stored order, every row once.
-
-        A source is context * context_size + position. Batches end at a window's end.
-        """
-        plan = self.store.plan
-        rows_spec = self.store.array(self.spec, self.split)
-        source_spec = site_array(plan, self.split, SOURCE)
-        sizes, source_sizes = (self.store.array_files(s, self.split) for s in (rows_spec, source_spec))
-        for window in range(windows_of(plan, self.split)):
-            with (
-                Shard(self.store.path, rows_spec, window, sizes[window], self.io) as rows,
-                Shard(self.store.path, source_spec, window, source_sizes[window], self.io) as sources,
-            ):
-                values, origin = rows.read(), sources.read()[:, 0].view(np.int64)
-            for first in range(0, len(values), batch_size):
-                part = slice(first, first + batch_size)
-                yield origin[part], as_tensor(values[part], rows_spec.dtype)
-
-    @property
-    def raw_bytes(self) -> int:
-        """Bytes of the rows without any encoding."""
-        return self.rows * self.d_in * NUMPY_DTYPES[self.store.plan.model.dtype].itemsize
+    def _context_array(self, path: str) -> NDArray[Any]:
+        return read_context_array(self.path, self.plan.contexts, path, lambda s, i: self.shard(s, i, "pread"))

@@ -1,24 +1,19 @@
 """Writing a store: the plan first, then windows in any order by anyone, the manifest last.
 
-Chunks are encoded on all cores, appended and hashed as they come, with a few chunks in flight and the index at the
-end; every chunk is written whatever its values. Each function may be killed anywhere and called again: what is
-published stays, what is not leaves no trace.
+Each function may be killed anywhere and called again: what is published stays, what is not leaves no trace. A record
+is made after the files of its window, and from them; the manifest is made from the records.
 """
 
-import hashlib
-import itertools
-import os
-from collections import deque
-from collections.abc import Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .arrays import SOURCE, context_arrays, metadata_files, window_arrays
-from .chunks import NUMPY_DTYPES, ArraySpec, encode_index
+from .arrays import context_arrays, metadata_files, window_arrays
+from .chunks import NUMPY_DTYPES, ArraySpec
+from .errors import IncompatibleError
 from .manifest import (
     MANIFEST,
     PLAN,
@@ -28,13 +23,14 @@ from .manifest import (
     Record,
     all_windows,
     build,
+    read_manifest,
     record_name,
 )
-from .mapped import UNSIGNED, Shard
-from .moments import Moments
+from .mapped import UNSIGNED
 from .order import Split
 from .plan import SCHEMA_VERSION, Plan, canonical_json, parse
-from .publish import disk_errors, hash_file, publish, publish_bytes, raw_sha256, read_file, temp_file
+from .publish import hash_file, publish_bytes, read_file
+from .shards import NewShard, all_cores, write_shards
 
 
 def write_plan(root: Path, plan: Plan) -> None:
@@ -58,74 +54,48 @@ def write_window(
     window: int,
     rows: Mapping[str, NDArray[Any]],
     source: NDArray[np.int64],
+    threads: int | None = None,
 ) -> None:
     """Write one window: a shard file for each site and the sources, then its record.
 
     rows: for each site's name its rows (rows, d_in) in stored order, values or bit patterns.
-    source: (rows,) context * context_size + position.
+    source: (rows,) context * context_size + position. threads: None for all cores; bytes do not depend on it.
+    Raises SpaceError when the disk is full, IncompatibleError when the store was sealed without this window.
     """
-    entries: list[ArrayEntry] = []
-    moments = {}
+    _check_open(root, split, window)
     values = [*(rows[site.name] for site in plan.sites), source]
-    names = [*(site.name for site in plan.sites), SOURCE]
-    for spec, name, array in zip(window_arrays(plan, split), names, values, strict=True):
-        bits = array.view(UNSIGNED[NUMPY_DTYPES[spec.dtype].itemsize])
-        entry, kept = write_shard(root, spec, window, bits)
-        entries.append(entry)
-        if name != SOURCE:
-            moments[name] = Moments.of(kept, spec.dtype).to_record()
-    record = Record(schema_version=SCHEMA_VERSION, split=split, window=window, arrays=tuple(entries), moments=moments)
+    new = [
+        NewShard(spec, window, _bits(spec, array), summed=array is not source)
+        for spec, array in zip(window_arrays(plan, split), values, strict=True)
+    ]
+    *sites, sources = write_shards(root, new, threads or all_cores())
+    moments = {
+        site.name: p.moments.to_record() for site, p in zip(plan.sites, sites, strict=True) if p.moments is not None
+    }
+    entries = tuple(published.entry for published in (*sites, sources))
+    record = Record(schema_version=SCHEMA_VERSION, split=split, window=window, arrays=entries, moments=moments)
+    _check_open(root, split, window)
     publish_bytes(root, record_name(split, window), canonical_json(record.model_dump(mode="json")))
 
 
-def write_shard(root: Path, spec: ArraySpec, shard: int, rows: NDArray[Any]) -> tuple[ArrayEntry, NDArray[Any]]:
-    """Write one shard file and return its entry and the rows that are now in it.
-
-    Where a file of that name holds other bytes (two workers on hardware that differs), it is kept, and the entry and
-    rows are those of that file.
-    """
-    name = spec.file(shard)
-    with disk_errors(root), temp_file(root) as file:
-        sha256, size = _append_chunks(file, spec, rows)
-        if not publish(root, name, file, sha256):
-            with Shard(root, spec, shard) as published:
-                rows = published.read().view(rows.dtype).reshape(rows.shape)
-            sha256, size = hash_file(root / name), (root / name).stat().st_size
-    entry = FileEntry(path=name, size=size, sha256=sha256)
-    return ArrayEntry(array=spec.path, rows=len(rows), raw_sha256=raw_sha256([rows]), file=entry), rows
+def _check_open(root: Path, split: Split, window: int) -> None:
+    """A sealed store takes no more windows; one that others completed has this one."""
+    if (root / MANIFEST).exists():
+        manifest = read_manifest(read_file(root / MANIFEST), str(root / MANIFEST))
+        if all((w.split, w.window) != (split, window) for w in manifest.windows):
+            raise IncompatibleError(f"{root} was sealed without {split} window {window}; it never changes again.")
 
 
-def _append_chunks(file: BinaryIO, spec: ArraySpec, rows: NDArray[Any]) -> tuple[str, int]:
-    """Write the chunks of `rows` and their index to `file`; return the file's sha256 and size."""
-    digest = hashlib.sha256()
-    entries: list[tuple[int, int]] = []
-    offset = 0
-    for chunk in _encoded(spec, rows):
-        file.write(chunk)
-        digest.update(chunk)
-        entries.append((offset, len(chunk)))
-        offset += len(chunk)
-    index = encode_index(entries, spec.chunks_of_shard)
-    file.write(index)
-    digest.update(index)
-    return digest.hexdigest(), offset + len(index)
+def _bits(spec: ArraySpec, rows: NDArray[Any]) -> NDArray[Any]:
+    return rows.view(UNSIGNED[NUMPY_DTYPES[spec.dtype].itemsize])
 
 
-def _encoded(spec: ArraySpec, rows: NDArray[Any]) -> Iterator[bytes]:
-    """Encode chunks on all cores, in order, two a core in flight."""
-
-    def encode(first: int) -> bytes:
-        return spec.encode(spec.fill(rows[first : first + spec.chunk_rows]))
-
-    workers = os.cpu_count() or 1
-    firsts = iter(range(0, len(rows), spec.chunk_rows))
-    with ThreadPoolExecutor(workers) as pool:
-        flying: deque[Future[bytes]] = deque(
-            pool.submit(encode, first) for first in itertools.islice(firsts, 2 * workers)
-        )
-        while flying:
-            yield flying.popleft().result()
-            flying.extend(pool.submit(encode, first) for first in itertools.islice(firsts, 1))
+def write_shard(
+    root: Path, spec: ArraySpec, shard: int, rows: NDArray[Any], threads: int | None = None
+) -> tuple[ArrayEntry, NDArray[Any]]:
+    """Write one shard file and return its entry and the rows that are now in it, as `write_shards` does."""
+    published = write_shards(root, [NewShard(spec, shard, rows)], threads or all_cores())[0]
+    return published.entry, published.rows
 
 
 def unfinished(root: Path, plan: Plan) -> list[tuple[Split, int]]:
@@ -133,8 +103,11 @@ def unfinished(root: Path, plan: Plan) -> list[tuple[Split, int]]:
     return [(split, w) for split, w in all_windows(plan) if not (root / record_name(split, w)).exists()]
 
 
-def write_manifest(root: Path, plan: Plan) -> Manifest:
-    """Publish the manifest of a store whose windows are all recorded, and return it."""
+def write_manifest(root: Path, plan: Plan, windows: list[tuple[Split, int]] | None = None) -> Manifest:
+    """Publish the manifest of a store with these windows (None: all of the plan's), and return it.
+
+    All must have their record; NotFoundError names the first that has none.
+    """
     c = plan.contexts
     shards = [
         spec.file(shard)
@@ -143,9 +116,10 @@ def write_manifest(root: Path, plan: Plan) -> Manifest:
     ]
     files = [_entry(root, name) for name in (PLAN, *metadata_files(plan), *shards)]
     records = []
-    for split, window in all_windows(plan):
+    for split, window in all_windows(plan) if windows is None else windows:
         name = record_name(split, window)
-        records.append((_entry(root, name), parse(Record, read_file(root / name), str(root / name))))
+        data = read_file(root / name, "Its window is not finished.")
+        records.append((_entry(root, name), parse(Record, data, str(root / name))))
     manifest = build(plan, files, records)
     publish_bytes(root, MANIFEST, canonical_json(manifest.model_dump(mode="json")))
     return manifest

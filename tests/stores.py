@@ -69,7 +69,7 @@ def random_contexts(contexts: int, context_size: int, seed: int = 3) -> dict[str
 def make_plan(contexts: ContextsSpec, arrays: dict[str, NDArray[Any]], sites: dict[str, int], **fields: Any) -> Plan:
     """Return a plan over these contexts; sites: width by name."""
     tokens, split = arrays["contexts/tokens"], arrays["contexts/split"]
-    counts = order.row_mask(tokens, (BOS, EOS), ()).sum(axis=1)
+    counts = order.row_mask(tokens, (BOS, EOS), fields.get("dropped_positions", ())).sum(axis=1)
     window_rows = fields.pop("window_rows", 1024)
     dtype = fields.pop("dtype", "bfloat16")
     values: dict[str, Any] = {

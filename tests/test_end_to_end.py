@@ -50,7 +50,7 @@ def test_the_demo_leaves_store_run_report_and_summary(done: tuple[Path, dict[str
     assert len(summary["saes"]) == 4
     for sae in summary["saes"]:
         assert 0 < sae["l0"] < sae["d_sae"]
-        assert 0.5 < sae["ce_loss_score"] < 1
+        assert 0.2 < sae["ce_loss_score"] < 1  # 240 steps, four contexts
         assert 0.3 < sae["explained_variance"] < 1
         assert sae["dead"] < 0.2
     assert summary["store"]["rows"] == 16_000

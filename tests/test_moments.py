@@ -3,12 +3,14 @@
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gsae.store import CorruptError, Moments
-from gsae.store.moments import bin_edge, bin_of
+from gsae.store.chunks import NUMPY_DTYPES
+from gsae.store.moments import Sums, bin_edge, bin_of, by_norm
 from gsae.store.plan import canonical_json
+from gsae.store.sums import binned_sums, float_bits, squared_norms
 from gsae.tests.stores import normal_rows
 
 
@@ -75,6 +77,46 @@ def test_merged_windows_have_the_moments_of_all_rows() -> None:
     assert np.array_equal(merged.bins, whole.bins)
     assert np.array_equal(merged.counts, whole.counts)
     np.testing.assert_allclose(merged.sums, whole.sums, rtol=1e-12, atol=1e-12)
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.integers(0, 5000), max_size=6), st.sampled_from(["bfloat16", "float16", "float32"]))
+def test_where_rows_are_cut_changes_no_bit(cuts: list[int], dtype: str) -> None:
+    x = with_outliers().astype(NUMPY_DTYPES[dtype])
+    x[11, 3] = np.nan
+    sums = Sums(24, dtype)
+    for part in np.split(x, sorted(cuts)):
+        sums.add(part, by_norm(part, dtype))
+    assert sums.moments().to_record() == Moments.of(x, dtype).to_record()
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+def test_bins_are_those_of_float64_norms_of_any_dtype(dtype: str) -> None:
+    x = normal_rows(500, 24).astype(NUMPY_DTYPES[dtype])
+    moments = Moments.of(x, dtype)
+    wide = x.astype(np.float64)
+    bins, counts = np.unique(np.floor(8 * np.log2((wide * wide).sum(axis=1))), return_counts=True)
+    assert moments.bins.tolist() == bins.tolist()
+    assert moments.counts.tolist() == counts.tolist()
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("channels", [1, 7, 64, 129])
+def test_compiled_sums_have_the_bits_of_the_plain_ones(channels: int, dtype: str) -> None:
+    x = float_bits(normal_rows(203, channels).astype(NUMPY_DTYPES[dtype]), dtype)
+    ours, plain = np.empty(203), np.empty(203)
+    squared_norms(x, ours)
+    squared_norms.plain(x, plain)
+    assert np.array_equal(ours, plain)
+    order, starts = np.random.default_rng(0).permutation(203), np.array([0, 1, 3, 10, 100, 190])
+    slots = np.array([4, 0, 6, 1, 3])
+    filled = [np.zeros((7, channels)) for _ in range(4)]
+    binned_sums(x, order, starts, slots, *filled[:2])
+    binned_sums.plain(x, order, starts, slots, *filled[2:])
+    assert np.array_equal(filled[0], filled[2])
+    assert np.array_equal(filled[1], filled[3])
+    assert not filled[0][[2, 5]].any()
+    np.testing.assert_array_less(0, filled[1][slots])
 
 
 @given(st.floats(1e-300, 1e300))

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gsae.store import CorruptError, IncompatibleError, NotFoundError, Store, UsageError, open_store
-from gsae.store.batches import Shuffle, schedule
+from gsae.store.schedule import Shuffle, schedule
 from gsae.tests.stores import make_store, normal_rows
 
 

@@ -1,0 +1,82 @@
+"""The stores under a folder or URL: model, sites, rows, size and state, from their manifests and plans alone.
+
+One listing a folder, and one or two small files a store; what is inside a store is not looked at.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from .arrays import rows_of
+from .errors import GsaeError
+from .manifest import MANIFEST, PLAN, every_file
+from .order import SPLITS
+from .places import Place, place
+from .plan import Plan, parse
+from .reader import find_manifest, recorded
+
+DEEPEST = 8
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A store. bytes: of all its files; state: `complete`, `sealed`, `unfinished` (n of m windows), or what is wrong.
+
+    model, sites and rows (train, heldout) are None, () and {} where the plan cannot be read.
+    """
+
+    path: str
+    model: str | None
+    sites: tuple[str, ...]
+    rows: dict[str, int]
+    bytes: int
+    state: str
+
+
+def list_stores(root: str | Path) -> list[Listed]:
+    """Return the stores at and under `root`, by path; raises RemoteError when a server does not answer."""
+    where = place(root)
+    return [_listed(where, folder, files) for folder, files in _stores(where, "", DEEPEST)]
+
+
+def _stores(where: Place, folder: str, deeper: int) -> Iterator[tuple[str, dict[str, int]]]:
+    """Yield each store's folder and the files directly in it."""
+    folders, files = where.children(folder)
+    names = {path.rsplit("/", 1)[-1] for path in files}
+    if {PLAN, MANIFEST} & names:
+        yield folder, files
+    elif deeper:
+        for each in folders:
+            yield from _stores(where, each, deeper - 1)
+
+
+def _listed(where: Place, folder: str, files: dict[str, int]) -> Listed:
+    path = f"{where.name}/{folder}" if folder else where.name
+    try:
+        if f"{folder}/{MANIFEST}".lstrip("/") in files:
+            return _complete(path)
+        plan = parse(Plan, where.read(f"{folder}/{PLAN}".lstrip("/")), f"{path}/{PLAN}")
+        windows = plan.windows + plan.heldout_windows
+        state = f"unfinished ({len(recorded(place(path), plan))} of {windows} windows)"
+        return _facts(path, plan, _bytes_below(place(path), ""), state)
+    except GsaeError as error:
+        return Listed(path, None, (), {}, sum(files.values()), f"unreadable: {error}")
+
+
+def _complete(path: str) -> Listed:
+    manifest, data = find_manifest(place(path))
+    size = sum(entry.size for entry in every_file(manifest)) + len(data)
+    rows = dict.fromkeys(map(str, SPLITS), 0)
+    for window in manifest.windows:
+        rows[window.split] += window.arrays[0].rows
+    return replace(_facts(path, manifest.plan, size, "sealed" if manifest.sealed else "complete"), rows=rows)
+
+
+def _facts(path: str, plan: Plan, size: int, state: str) -> Listed:
+    sites = tuple(site.name for site in plan.sites)
+    return Listed(path, plan.model.id, sites, {split: rows_of(plan, split) for split in SPLITS}, size, state)
+
+
+def _bytes_below(where: Place, folder: str) -> int:
+    folders, files = where.children(folder)
+    return sum(files.values()) + sum(_bytes_below(where, each) for each in folders)

@@ -1,0 +1,97 @@
+"""The memory that batches are decoded into: slots of one batch each, handed out without a copy and used again.
+
+Fresh memory costs more than decoding into it (the kernel clears each page), so all slots are taken once. A slot is
+free again when nothing refers any more to the rows handed out from it. A consumer that keeps many batches gets
+copies beyond `kept`, so it can neither starve the reader nor make the slots grow.
+"""
+
+import mmap
+import weakref
+from queue import SimpleQueue
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from .errors import SpaceError
+
+KEPT = 2  # batches that one consumer holds: the one at hand, and the one before until it is let go
+
+
+class SlotsClosed(Exception):  # noqa: N818  (it ends the thread that waits for a slot; nobody else sees it)
+    """No slot will be free any more."""
+
+
+class Slots:
+    """`slots` times (batch_rows, width) values, all in one array `rows`, free ones in a queue."""
+
+    def __init__(self, slots: int, batch_rows: int, width: int, dtype: type[Any], kept: int, pinned: bool) -> None:
+        """Take the memory; raises SpaceError.
+
+        kept: how many batches may be lent at a time. pinned: so that a GPU copies from it on its own.
+        """
+        size = slots * batch_rows * width * np.dtype(dtype).itemsize
+        try:
+            memory: Any = _pinned(size) if pinned else _pages(size)
+        except (OSError, OverflowError, RuntimeError):
+            raise SpaceError(
+                f"No memory for {slots} batches, {size} bytes. Use smaller batches or a smaller mix."
+            ) from None
+        self._memory = memoryview(memory)
+        self._kept = kept
+        self._shape, self._dtype = (batch_rows, width), np.dtype(dtype)
+        self.rows: NDArray[Any] = np.frombuffer(self._memory, dtype).reshape(-1, width)
+        # SimpleQueue.put may be called from anywhere, even while the garbage collector runs inside another put.
+        self._free: SimpleQueue[int | None] = SimpleQueue()
+        self._lent: list[weakref.ref[NDArray[Any]]] = []
+        for slot in range(slots):
+            self._free.put(slot)
+
+    def take(self) -> int:
+        """Return a free slot, waiting for one; raises SlotsClosed."""
+        slot = self._free.get()
+        if slot is None:
+            raise SlotsClosed
+        return slot
+
+    def give_back(self, slot: int) -> None:
+        """Make a slot free that was taken and not lent."""
+        self._free.put(slot)
+
+    def lend(self, slot: int, rows: int) -> NDArray[Any]:
+        """Return the first rows of a slot, (rows, width); the slot is free when they and all views of them are gone."""
+        batch_rows, width = self._shape
+        offset = slot * batch_rows * width * self._dtype.itemsize
+        # An array of its own over the memory, not a slice: numpy lets every view of it keep exactly this one alive.
+        lent = np.frombuffer(self._memory, self._dtype, rows * width, offset)
+        self._lent = [held for held in self._lent if held() is not None]
+        if len(self._lent) >= self._kept:
+            copy = lent.copy()
+            self.give_back(slot)
+            return copy.reshape(rows, width)
+        free = self._free
+        self._lent.append(weakref.ref(lent, lambda _: free.put(slot)))
+        return lent.reshape(rows, width)
+
+    def close(self) -> None:
+        """Wake who waits for a slot. What was lent stays valid as long as it is held."""
+        self._free.put(None)
+
+
+def slots_needed(group_rows: int, batch_rows: int, kept: int) -> int:
+    """Return the slots for two groups of `group_rows` rows, the consumer's `kept` batches and one being filled."""
+    return max(2 * group_rows // batch_rows, -(-group_rows // batch_rows)) + kept + 1
+
+
+def _pages(size: int) -> mmap.mmap:
+    """Take memory in huge pages where the kernel has them: scattered rows would miss the TLB at each page otherwise."""
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return memory
+
+
+def _pinned(size: int) -> NDArray[np.uint8]:
+    memory: NDArray[np.uint8] = torch.empty(size, dtype=torch.uint8, pin_memory=True).numpy()
+    return memory
