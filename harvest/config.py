@@ -61,6 +61,8 @@ class HarvestConfig(BaseModel):
         low, high = {"planes": (0, 1), "zstd": (1, 22), "none": (self.level, self.level)}[self.codec]
         if not low <= self.level <= high:
             raise ValueError(f"level: got {self.level}; codec {self.codec} needs {low} to {high}")
+        if self.codec == "planes" and self.dtype == "float32":
+            raise ValueError("codec: planes is for 16-bit rows; dtype float32 needs codec zstd or none")
         beyond = [p for p in self.dropped_positions if p >= self.context_size]
         if beyond:
             raise ValueError(f"dropped_positions: got {beyond[0]}; needs less than {self.context_size}")

@@ -140,7 +140,7 @@ def test_the_batch_sensitive_model_shows_what_shares_a_batch(tiny_llama: Path, t
     [
         ({"seed": 1}, IncompatibleError, r"other settings: seed was 0, now 1"),
         ({"sites": ("mlp.0",)}, IncompatibleError, r"begun with other settings: sites was"),
-        ({"dtype": "float32"}, IncompatibleError, r"model.dtype was 'bfloat16', now 'float32'"),
+        ({"dtype": "float16"}, IncompatibleError, r"model.dtype was 'bfloat16', now 'float16'"),
         ({"context_size": 32}, IncompatibleError, r"contexts.context_size was 64, now 32"),
         ({"rows": 7000}, IncompatibleError, r"requested_rows was 6000, now 7000"),
     ],
