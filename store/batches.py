@@ -95,7 +95,7 @@ class ReadAhead:
 
     def __init__(self, reading: Reading, position: Position | None) -> None:
         """Start. The first slot is begun so far in that the first batch still to be handed out begins a slot."""
-        self.placed: SimpleQueue[Placed | BaseException | None] = SimpleQueue()
+        self._placed: SimpleQueue[Placed | BaseException | None] = SimpleQueue()
         self.slots = reading.slots()
         self._batch_rows = reading.batch_rows
         self._start = -(position or {}).get("offset", 0) % reading.batch_rows
@@ -105,6 +105,11 @@ class ReadAhead:
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="gsae-read", daemon=True)
         self._thread.start()
+
+    def following(self) -> Placed | BaseException | None:
+        """Wait for the next group, which may need the slots that came back; None at the end."""
+        self.slots.release()
+        return self._placed.get()
 
     def stop(self) -> None:
         """Have the thread end soon."""
@@ -118,11 +123,11 @@ class ReadAhead:
     def _run(self) -> None:
         try:
             self._place_all()
-            self.placed.put(None)
+            self._placed.put(None)
         except SlotsClosed:
-            self.placed.put(None)
+            self._placed.put(None)
         except BaseException as error:
-            self.placed.put(error)
+            self._placed.put(error)
         finally:
             self._decoder.close(cancel=self._stopping)
 
@@ -141,7 +146,7 @@ class ReadAhead:
             if self._stopping:
                 raise SlotsClosed
             last = Placed(self._decoder.launch(prepared, self.slots.rows, at), start, slots)
-            self.placed.put(last)
+            self._placed.put(last)
 
 
 class Batches(IterableDataset[Tensor]):
@@ -232,7 +237,7 @@ def _cut(ahead: ReadAhead, batch_rows: int, position: Position) -> Iterator[tupl
     """Yield (slot, rows, position after it) of each batch to come after `position`."""
     done, skipped, counted = position["offset"], position["skipped"], any(position.values())
     last: tuple[int, int, Position] | None = None
-    while (placed := ahead.placed.get()) is not None:
+    while (placed := ahead.following()) is not None:
         if isinstance(placed, BaseException):
             raise placed
         group, kept = placed.flight.group, placed.flight.settle()

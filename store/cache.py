@@ -1,11 +1,12 @@
 """A local cache of the files of remote stores, keyed by their sha256: each is fetched once, whole, whoever asks.
 
-Everything goes by file locks, so any number of processes share a cache and a killed one leaves nothing behind: a file
-being fetched is locked alone by its fetcher, a file in use is locked in common by its readers, and what is not locked
-may go when room is needed, the least recently used first. A file gets its name when its sha256 is right.
+Everything goes by file locks, so any number of processes share a cache and a killed one leaves nothing behind: who
+fetches a file has a lock alone, a file in use is locked in common by its readers, and what is not locked may go when
+room is needed, the least recently used first. A file gets its name when its sha256 is right.
 
     FOLDER/shards/<sha256>     the files; the time of change is that of the last use
-    FOLDER/fetching/<sha256>   files being fetched, already of their full length, so that their room is taken
+    FOLDER/fetching/<sha256>   files being fetched, already of their full length, so that their room is taken;
+                               each with <sha256>.lock, which its fetcher has locked
     FOLDER/room                locked while room is made
 
 Environment: GSAE_CACHE (~/.cache/gsae), GSAE_CACHE_BYTES (half of what is free), GSAE_CACHE_SHARED=1 for a folder that
@@ -27,6 +28,8 @@ from .mapped import Opened
 from .places import Place, checked
 from .publish import disk_errors
 from .remote import Remote
+
+LOCK = ".lock"
 
 
 @dataclass(frozen=True)
@@ -109,30 +112,32 @@ class Cache:
 
     @contextmanager
     def _alone(self, entry: FileEntry) -> Iterator[BinaryIO | None]:
-        """Lock the file to be fetched; None when it has been fetched meanwhile. On an error it is removed."""
+        """Open the file to be fetched, with a lock on its fetching; None when it has been fetched meanwhile.
+
+        The lock is a file of its own: the fetched file's will be held by its readers for as long as they read.
+        """
         self._make_folders()
-        path = self._fetching / entry.sha256
         while True:
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666 if self.shared else 0o600)
-            with open(fd, "r+b") as file:  # noqa: PTH123  (a descriptor)
-                fcntl.flock(file, fcntl.LOCK_EX)
+            with self._locked(self._fetching / f"{entry.sha256}{LOCK}") as lock:
                 if (self._files / entry.sha256).exists():
+                    _unlink(Path(lock.name))
                     yield None
                     return
-                if not os.fstat(fd).st_nlink:
+                if not os.fstat(lock.fileno()).st_nlink:
                     continue  # the one who had it failed, or was taken for dead
+                data = self._fetching / entry.sha256
                 try:
-                    yield file
-                except BaseException:
-                    path.unlink(missing_ok=True)
-                    raise
+                    with open(data, "w+b", opener=self._opener) as file:
+                        yield file
+                finally:
+                    _unlink(data)
+                    _unlink(Path(lock.name))
                 return
 
     def _make_room(self, entry: FileEntry, file: BinaryIO) -> None:
         """Remove unused files, the least recently used first, until the file has room; then take that room."""
-        with self._room():
+        with self._locked(self.folder / "room"):
             self._drop_abandoned()
-            os.ftruncate(file.fileno(), 0)
             kept = sorted(_sizes(self._files), key=lambda f: f[1])
             held = sum(size for _, _, size in [*kept, *_sizes(self._fetching)])
             limit = self._limit(held)
@@ -148,17 +153,17 @@ class Cache:
             os.ftruncate(file.fileno(), entry.size)
 
     @contextmanager
-    def _room(self) -> Iterator[None]:
-        fd = os.open(self.folder / "room", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666 if self.shared else 0o600)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(fd)
+    def _locked(self, path: Path) -> Iterator[BinaryIO]:
+        with open(path, "ab", opener=self._opener) as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield file
+
+    def _opener(self, path: str, flags: int) -> int:
+        return os.open(path, flags, 0o666 if self.shared else 0o600)
 
     def _drop_abandoned(self) -> None:
-        for path, _, _ in _sizes(self._fetching):
-            _removed(path)
+        for lock in self._fetching.glob(f"*{LOCK}"):
+            _removed(lock, lock.with_suffix(""))
 
     def _limit(self, held: int) -> int:
         return (shutil.disk_usage(self.folder).free + held) // 2 if self.max_bytes is None else self.max_bytes
@@ -207,8 +212,8 @@ def _sizes(folder: Path) -> Iterator[tuple[Path, float, int]]:
             yield path, found.st_mtime, found.st_size
 
 
-def _removed(path: Path) -> bool:
-    """Remove a file unless somebody has it locked; say whether it is gone."""
+def _removed(path: Path, *with_it: Path) -> bool:
+    """Remove a file, and others with it, unless somebody has it locked; say whether it is gone."""
     try:
         fd = _opened_to_lock(path)
     except FileNotFoundError:
@@ -217,12 +222,17 @@ def _removed(path: Path) -> bool:
         return False
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        path.unlink(missing_ok=True)
+        for each in (*with_it, path):
+            _unlink(each)
     except OSError:
         return False
     finally:
         os.close(fd)
     return True
+
+
+def _unlink(path: Path) -> None:
+    path.unlink(missing_ok=True)
 
 
 def _opened_to_lock(path: Path) -> int:

@@ -65,11 +65,10 @@ class Shard:
         return min(self.spec.chunk_rows, self.rows - chunk * self.spec.chunk_rows)
 
     def will_need(self, chunk: int) -> None:
-        """Tell the kernel that a chunk comes soon."""
+        """Have the kernel fetch a chunk that comes soon; unlike MADV_WILLNEED this lets other threads run."""
         offset, size = map(int, self.index[chunk])
-        if self._map is not None and size:
-            start = offset // mmap.PAGESIZE * mmap.PAGESIZE
-            self._map.madvise(mmap.MADV_WILLNEED, start, offset + size - start)
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(self._fd, offset, size, os.POSIX_FADV_WILLNEED)
 
     def decode_into(self, chunk: int, out: NDArray[Any], places: Ints) -> None:
         """Decode chunk `chunk` into rows places (rows of the chunk,) of out (any, width), unsigned bit patterns.

@@ -1,7 +1,8 @@
 """One stream of batches for several consumers of a process: decoded once, handed to each.
 
 Whoever needs the next batch first fetches it, and it stays until all have had it, so the fastest is at most `lead`
-batches ahead of the slowest and waits there. Memory: `lead` batches more than one consumer takes.
+batches ahead of the slowest and waits there. The batches that are held are part of the reader's memory: they cost
+read-ahead, and more memory only when they outgrow a group.
 """
 
 import threading
@@ -51,21 +52,25 @@ class Feed:
             if self._at.pop(consumer, None) is None:
                 return
             self._let_go()
+            self._changed.notify_all()
             if not self._at:
                 self._batches.close()
 
     def _hand_out(self, consumer: int, ahead: int) -> tuple[Tensor, Position]:
         batch = self._held[ahead]
         self._at[consumer] += 1
-        self._let_go()
+        if not ahead:
+            self._let_go()
         return batch
 
     def _let_go(self) -> None:
-        """Drop what every consumer has had."""
-        while self._held and self._first < min(self._at.values(), default=self._first + 1):
-            self._held.popleft()
-            self._first += 1
-        self._changed.notify_all()
+        """Drop what every consumer has had, which makes room for more."""
+        slowest = min(self._at.values(), default=self._first + len(self._held))
+        if slowest > self._first:
+            for _ in range(slowest - self._first):
+                self._held.popleft()
+            self._first = slowest
+            self._changed.notify_all()
 
     def _fetch(self) -> None:
         """Fetch the next batch with the lock released, so that others can take what is held."""

@@ -144,7 +144,7 @@ class Site:
         consumers: int,
         batch_size: int,
         *,
-        lead: int = 4,
+        lead: int = 8,
         seed: int = 0,
         epochs: int | None = 1,
         max_norm_multiple: float = 0.0,

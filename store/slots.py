@@ -7,6 +7,7 @@ copies beyond `kept`, so it can neither starve the reader nor make the slots gro
 
 import mmap
 import weakref
+from collections import deque
 from queue import SimpleQueue
 from typing import Any
 
@@ -42,8 +43,8 @@ class Slots:
         self._kept = kept
         self._shape, self._dtype = (batch_rows, width), np.dtype(dtype)
         self.rows: NDArray[Any] = np.frombuffer(self._memory, dtype).reshape(-1, width)
-        # SimpleQueue.put may be called from anywhere, even while the garbage collector runs inside another put.
         self._free: SimpleQueue[int | None] = SimpleQueue()
+        self._returned: deque[int] = deque()  # its append may be called anywhere, by the garbage collector too
         self._lent: list[weakref.ref[NDArray[Any]]] = []
         for slot in range(slots):
             self._free.put(slot)
@@ -56,11 +57,16 @@ class Slots:
         return slot
 
     def give_back(self, slot: int) -> None:
-        """Make a slot free that was taken and not lent."""
-        self._free.put(slot)
+        """Return a slot that was taken and not lent."""
+        self._returned.append(slot)
+
+    def release(self) -> None:
+        """Make free what came back. The reader wants many slots at once, so it is woken for them once, not for each."""
+        for _ in range(len(self._returned)):
+            self._free.put(self._returned.popleft())
 
     def lend(self, slot: int, rows: int) -> NDArray[Any]:
-        """Return the first rows of a slot, (rows, width); the slot is free when they and all views of them are gone."""
+        """Return the first rows of a slot, (rows, width); it comes back when they and all views of them are gone."""
         batch_rows, width = self._shape
         offset = slot * batch_rows * width * self._dtype.itemsize
         # An array of its own over the memory, not a slice: numpy lets every view of it keep exactly this one alive.
@@ -70,8 +76,8 @@ class Slots:
             copy = lent.copy()
             self.give_back(slot)
             return copy.reshape(rows, width)
-        free = self._free
-        self._lent.append(weakref.ref(lent, lambda _: free.put(slot)))
+        returned = self._returned
+        self._lent.append(weakref.ref(lent, lambda _: returned.append(slot)))
         return lent.reshape(rows, width)
 
     def close(self) -> None:
@@ -80,8 +86,8 @@ class Slots:
 
 
 def slots_needed(group_rows: int, batch_rows: int, kept: int) -> int:
-    """Return the slots for two groups of `group_rows` rows, the consumer's `kept` batches and one being filled."""
-    return max(2 * group_rows // batch_rows, -(-group_rows // batch_rows)) + kept + 1
+    """Return the slots for two groups of `group_rows` rows and three batches; with many kept, for one group."""
+    return max(2 * group_rows // batch_rows + KEPT + 1, -(-group_rows // batch_rows) + kept + 1)
 
 
 def _pages(size: int) -> mmap.mmap:

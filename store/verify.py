@@ -3,8 +3,8 @@
 The quick check looks at names, sizes, metadata, records and indexes; it reads no activations. The deep one reads
 every byte: file sums, every chunk decoded, raw rows against their sums, moments made again, and each row's source
 against the order that plan and tokens dictate, so that a silent shuffling fault cannot pass. Files are checked side
-by side, one chunk a thread, beside two bytes a token. It costs one read of the store, by pread, so that a file cut
-short meanwhile is a fault and not a signal.
+by side, one chunk a thread, beside two bytes a token. A file is read for its sum and again for its chunks, by pread, so
+that one cut short meanwhile is a fault and not a signal. Where tokens are damaged, order cannot be checked and is not.
 """
 
 import hashlib

@@ -21,7 +21,7 @@ def start(target: Callable[..., None], *arguments: Any) -> BaseProcess:
     """Start `target` in a fresh process that was forked with all imports done, but no model or thread."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
-    process = context.Process(target=target, args=arguments)
+    process = context.Process(target=target, args=arguments, daemon=True)  # it ends with the tests, whatever they do
     process.start()
     return process
 

@@ -69,6 +69,7 @@ def test_slots_are_lent_until_the_last_view_is_gone(slots: int, kept: int, drops
     memory = Slots(slots + kept, 2, 3, np.uint16, kept, pinned=False)
     held: list[torch.Tensor] = []
     for number, drop in enumerate(drops):
+        memory.release()
         slot = memory.take()
         memory.rows[2 * slot : 2 * slot + 2] = number
         held.append(torch.from_numpy(memory.lend(slot, 2).view(np.int16))[1:])

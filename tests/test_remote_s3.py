@@ -2,10 +2,10 @@
 
 import hashlib
 import os
-import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -167,12 +167,12 @@ def test_three_processes_that_train_from_one_store_fetch_each_shard_once_in_tota
 
 def test_a_server_that_comes_back_is_waited_for(store: Store, swift: Swift) -> None:
     swift.stop()
-    back = threading.Timer(1.5, swift.start)
-    back.start()
-    try:
-        assert copy(store.path, f"{BUCKET}/patient") == store.digest
-    finally:
-        back.join()
+    with ThreadPoolExecutor(1) as pool:
+        copying = pool.submit(copy, store.path, f"{BUCKET}/patient")
+        time.sleep(1.5)
+        assert not copying.done()
+        swift.start()  # on this thread: its processes end with the thread that starts them
+        assert copying.result() == store.digest
     assert list_stores(f"{BUCKET}/patient")[0].state == "complete"
 
 
