@@ -216,14 +216,17 @@ def verify(
 ) -> None:
     """Check that a store holds what its manifest says; exit code 4 when it does not."""
     from gsae.progress import Shown
-    from gsae.store import CorruptError, open_store
+    from gsae.store import CorruptError, foreign_files, open_store
     from gsae.store import verify as find_faults
 
     opened = open_store(store)
     with Shown() as shown:
         faults = find_faults(opened, deep, lambda event: shown.show("checking files", event.done, event.files))
+    foreign = foreign_files(opened)
     if as_json:
-        _print_json({"store": str(store), "digest": opened.digest, "deep": deep, "faults": faults})
+        _print_json({"store": str(store), "digest": opened.digest, "deep": deep, "faults": faults, "foreign": foreign})
+    for path in foreign:
+        print(f"note: {path} is not part of the store", file=sys.stderr)
     for fault in faults:
         print(fault, file=sys.stderr)
     if faults:

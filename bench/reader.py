@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 
 PEER = Path(".venv-peers/bin/python")
 BATCH, MIX = 4096, 32
-ROUNDS, SHARE, CONSUMERS = 7, 0.8, 8
+ROUNDS, SHARE, CONSUMERS, PHASE = 7, 0.8, 8, 1.0
 CONTEXTS, CONTEXT_SIZE, D_IN = 840, 512, 768
 PEER_ROWS, PEER_CONTEXT, PEER_DTYPES, HOOK = 1 << 17, 128, ("float32", "float16"), "hook"
 TARGETS = {"of_decoder": 0.75, "over_zarr": 4.0, "over_saelens": 3.0, "cold_of_pread": 0.9}
@@ -233,62 +233,76 @@ def zarr_rate(path: Path, threads: int) -> Callable[[], float]:
 def waiting(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Measure how long consumers wait that take SHARE of the bare decoder's rate, alone and eight together."""
     site, threads = opened(options), options.threads
-    decoder = median(decoder_rate(site, threads) for _ in range(options.rounds))
-    pause = BATCH / (SHARE * decoder)
-    count = int(4 / pause)
+    settings: dict[str, Any] = {"threads": threads, "epochs": None, "mix": MIX}
     for consumers in (1, CONSUMERS):
         if consumers == 1:
-            streams: tuple[Any, ...] = (site.batches(BATCH, threads=threads, epochs=None, mix=MIX),)
+            streams: tuple[Any, ...] = (site.batches(BATCH, **settings),)
         else:
-            streams = site.shared_batches(consumers, BATCH, threads=threads, epochs=None, mix=MIX)
+            streams = site.shared_batches(consumers, BATCH, **settings)
+        shares = []
         with ThreadPoolExecutor(consumers) as pool:
-            shares = list(pool.map(lambda stream: waited(stream, pause, count), streams))
-        yield {"what": "waiting", "threads": threads, "consumers": consumers, **rounded({"waiting": max(shares)})}
+            for number in range(options.rounds + 1):  # the first only warms up; the machine's speed changes in between
+                pause = BATCH / (SHARE * decoder_rate(site, threads))
+                found = list(pool.map(lambda stream: waited(stream, pause), streams))  # noqa: B023  (used at once)
+                shares += [max(found)] * (number > 0)
+        for stream in streams:
+            stream.close()
+        yield {"what": "waiting", "threads": threads, "consumers": consumers, **rounded({"waiting": median(shares)})}
 
 
-def waited(stream: Any, pause: float, count: int) -> float:
-    """Take batches, sleeping after each; return the share of time spent waiting, the first batches left out."""
-    with stream:
-        for number in range(2 * count):
-            if number == count:
-                before, started = stream.wait_seconds, time.perf_counter()
-            next(stream)
-            time.sleep(pause)
-        return float((stream.wait_seconds - before) / (time.perf_counter() - started))
+def waited(stream: Any, pause: float) -> float:
+    """Take batches for PHASE seconds, sleeping after each; return the share of time spent waiting."""
+    before, started = stream.wait_seconds, time.perf_counter()
+    for _ in range(round(PHASE / pause)):
+        next(stream)
+        time.sleep(pause)
+    return float((stream.wait_seconds - before) / (time.perf_counter() - started))
 
 
 # -- cold
 
 
 def cold(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """Measure an epoch with nothing in the page cache, against pread of the same files."""
+    """Measure groups of an epoch with nothing in the page cache, against pread of the same files in turn.
+
+    The files are dropped from it when an epoch begins. Two groups had been asked for by then, and two are when the
+    last counted batch comes, so neither they nor the two before the epoch's end are counted.
+    """
     site = opened(options)
     spec = site.store.array(site.spec, site.split)
     files = [options.store / spec.file(window) for window in site.store.windows(site.split)]
     size = sum(path.stat().st_size for path in files)
+    groups = -(-sum(file.chunks for file in site.store.files(site.name, site.split, "mmap")) // MIX)
     found: dict[str, list[float]] = {"pread": [], "reader": []}
     with site.batches(BATCH, threads=options.threads, epochs=None, mix=MIX) as batches:
-        for _ in range(options.rounds):
+        for epoch in range(1, 2 * options.rounds + 1):
             forget(files)
             started = time.perf_counter()
             for path in files:
                 read_through(path)
             found["pread"].append(size / (time.perf_counter() - started))
-            for _ in range(2 * MIX * spec.chunk_rows // BATCH + 4):
-                next(batches)
+            read_until(batches, epoch, 0)
             forget(files)
-            rows, started = 0, time.perf_counter()
-            while rows < site.rows:
-                rows += len(next(batches))
-            found["reader"].append(size / (time.perf_counter() - started))
+            read_until(batches, epoch, 2)
+            started = time.perf_counter()
+            rows = read_until(batches, epoch, groups - 3)
+            found["reader"].append(rows / site.rows * size / (time.perf_counter() - started))
     middle = {name: median(values) for name, values in found.items()}
-    ratio = rounded({"cold_of_pread": middle["reader"] / middle["pread"]})
     yield {
         "what": "cold",
         "threads": options.threads,
-        **ratio,
-        **rounded({f"{n}_gb": v / 1e9 for n, v in middle.items()}),
+        **rounded({"cold_of_pread": middle["reader"] / middle["pread"]}),
+        **rounded({f"{name}_gb_per_second": value / 1e9 for name, value in middle.items()}),
     }
+
+
+def read_until(batches: Any, epoch: int, group: int) -> int:
+    """Take batches to the first one that ends in that group, and return their rows."""
+    rows, state = 0, batches.state_dict()
+    while (state["epoch"], state["group"]) < (epoch, group):
+        rows += len(next(batches))
+        state = batches.state_dict()
+    return rows
 
 
 def forget(files: list[Path]) -> None:

@@ -16,16 +16,12 @@ from queue import SimpleQueue
 from typing import Any, Self
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
-from .chunks import NUMPY_DTYPES
 from .decoding import Decoder, Flight, ShardFile
 from .errors import UsageError
-from .mapped import UNSIGNED
-from .schedule import POSITION, Shuffle, check_position, groups
+from .schedule import POSITION, Shuffle, check_position, group_sizes, groups
 from .slots import KEPT, Slots, SlotsClosed, slots_needed
 
 Position = dict[str, int]
@@ -58,7 +54,8 @@ class Reading:
     def group_rows(self) -> int:
         """Rows of a group at most."""
         largest = max(min(file.spec.chunk_rows, file.rows) for file in self.files)
-        return min(self.shuffle.mix * largest, sum(file.rows for file in self.files))
+        chunks = max(group_sizes(sum(file.chunks for file in self.files), self.shuffle.mix))
+        return min(chunks * largest, sum(file.rows for file in self.files))
 
     @property
     def memory(self) -> int:
@@ -68,8 +65,7 @@ class Reading:
     def slots(self) -> Slots:
         """Take the memory."""
         spec = self.files[0].spec
-        kind = UNSIGNED[NUMPY_DTYPES[spec.dtype].itemsize]
-        return Slots(self._count, self.batch_rows, spec.width, kind, self.kept, self.pinned)
+        return Slots(self._count, self.batch_rows, spec.width, spec.dtype, self.kept, self.pinned)
 
     @property
     def _count(self) -> int:
@@ -141,11 +137,13 @@ class ReadAhead:
             rows = len(prepared.places)
             more = -(-(start + rows) // self._batch_rows) - len(held)
             slots = held + [self.slots.take() for _ in range(more)]
-            within = np.arange(start, start + rows)
-            at = np.array(slots)[within // self._batch_rows] * self._batch_rows + within % self._batch_rows
+            places = np.array(slots)[:, None] * self._batch_rows + np.arange(self._batch_rows)
+            at = places.reshape(-1)[start : start + rows]
             if self._stopping:
                 raise SlotsClosed
             last = Placed(self._decoder.launch(prepared, self.slots.rows, at), start, slots)
+            for slot in slots[len(held) :]:
+                self.slots.prepare(slot)
             self._placed.put(last)
 
 
@@ -202,7 +200,7 @@ class Batches(IterableDataset[Tensor]):
             raise
         finally:
             self.wait_seconds += time.perf_counter() - started
-        return as_tensor(self._ahead.slots.lend(slot, rows), self._reading.files[0].spec.dtype), position
+        return self._ahead.slots.lend(slot, rows), position
 
     def _begin(self) -> None:
         info = get_worker_info()
@@ -264,10 +262,3 @@ def _cut(ahead: ReadAhead, batch_rows: int, position: Position) -> Iterator[tupl
 def default_threads() -> int:
     """Threads that decode when nobody says how many."""
     return min(4, os.cpu_count() or 1)
-
-
-def as_tensor(rows: NDArray[Any], dtype: str) -> Tensor:
-    """Return rows of bit patterns as a tensor of `dtype`, without a copy."""
-    signed = {2: np.int16, 4: np.int32, 8: np.int64}[rows.dtype.itemsize]
-    kind: torch.dtype = getattr(torch, dtype)
-    return torch.from_numpy(rows.view(signed)).view(kind)

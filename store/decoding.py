@@ -7,7 +7,7 @@ gaps are closed with the group's last rows, so that a few rows are moved instead
 
 import threading
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -90,6 +90,14 @@ class Flight:
         """Have all its chunks decoded; scratch: where each thread keeps memory for one chunk."""
         decode = self._decode if self._limit is None else partial(self._decode_and_sum, scratch)
         self._work = [pool.submit(decode, pick) for pick in range(len(self._prepared.shards))]
+        if self._prepared.ending:
+            pool.submit(self._close_files)
+
+    def _close_files(self) -> None:
+        """Close the files that ended, once no thread decodes from them: unmapping takes milliseconds, here unwaited."""
+        wait(self._work)
+        for shard in self._prepared.ending:
+            shard.close()
 
     def _decode(self, pick: int) -> None:
         shard, chunk, places = self._prepared.pick(pick)
@@ -112,8 +120,6 @@ class Flight:
                 for future in self._work:
                     future.result()
                 self._kept = self._close_gaps()
-                for shard in self._prepared.ending:
-                    shard.close()
             return self._kept
 
     def _close_gaps(self) -> int:

@@ -7,13 +7,13 @@ Legend: R rows of a block, C channels, H = (C + 1) // 2 bytes of nibbles a row (
 channels, high nibbles the others, so that unpacking is two straight vector loops).
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .streaming import HAVE_NUMBA, LINE_BYTES, fence, stream_line
+from .compiled import compiled_or
+from .streaming import LINE_BYTES, fence, stream_line
 
 U8 = NDArray[np.uint8]
 U16 = NDArray[np.uint16]
@@ -24,20 +24,6 @@ F64 = NDArray[np.float64]
 
 # Rows scattered over a buffer of at least this size go past the caches: it is more than a core's share of any cache.
 STREAM_BYTES = 16 << 20
-
-if HAVE_NUMBA:
-    import numba
-
-
-def _either(plain: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Compile the decorated loop when numba is there, else use `plain`; `.plain` is always the numpy version."""
-
-    def choose(loop: Callable[..., Any]) -> Callable[..., Any]:
-        chosen: Any = numba.njit(cache=True, nogil=True)(loop) if HAVE_NUMBA else plain
-        chosen.plain = plain
-        return chosen  # type: ignore[no-any-return]
-
-    return choose
 
 
 def _exponents(x: U16) -> U8:
@@ -53,7 +39,7 @@ def _streamable_plain(out: NDArray[Any]) -> bool:
     return bool(out.flags.c_contiguous and whole_lines and out.size * out.itemsize >= STREAM_BYTES)
 
 
-@_either(_streamable_plain)
+@compiled_or(_streamable_plain)
 def _streamable(out: NDArray[Any]) -> bool:
     """Say whether rows of out (any, C) are whole cache lines of a buffer that no cache would hold."""
     whole_lines = (out.shape[1] * out.itemsize) % LINE_BYTES == 0 and out.ctypes.data % LINE_BYTES == 0
@@ -64,7 +50,7 @@ def _channel_medians_plain(e: U8, medians: U8) -> None:
     medians[:] = np.sort(e, axis=0)[len(e) // 2]
 
 
-@_either(_channel_medians_plain)
+@compiled_or(_channel_medians_plain)
 def channel_medians(e: U8, medians: U8) -> None:
     """Fill medians (C,) with the upper median of each channel of the exponents e (R, C), R from 1 to 65,535.
 
@@ -88,7 +74,7 @@ def _deviation_sums_plain(e: U8, medians: U8, limit: int, sums: I32) -> None:
     sums[:] = np.clip(e.astype(np.int32) - medians, -limit, limit).sum(axis=0)
 
 
-@_either(_deviation_sums_plain)
+@compiled_or(_deviation_sums_plain)
 def deviation_sums(e: U8, medians: U8, limit: int, sums: I32) -> None:
     """Fill sums (C,) with each channel's sum of e (R, C) minus its median, each clipped to -limit .. limit."""
     rows, channels = e.shape
@@ -104,7 +90,7 @@ def _group_counts_plain(e: U8, centres: U8, groups: U8, counts: I64) -> None:
     counts[:] = np.bincount(cells.ravel(), minlength=counts.size).reshape(counts.shape)
 
 
-@_either(_group_counts_plain)
+@compiled_or(_group_counts_plain)
 def group_counts(e: U8, centres: U8, groups: U8, counts: I64) -> None:
     """Fill counts (G, 256): how often e (R, C) minus its channel's centre is each value mod 256, by channel's group."""
     rows, channels = e.shape
@@ -129,7 +115,7 @@ def _pack_plain(x: U16, base: U8, low: U8, nibbles: U8, at: U32, exponents: U8) 
     return len(found)
 
 
-@_either(_pack_plain)
+@compiled_or(_pack_plain)
 def pack(x: U16, base: U8, low: U8, nibbles: U8, at: U32, exponents: U8) -> int:
     """Split x (R, C) into low (R, C), nibbles (R, H) and exceptions; return how many exceptions there are.
 
@@ -184,7 +170,7 @@ def _join(low: U8, exponents: U8) -> U16:
     return joined.astype(np.uint16, copy=False)
 
 
-@_either(_unpack_plain)
+@compiled_or(_unpack_plain)
 def unpack(low: U8, nibbles: U8, base: U8, at: U32, exponents: U8, first: int, out: U16, places: I64) -> int:
     """Join low (R, C) and nibbles (R, H) around base (C,) into rows places (R,) of out (any, C), C-contiguous.
 
@@ -227,7 +213,7 @@ def _join_bytes_plain(low: U8, exponents: U8, out: U16, places: I64) -> None:
     out[places] = _join(low, exponents)
 
 
-@_either(_join_bytes_plain)
+@compiled_or(_join_bytes_plain)
 def join_bytes(low: U8, exponents: U8, out: U16, places: I64) -> None:
     """Join low and exponents, both (R, C), into rows places (R,) of out: the form for unpredictable exponents."""
     rows, channels = low.shape
@@ -243,7 +229,7 @@ def _split_bytes_plain(x: U16, low: U8, exponents: U8) -> None:
     exponents[:] = _exponents(x)
 
 
-@_either(_split_bytes_plain)
+@compiled_or(_split_bytes_plain)
 def split_bytes(x: U16, low: U8, exponents: U8) -> None:
     """Split x (R, C) into low and exponents, both (R, C)."""
     rows, channels = x.shape
@@ -258,7 +244,7 @@ def _scatter_plain(rows: NDArray[Any], out: NDArray[Any], places: I64) -> None:
     out[places] = rows
 
 
-@_either(_scatter_plain)
+@compiled_or(_scatter_plain)
 def scatter(rows: NDArray[Any], out: NDArray[Any], places: I64) -> None:
     """Copy rows (R, C) into rows places (R,) of out (any, C)."""
     if rows.flags.c_contiguous and rows.itemsize == out.itemsize and _streamable(out):

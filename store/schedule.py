@@ -1,9 +1,9 @@
 """In which order rows are read: windows, chunks, groups and the mixing inside a group, as pure functions of a seed.
 
-Windows come in seeded order, `open_windows` at a time; the next chunk is a seeded draw among them; `mix` chunks make
-a group, whose rows are permuted as one. So a position in a stream is four integers, and nothing is remembered. The
-words are Philox's and all arithmetic is of integers: the order never changes with a library. It costs 0.2 ms for a
-group of 65,536 rows.
+Windows come in seeded order, `open_windows` at a time; the next chunk is a seeded draw among them; the chunks of an
+epoch are cut into equal groups of at most `mix`, and the rows of a group are permuted as one. So a position in a stream
+is four integers, and nothing is remembered. The words are Philox's and all arithmetic is of integers: the order never
+changes with a library. It costs 0.2 ms for a group of 65,536 rows.
 """
 
 import itertools
@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from .compiled import compiled_or
 from .errors import UsageError
-from .kernels import _either
 from .order import Ints, Stream, permutation, words
 
 POSITION = ("epoch", "group", "offset", "skipped")
@@ -78,14 +78,22 @@ class Group:
 
 def groups(chunks: Sequence[int], shuffle: Shuffle, epochs: int | None, first: tuple[int, int]) -> Iterator[Group]:
     """Yield the groups from (epoch, group) `first` on; epochs: None for no end."""
+    sizes = group_sizes(sum(chunks), shuffle.mix)
     for epoch in itertools.count(first[0]) if epochs is None else range(first[0], epochs):
         picks = schedule(chunks, shuffle, epoch)
-        for number in itertools.count():
-            picked = tuple(itertools.islice(picks, shuffle.mix))
-            if not picked:
-                break
+        for number, size in enumerate(sizes):
+            picked = tuple(itertools.islice(picks, size))
             if (epoch, number) >= first:
                 yield Group(epoch, number, picked)
+
+
+def group_sizes(chunks: int, mix: int) -> list[int]:
+    """Return the chunks of each group of an epoch: the fewest groups of at most `mix`, alike but for one chunk.
+
+    A small rest would mix badly and be used up before the group after it is decoded.
+    """
+    count = -(-chunks // mix)
+    return [chunks // count + (number < chunks % count) for number in range(count)]
 
 
 def mixed(rows: int, shuffle: Shuffle, group: Group) -> Ints:
@@ -105,7 +113,7 @@ def _shuffle_plain(halves: NDArray[np.uint32], places: Ints) -> None:
     places[:] = order
 
 
-@_either(_shuffle_plain)
+@compiled_or(_shuffle_plain)
 def _shuffle(halves: NDArray[np.uint32], places: Ints) -> None:
     """Shuffle places (R,) by Fisher and Yates: from the end, place i changes with place halves[i] * (i + 1) >> 32."""
     for i in range(len(places) - 1, 0, -1):

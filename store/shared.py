@@ -1,8 +1,7 @@
 """One stream of batches for several consumers of a process: decoded once, handed to each.
 
 Whoever needs the next batch first fetches it, and it stays until all have had it, so the fastest is at most `lead`
-batches ahead of the slowest and waits there. The batches that are held are part of the reader's memory: they cost
-read-ahead, and more memory only when they outgrow a group.
+batches ahead of the slowest and waits there. Memory: `lead` batches more than one consumer takes.
 """
 
 import threading

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from .batches import Batches, Position, Reading, as_tensor, default_threads
+from .batches import Batches, Position, Reading, default_threads
 from .chunks import NUMPY_DTYPES
 from .cuda import CudaBatches
 from .decoding import ShardFile
@@ -26,7 +26,7 @@ from .plan import Plan, SiteSpec
 from .rows import Index, numbers, take
 from .schedule import Shuffle
 from .shared import Feed, SharedBatches
-from .slots import KEPT
+from .slots import KEPT, as_tensor
 
 
 class Library(Protocol):
@@ -144,7 +144,7 @@ class Site:
         consumers: int,
         batch_size: int,
         *,
-        lead: int = 8,
+        lead: int = 16,
         seed: int = 0,
         epochs: int | None = 1,
         max_norm_multiple: float = 0.0,

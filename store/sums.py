@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .kernels import F64, I64, _either
+from .compiled import compiled_or
+from .kernels import F64, I64
 
 LANES = 32
 
@@ -32,7 +33,7 @@ def _value_plain(bits: int, shift: int) -> float:
     return float(np.uint32(bits << shift).view(np.float32))
 
 
-@_either(_value_plain)
+@compiled_or(_value_plain)
 def _value(bits: int, shift: int) -> float:
     """Return the number that begins with these bits, `shift` bits above the end of a float32."""
     return np.float64(np.uint32(np.uint32(bits) << shift).view(np.float32))
@@ -52,7 +53,7 @@ def _squared_norms_plain(x: NDArray[Any], norms: F64) -> None:
     norms[:] = total
 
 
-@_either(_squared_norms_plain)
+@compiled_or(_squared_norms_plain)
 def squared_norms(x: NDArray[Any], norms: F64) -> None:
     """Fill norms (R,) with ||x||^2 of x (R, C), `float_bits`, summed in LANES fixed lanes."""
     rows, channels = x.shape
@@ -83,7 +84,7 @@ def _binned_sums_plain(x: NDArray[Any], order: I64, starts: I64, slots: I64, sum
             squares[slots[bin_]] += wide * wide
 
 
-@_either(_binned_sums_plain)
+@compiled_or(_binned_sums_plain)
 def binned_sums(x: NDArray[Any], order: I64, starts: I64, slots: I64, sums: F64, squares: F64) -> None:
     """Add rows of x (R, C), `float_bits`, and their squares to rows of sums and squares (any, C).
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gsae.store import CorruptError, IncompatibleError, NotFoundError, Store, UsageError, open_store
-from gsae.store.schedule import Shuffle, schedule
+from gsae.store.schedule import Shuffle, groups, mixed, schedule
 from gsae.tests.stores import make_store, normal_rows
 
 
@@ -112,6 +112,24 @@ def test_a_schedule_reads_every_chunk_once_with_bounded_open_windows(
         if pick.last:
             live.remove(pick.window)
     assert not live
+
+
+@settings(max_examples=50, deadline=None)
+@given(chunks=st.lists(st.integers(1, 40), min_size=1, max_size=6), mix=st.integers(1, 40))
+def test_the_groups_of_an_epoch_are_the_fewest_that_mix_allows_and_alike(chunks: list[int], mix: int) -> None:
+    found = [len(group.picks) for group in groups(chunks, Shuffle(3, mix, 2), 1, (0, 0))]
+    assert sum(found) == sum(chunks)
+    assert len(found) == -(-sum(chunks) // mix)
+    assert max(found) <= mix
+    assert max(found) - min(found) <= 1
+
+
+def test_the_order_of_reading_is_fixed_for_ever() -> None:
+    """Runs are resumed and repeated with later versions."""
+    first, second = groups([3, 2, 4], Shuffle(5, 5, 2), 1, (0, 0))
+    picks = [(pick.window, pick.chunk) for pick in (*first.picks, *second.picks)]
+    assert picks == [(2, 0), (2, 1), (0, 2), (0, 1), (0, 0), (1, 1), (1, 0), (2, 2), (2, 3)]
+    assert mixed(8, Shuffle(5, 5, 2), second).tolist() == [3, 1, 2, 4, 5, 6, 7, 0]
 
 
 def test_batches_mix_contexts_and_windows(store: Store) -> None:
