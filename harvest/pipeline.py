@@ -17,16 +17,19 @@ import torch
 from numpy.typing import NDArray
 
 from gsae.store import (
+    DTYPE_BYTES,
     ContextsSpec,
     IncompatibleError,
     Plan,
     Split,
     Store,
     contexts,
+    empty_rows,
     is_complete,
     open_store,
     order,
     publish,
+    scatter,
     writer,
 )
 
@@ -37,7 +40,7 @@ from .tokens import BlockTokenised, tokenise
 
 # What a killed harvest may have left before it had a plan.
 BEFORE_THE_PLAN = {"contexts", "documents", publish.TMP}
-UNSIGNED = {2: torch.uint16, 4: torch.uint32}
+UNSIGNED: dict[int, type[np.unsignedinteger[Any]]] = {2: np.uint16, 4: np.uint32}
 
 Tokens = NDArray[np.int32]
 
@@ -189,9 +192,9 @@ def _activations(
 ) -> tuple[dict[str, NDArray[Any]], NDArray[np.int64]]:
     """Run the contexts of a window; return each site's rows (rows, d_in) as bit patterns, and their sources."""
     stored = order.stored_order(window, split, plan.seed)
-    places = torch.from_numpy(order.inverse(stored))
-    dtype = getattr(torch, plan.model.dtype)
-    buffers = {site.name: torch.empty((window.rows, site.d_in), dtype=dtype) for site in plan.sites}
+    places = order.inverse(stored)
+    kind = UNSIGNED[DTYPE_BYTES[plan.model.dtype]]
+    buffers = {site.name: empty_rows(window.rows, site.d_in, kind) for site in plan.sites}
     before = -window.skip  # laid rows of the window before this batch; the first context may have begun in another
     for batch in order.batches(len(window.contexts), plan.batch_size):
         own = window.contexts[batch]
@@ -201,8 +204,8 @@ def _activations(
         first, last = max(-before, 0), min(count, window.rows - before)
         for name, activations in found.items():
             values = activations[rows.to(activations.device)][first:last]
-            buffers[name][places[before + first : before + last]] = values.to("cpu")
+            bits = values.to("cpu").contiguous().view(getattr(torch, kind.__name__)).numpy()
+            scatter(bits, buffers[name], places[before + first : before + last])
         before += count
         heard(last - first)
-    bits = {name: buffer.view(UNSIGNED[buffer.element_size()]).numpy() for name, buffer in buffers.items()}
-    return bits, window.sources(mask[window.contexts])[stored]
+    return buffers, window.sources(mask[window.contexts])[stored]

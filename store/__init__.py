@@ -20,6 +20,7 @@ from .errors import (
 )
 from .foreign import foreign_files
 from .info import describe
+from .kernels import scatter
 from .listing import Listed, list_stores
 from .moments import Moments, Summary
 from .order import SPLITS, Split
@@ -40,6 +41,7 @@ from .seal import seal
 from .several import StoreSet, open_stores
 from .shared import SharedBatches
 from .site import Site
+from .streaming import empty_rows
 from .verify import Checked, verify
 from .zarr_types import register
 
@@ -79,6 +81,7 @@ __all__ = [
     "contexts",
     "copy",
     "describe",
+    "empty_rows",
     "foreign_files",
     "is_complete",
     "list_stores",
@@ -86,6 +89,7 @@ __all__ = [
     "open_stores",
     "order",
     "publish",
+    "scatter",
     "seal",
     "verify",
     "writer",

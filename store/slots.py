@@ -5,7 +5,6 @@ free again when nothing refers any more to the rows handed out from it. A consum
 copies beyond `kept`, so it can neither starve the reader nor make the slots grow.
 """
 
-import mmap
 import weakref
 from collections import deque
 from queue import SimpleQueue
@@ -19,6 +18,7 @@ from torch import Tensor
 from .chunks import NUMPY_DTYPES
 from .errors import SpaceError
 from .mapped import UNSIGNED
+from .streaming import pages
 
 KEPT = 2  # batches that one consumer holds: the one at hand, and the one before until it is let go
 
@@ -38,7 +38,7 @@ class Slots:
         bits = UNSIGNED[NUMPY_DTYPES[dtype].itemsize]
         size = slots * batch_rows * width * np.dtype(bits).itemsize
         try:
-            memory: Any = _pinned(size) if pinned else _pages(size)
+            memory: Any = _pinned(size) if pinned else pages(size)
         except (OSError, OverflowError, RuntimeError):
             raise SpaceError(
                 f"No memory for {slots} batches, {size} bytes. Use smaller batches or a smaller mix."
@@ -104,14 +104,6 @@ class Slots:
 def slots_needed(group_rows: int, batch_rows: int, kept: int) -> int:
     """Return the slots for two groups of `group_rows` rows, the consumer's `kept` batches and one being filled."""
     return max(2 * group_rows // batch_rows, -(-group_rows // batch_rows)) + kept + 1
-
-
-def _pages(size: int) -> mmap.mmap:
-    """Take memory in huge pages where the kernel has them: scattered rows would miss the TLB at each page otherwise."""
-    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        memory.madvise(mmap.MADV_HUGEPAGE)
-    return memory
 
 
 def _pinned(size: int) -> NDArray[np.uint8]:

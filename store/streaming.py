@@ -6,6 +6,7 @@ writes the line and reads nothing: two to three times the rows a second. It want
 buffers for scattered rows come from `empty_rows`.
 """
 
+import mmap
 from typing import Any
 
 import numpy as np
@@ -48,9 +49,16 @@ fence: Any = extending.intrinsic(_fence) if HAVE_NUMBA else None
 
 
 def empty_rows(rows: int, width: int, dtype: Any) -> NDArray[Any]:
-    """Return an uninitialised array (rows, width) that begins on a line, so that rows can be streamed into it."""
-    size = rows * width * np.dtype(dtype).itemsize
-    raw = np.empty(size + LINE_BYTES, np.uint8)
-    first = -raw.ctypes.data % LINE_BYTES
-    rows_of_lines: NDArray[Any] = raw[first : first + size].view(dtype).reshape(rows, width)
-    return rows_of_lines
+    """Return an uninitialised array (rows, width) in `pages`, so that rows can be streamed into it."""
+    kind = np.dtype(dtype)
+    size = rows * width * kind.itemsize
+    made: NDArray[Any] = np.frombuffer(pages(max(size, 1)), kind, rows * width).reshape(rows, width)
+    return made
+
+
+def pages(size: int) -> mmap.mmap:
+    """Take memory in huge pages where the kernel has them: scattered rows would miss the TLB at each page otherwise."""
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return memory
