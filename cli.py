@@ -17,7 +17,7 @@ from gsae import __version__
 
 if TYPE_CHECKING:
     from gsae.evaluate import Losses
-    from gsae.store import Store
+    from gsae.store import SiteSpec, Store, StoreSet
 
 app = typer.Typer(
     name="gsae",
@@ -30,7 +30,7 @@ app = typer.Typer(
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document to stdout.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be done, and do nothing.")]
-StoreArgument = Annotated[Path, typer.Argument(metavar="STORE", help="Folder of a store.")]
+StoreArgument = Annotated[str, typer.Argument(metavar="STORE", help="Folder or s3://, gs:// or az:// URL of a store.")]
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a training run.")]
 
 
@@ -115,7 +115,10 @@ def demo(
 def harvest(
     model: Annotated[str, typer.Option(help="Hub id, local folder, .gguf file or builtin:smollm2-135m.")],
     dataset: Annotated[str, typer.Option(help="Hub id, .jsonl[.gz], .txt or .parquet file, or builtin:pydoc.")],
-    site: Annotated[list[str], typer.Option(help="resid.L, mlp.L, attn.L or module:PATH:in|out; may be repeated.")],
+    site: Annotated[
+        list[str],
+        typer.Option(help="resid.L, mlp.0,4,8-10, attn.all, resid.-1 or module:PATH:in|out; may be repeated."),
+    ],
     out: Annotated[str, typer.Option(help="Folder of the store.")],
     rows: Annotated[int | None, typer.Option(help="Train rows wanted; all that the text has if not given.")] = None,
     revision: Annotated[str | None, typer.Option(help="Revision of the model on the Hub.")] = None,
@@ -127,7 +130,7 @@ def harvest(
         float | None,
         typer.Option(help="Share of the documents kept for evaluation; enough for 2^17 rows if not given."),
     ] = None,
-    drop_positions: Annotated[str, typer.Option(help="Positions that are never rows, for instance 0,1,2.")] = "",
+    drop_positions: Annotated[str, typer.Option(help="Positions that are never rows, for instance 0-3,9.")] = "",
     seed: Annotated[int, typer.Option(help="Seed of the held-out documents and of the order of rows.")] = 0,
     window_rows: Annotated[int, typer.Option(help="Rows in a shard file, a power of two.")] = 1 << 18,
     codec: Annotated[
@@ -148,7 +151,7 @@ def harvest(
 
     The same command goes on with a harvest that was stopped.
     """
-    from gsae.harvest import HarvestConfig, estimate, harvest, request
+    from gsae.harvest import HarvestConfig, estimate, harvest, request, split_names
     from gsae.progress import Shown
     from gsae.store import UsageError, describe
 
@@ -162,7 +165,7 @@ def harvest(
         dataset_revision=dataset_revision,
         split=split,
         text_field=text_field,
-        sites=tuple(name.strip() for part in site for name in part.split(",")),
+        sites=tuple(name for part in site for name in split_names(part)),
         rows=rows,
         context_size=context_size,
         heldout=heldout,
@@ -196,14 +199,50 @@ def harvest(
 
 
 @app.command()
-def info(path: Annotated[Path, typer.Argument(metavar="STORE|RUN")], as_json: Json = False) -> None:
+def sites(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Hub id, local folder, .gguf file or builtin.")],
+    revision: Annotated[str | None, typer.Option(help="Revision of the model on the Hub.")] = None,
+    as_json: Json = False,
+) -> None:
+    """List the sites that a language model offers, from its config alone, without weights."""
+    from gsae.harvest import load_meta, offered
+
+    found = list(offered(load_meta(model, revision)))
+    if as_json:
+        _print_json([site.model_dump(mode="json", exclude={"folder"}) for site in found])
+    else:
+        _print_table(("site", "d_in", "module", "hook", "hook_name"), _by_layers(found))
+        print("\nAny other module: module:PATH:in or module:PATH:out.")
+
+
+def _by_layers(sites: "list[SiteSpec]") -> list[dict[str, Any]]:
+    """Return a line for each run of layers whose sites differ in the layer's number alone, which becomes L."""
+    lines: list[dict[str, Any]] = []
+    for site in sites:
+        kind, layer = site.name.split(".")
+        line: dict[str, Any] = {
+            "d_in": site.d_in,
+            "module": site.module.replace(f".{layer}", ".L", 1),
+            "hook": site.hook,
+            "hook_name": site.hook_name.replace(f".{layer}.", ".L."),
+        }
+        last = lines[-1] if lines else {}
+        if line.items() <= last.items() and last["site"].startswith(f"{kind}."):
+            last["site"] = f"{last['site'].split('-')[0]}-{layer}"
+        else:
+            lines.append({"site": site.name, **line})
+    return lines
+
+
+@app.command()
+def info(path: Annotated[str, typer.Argument(metavar="STORE|RUN")], as_json: Json = False) -> None:
     """Show what a store or a training run holds."""
     from gsae.store import describe
 
-    if (path / "config.toml").exists():
+    if (Path(path) / "config.toml").exists():
         from gsae.train import describe_run
 
-        _print(describe_run(path), as_json)
+        _print(describe_run(Path(path)), as_json)
     else:
         _print(describe(path), as_json)
 
@@ -236,7 +275,9 @@ def verify(
 
 
 @app.command()
-def seal(store: StoreArgument, as_json: Json = False) -> None:
+def seal(
+    store: Annotated[Path, typer.Argument(metavar="STORE", help="Folder of a store.")], as_json: Json = False
+) -> None:
     """Publish the finished windows of a harvest that was cut short as a complete store, for good."""
     from gsae.store import describe
     from gsae.store import seal as publish_finished
@@ -303,8 +344,8 @@ def list_(
 
 @app.command()
 def train(
-    store: StoreArgument,
-    site: Annotated[str, typer.Option(help="Site of the store, for instance mlp.10.")],
+    stores: Annotated[list[str], typer.Argument(metavar="STORE...", help="Folders or URLs, read as one set.")],
+    site: Annotated[str, typer.Option(help="Site of the stores, for instance mlp.10.")],
     out: Annotated[Path, typer.Option(help="Folder of the run.")],
     steps: Annotated[int, typer.Option(help="Batches to train on.")],
     sae: Annotated[
@@ -340,7 +381,7 @@ def train(
     Neither the language model nor the text is needed. The same command goes on with a run that was stopped.
     """
     from gsae.progress import Shown
-    from gsae.store import UsageError, open_store
+    from gsae.store import UsageError, open_stores
     from gsae.train import RunConfig, describe_run, estimate, load_sweep, parse_sae
     from gsae.train import train as fit
 
@@ -364,7 +405,7 @@ def train(
         log_every=log_every,
         saes=saes,
     )
-    rows = open_store(store).site(site)
+    rows = open_stores(stores).site(site)
     if dry_run:
         _print(estimate(rows, run), as_json)
         return
@@ -382,7 +423,9 @@ def train(
 @app.command(name="eval")
 def evaluate(
     run: RunArgument,
-    store: Annotated[Path | None, typer.Option(help="The store it was trained from, if it has moved.")] = None,
+    store: Annotated[
+        list[str] | None, typer.Option(help="The store it was trained from, if it has moved; may be repeated.")
+    ] = None,
     model: Annotated[
         str | None, typer.Option(help="The language model, if it is not found by the store's name for it.")
     ] = None,
@@ -395,10 +438,10 @@ def evaluate(
     from gsae.evaluate import evaluate as measure
     from gsae.evaluate import site_of
     from gsae.progress import Shown
-    from gsae.store import open_store
-    from gsae.train import store_of
+    from gsae.store import open_stores
+    from gsae.train import stores_of
 
-    opened = open_store(store or store_of(run))
+    opened = open_stores(store or stores_of(run))
     with Shown() as shown:
         shown.show("loading the language model")
         losses = None if no_model else _losses(opened, site_of(run), model, device)
@@ -428,7 +471,7 @@ def report(
     print(f"{out} ({out.stat().st_size / 1e3:.0f} kB). Open it in a browser.")
 
 
-def _losses(store: "Store", site: str, model: str | None, device: str) -> "Losses":
+def _losses(store: "Store | StoreSet", site: str, model: str | None, device: str) -> "Losses":
     """Load the store's language model and return its losses at a site."""
     from functools import partial
 
@@ -448,9 +491,10 @@ def _positions(text: str) -> tuple[int, ...]:
     from gsae.store import UsageError
 
     try:
-        return tuple(int(part) for part in text.split(",") if part.strip())
+        ranges = [[int(end) for end in part.split("-", 1)] for part in text.split(",") if part.strip()]
     except ValueError:
-        raise UsageError(f"--drop-positions {text!r}: give numbers with commas between, for instance 0,1,2.") from None
+        raise UsageError(f"--drop-positions {text!r}: give numbers or ranges, for instance 0-3,9.") from None
+    return tuple(sorted({position for ends in ranges for position in range(ends[0], ends[-1] + 1)}))
 
 
 def _show_harvest(shown: Any, event: Any) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from gsae.store import IncompatibleError, NotFoundError, Site, Store, UsageError, order
+from gsae.store import IncompatibleError, NotFoundError, Site, Store, StoreSet, UsageError, order
 from gsae.train import SAE, load_sae
 
 from .measurement import Measurement
@@ -43,7 +43,7 @@ Listen = Callable[[Progress], None]
 
 def evaluate(
     run: Path,
-    store: Store,
+    store: Store | StoreSet,
     losses: Losses | None,
     contexts: int | None,
     listen: Listen = lambda event: None,
@@ -65,7 +65,7 @@ def evaluate(
     name, multiple, norm_limit = common_input(run, trained, store)
     site = store.site(name, split="heldout")
     if site.rows == 0:
-        raise UsageError(f"{store.path} has no held-out rows to evaluate on. Harvest with --heldout above 0.")
+        raise UsageError(f"{store.name} has no held-out rows to evaluate on. Harvest with --heldout above 0.")
     mean = store.site(name).moments.within(multiple).mean
     heldout = np.flatnonzero(store.split() == HELD_OUT).astype(np.int64)
     measured = Measurement(saes, mean, heldout, norm_limit, device)
@@ -122,7 +122,7 @@ class Trained(BaseModel):
         return self.site, self.max_norm_multiple, inf if self.norm_limit is None else self.norm_limit
 
 
-def common_input(run: Path, trained: Mapping[str, Trained], store: Store) -> tuple[str, float, float]:
+def common_input(run: Path, trained: Mapping[str, Trained], store: Store | StoreSet) -> tuple[str, float, float]:
     """Return the `input` of all SAEs of a run.
 
     Raises IncompatibleError where they differ, or were trained from another store than this.
@@ -131,7 +131,7 @@ def common_input(run: Path, trained: Mapping[str, Trained], store: Store) -> tup
         if one.store_digest != store.digest:
             raise IncompatibleError(
                 f"{name} of {run} was trained from a store with digest {one.store_digest}, but that of "
-                f"{store.path} is {store.digest}.\nPass the store that it was trained from."
+                f"{store.name} is {store.digest}.\nPass the store that it was trained from."
             )
     inputs = {one.input: name for name, one in trained.items()}
     if len(inputs) > 1:
@@ -166,7 +166,7 @@ def some_contexts(heldout: NDArray[np.int64], seed: int, contexts: int | None) -
 def splice_contexts(
     losses: Losses,
     saes: Mapping[str, SAE],
-    store: Store,
+    store: Store | StoreSet,
     contexts: NDArray[np.int64],
     mean: NDArray[np.float64],
     norm_limit: float,

@@ -19,7 +19,7 @@ from .lm import (
 )
 from .pipeline import Finished, Running, Stage, harvest
 from .planning import estimate, request
-from .sites import resolve
+from .sites import offered, resolve, split_names
 from .text import Dataset, documents
 from .tokens import BlockTokenised, Contexts, SpecialIds, special_ids, tokenise
 
@@ -43,9 +43,11 @@ __all__ = [
     "load_planned",
     "load_tokenizer",
     "losses",
+    "offered",
     "request",
     "resolve",
     "special_ids",
+    "split_names",
     "tokenise",
     "tokenizer_sha256",
 ]

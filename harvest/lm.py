@@ -161,7 +161,7 @@ def capture(lm: LanguageModel, sites: Sequence[SiteSpec], tokens: Tensor) -> dic
 
     with ExitStack() as hooks, torch.inference_mode():
         for site in sites:
-            hooks.enter_context(_hooked(lm.model, site, partial(keep, site.name)))
+            hooks.enter_context(_hooked(lm.model, site, tokens.shape, partial(keep, site.name)))
         try:
             lm.model(input_ids=tokens.to(lm.device, torch.long), use_cache=False)
         except _Complete:
@@ -180,7 +180,7 @@ def losses(lm: LanguageModel, site: SiteSpec, tokens: Tensor, edit: Edit | None 
     with torch.inference_mode():
         with ExitStack() as hooks:
             if edit is not None:
-                hooks.enter_context(_hooked(lm.model, site, edit))
+                hooks.enter_context(_hooked(lm.model, site, tokens.shape, edit))
             hidden = _before_head(lm, head, tokens)
         targets = tokens[:, 1:].reshape(-1)
         hidden = hidden[:, :-1].reshape(len(targets), -1)
@@ -198,23 +198,29 @@ class _Complete(Exception):  # noqa: N818  (not an error: the way out of a pass 
 
 
 @contextmanager
-def _hooked(model: nn.Module, site: SiteSpec, change: Callable[[Tensor], Tensor | None]) -> Iterator[None]:
-    """Pass the site's activations to `change` and, where it returns any, go on with those."""
+def _hooked(
+    model: nn.Module, site: SiteSpec, shape: torch.Size, change: Callable[[Tensor], Tensor | None]
+) -> Iterator[None]:
+    """Pass the site's activations (*shape, d_in) to `change` and, where it returns any, go on with those."""
+
+    def changed(value: Tensor) -> Tensor | None:
+        new = change(value.reshape(*shape, -1))  # some families (OPT) flatten contexts before their MLP
+        return None if new is None else new.reshape(value.shape)
 
     def after(module: nn.Module, args: Any, output: Any) -> Any:
         first, *rest = output if isinstance(output, tuple) else (output,)
-        changed = change(first)
-        if changed is None:
+        new = changed(first)
+        if new is None:
             return None
-        return (changed, *rest) if isinstance(output, tuple) else changed
+        return (new, *rest) if isinstance(output, tuple) else new
 
     def before(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
         if args:
-            changed = change(args[0])
-            return None if changed is None else ((changed, *args[1:]), kwargs)
+            new = changed(args[0])
+            return None if new is None else ((new, *args[1:]), kwargs)
         name = next(iter(kwargs))
-        changed = change(kwargs[name])
-        return None if changed is None else (args, {**kwargs, name: changed})
+        new = changed(kwargs[name])
+        return None if new is None else (args, {**kwargs, name: new})
 
     module = model.get_submodule(site.module)
     if site.hook == "out":

@@ -1,14 +1,17 @@
-"""Site names to places in the model: found by structure, so that one rule serves every Llama-like family.
+"""Site names to places in the model, found by structure, so that a family nobody thought of is served too.
 
-A decoder is the list of layers that have an `mlp` and a `self_attn.o_proj`. Works on the `meta` device, so
-widths are known before weights are loaded. Everything else is reached by its module path, at the cost of a
-two-token pass.
+The decoder is the first list of layers that all have an MLP and some of which have an attention. An attention is a
+child of that name whose last projection gives vectors of the model's width; an MLP is the last other child that ends
+in one, or holds most of the weights (experts). Works on the `meta` device, so widths are known before weights are
+loaded. Everything else is reached by its module path, at the cost of a two-context pass.
 """
 
 import difflib
 import hashlib
+import inspect
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -16,10 +19,22 @@ from torch import Tensor, nn
 
 from gsae.store import SiteSpec, UsageError
 
+Kind = Literal["resid", "mlp", "attn"]
 KINDS = "resid.L, mlp.L, attn.L or module:PATH:in|out"
-HOOK_NAMES = {"resid": "hook_resid_post", "mlp": "hook_mlp_out", "attn": "attn.hook_z"}
+HOOK_NAMES: dict[Kind, str] = {"resid": "hook_resid_post", "mlp": "hook_mlp_out", "attn": "attn.hook_z"}
 # Norms that some families put between the MLP and the residual stream.
 POST_MLP_NORMS = ("post_feedforward_layernorm", "post_mlp_layernorm")
+NAME = re.compile(r"(resid|mlp|attn)\.(?:(all)|(-?[0-9]+)(?:-(-?[0-9]+))?)")
+
+
+def split_names(text: str) -> list[str]:
+    """Return the names of a comma list, in which a number alone is another layer: `mlp.0,4,8-10,attn.3`."""
+    names: list[str] = []
+    for part in (part.strip() for part in text.split(",")):
+        if re.fullmatch(r"-?[0-9]+(-{1,2}[0-9]+)?", part) and names and NAME.fullmatch(names[-1]):
+            part = f"{names[-1].split('.')[0]}.{part}"
+        names.append(part)
+    return names
 
 
 def resolve(model: Any, names: Iterable[str]) -> tuple[SiteSpec, ...]:
@@ -27,65 +42,151 @@ def resolve(model: Any, names: Iterable[str]) -> tuple[SiteSpec, ...]:
 
     `resid.L` is the output of decoder layer L, `mlp.L` what its MLP branch adds to the residual stream,
     `attn.L` the heads' outputs, concatenated, before the output projection; L counts from 0, or from -1 at
-    the end. `module:PATH:in` and `module:PATH:out` are the first input and the output of any module. Raises
-    UsageError for a name that is none of these, is not in this model, or comes twice.
+    the end, and may be a range (`resid.10-14`) or `all`. `module:PATH:in` and `module:PATH:out` are the first input
+    and the output of any module. Raises UsageError for a name that is none of these, is not in this model, or comes
+    twice.
     """
-    sites = tuple(_site(model, name) for name in names)
-    found: dict[str, str] = {}
+    sites = tuple(site for name in names for site in _sites(model, name))
+    found: set[str] = set()
     for site in sites:
         if site.name in found:
             raise UsageError(f"Site {site.name!r} is named twice.")
-        found[site.name] = site.folder
+        found.add(site.name)
     return sites
 
 
-def _site(model: Any, name: str) -> SiteSpec:
+def offered(model: Any) -> Iterator[SiteSpec]:
+    """Yield every site of every layer that a transformers model has; raises UsageError without decoder layers."""
+    decoder = _decoder(model)
+    for kind in HOOK_NAMES:
+        for number, layer in enumerate(decoder.layers):
+            if kind != "attn" or _attention(layer, decoder.d_model):
+                yield _site(decoder, kind, number)
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """The layers of a model, where they are in it, and the width of its residual stream."""
+
+    path: str
+    layers: nn.ModuleList
+    d_model: int
+
+
+def _sites(model: Any, name: str) -> Iterator[SiteSpec]:
+    """Yield the sites that a name stands for."""
     if name.startswith("module:"):
-        return _module_site(model, name)
-    parts = re.fullmatch(r"([A-Za-z_]+)\.(-?[0-9]+)", name)
-    if parts is None or parts[1] not in HOOK_NAMES:
-        raise UsageError(f"Site {name!r} is not a site. A site is {KINDS}, for instance mlp.10.")
-    kind = parts[1]
-    path, layers = _layers(model, name)
-    layer = int(parts[2]) + (len(layers) if parts[2].startswith("-") else 0)
-    if not 0 <= layer < len(layers):
-        raise UsageError(f"Site {name!r}: this model has layers 0 to {len(layers) - 1}.")
-    inner, hook, width = _place(model, layers[layer], kind, name)
+        yield _module_site(model, name)
+        return
+    parts = NAME.fullmatch(name)
+    if parts is None:
+        raise UsageError(f"Site {name!r} is not a site. A site is {KINDS}, for instance mlp.10.{_nearest(model, name)}")
+    try:
+        decoder = _decoder(model)
+    except UsageError as error:
+        raise UsageError(f"Site {name!r}: {error}") from None
+    kind: Kind = parts[1]  # type: ignore[assignment]
+    count = len(decoder.layers)
+    first, last = (0, count - 1) if parts[2] else (int(parts[3]), int(parts[4] or parts[3]))
+    first, last = (layer + (count if layer < 0 else 0) for layer in (first, last))
+    if not 0 <= first <= last < count:
+        raise UsageError(f"Site {name!r}: this model has layers 0 to {count - 1}.")
+    for layer in range(first, last + 1):
+        if kind == "attn" and not _attention(decoder.layers[layer], decoder.d_model):
+            if parts[2]:
+                continue
+            raise UsageError(f"Site {name!r}: layer {layer} has no attention with an output projection.")
+        yield _site(decoder, kind, layer)
+
+
+def _site(decoder: Decoder, kind: Kind, number: int) -> SiteSpec:
+    inside, hook, width = _place(decoder.layers[number], kind, decoder.d_model)
     return SiteSpec(
-        name=f"{kind}.{layer}",
-        folder=f"{kind}.{layer}",
-        module=".".join([path, str(layer), *inner]),
+        name=f"{kind}.{number}",
+        folder=f"{kind}.{number}",
+        module=".".join(part for part in (decoder.path, str(number), inside) if part),
         hook=hook,
-        hook_name=f"blocks.{layer}.{HOOK_NAMES[kind]}",
+        hook_name=f"blocks.{number}.{HOOK_NAMES[kind]}",
         d_in=width,
     )
 
 
-def _layers(model: Any, name: str) -> tuple[str, nn.ModuleList]:
-    """Return the path and the list of the decoder's layers."""
-    for path, module in model.named_modules():
-        if isinstance(module, nn.ModuleList) and len(module) and all(hasattr(layer, "mlp") for layer in module):
-            attentions = [getattr(layer, "self_attn", None) for layer in module]
-            if any(hasattr(attention, "o_proj") for attention in attentions):
-                return path, module
+def _decoder(model: Any) -> Decoder:
+    """Find the decoder's layers."""
+    d_model = int(model.config.get_text_config().hidden_size)
+    for path, layers in model.named_modules():
+        if not isinstance(layers, nn.ModuleList) or not all(_mlp(layer, d_model) for layer in layers):
+            continue
+        if any(_attention(layer, d_model) for layer in layers):
+            return Decoder(path, layers, d_model)
     raise UsageError(
-        f"Site {name!r}: no decoder layers were recognised in {type(model).__name__}. "
+        f"no decoder layers were recognised in {type(model).__name__}. "
         "Name the module itself, as module:PATH:in or module:PATH:out."
     )
 
 
-def _place(model: Any, layer: nn.Module, kind: str, name: str) -> tuple[list[str], Literal["in", "out"], int]:
+def _place(layer: nn.Module, kind: Kind, d_model: int) -> tuple[str, Literal["in", "out"], int]:
     """Return a site's path inside its layer, the side of the module, and its width."""
-    d_model = int(model.config.get_text_config().hidden_size)
     if kind == "resid":
-        return [], "out", d_model
+        return "", "out", d_model
     if kind == "mlp":
-        norm = next((n for n in POST_MLP_NORMS if hasattr(layer, n)), "mlp")
-        return [norm], "out", d_model
-    projection = getattr(getattr(layer, "self_attn", None), "o_proj", None)
-    if projection is None:
-        raise UsageError(f"Site {name!r}: this layer has no self_attn.o_proj.")
-    return ["self_attn", "o_proj"], "in", int(projection.in_features)
+        norm = next((name for name in POST_MLP_NORMS if hasattr(layer, name)), None)
+        return norm or _mlp(layer, d_model), "out", d_model
+    path = _attention(layer, d_model)
+    return path, "in", _features(layer.get_submodule(path))[0]
+
+
+def _attention(layer: nn.Module, d_model: int) -> str:
+    """Return the path in a layer of its attention's output projection, "" when there is none."""
+    for name, child in layer.named_children():
+        if "att" in name and (last := _last_projection(child, d_model)):
+            return f"{name}.{last}"
+    return ""
+
+
+def _mlp(layer: nn.Module, d_model: int) -> str:
+    """Return the path in a layer of the module that gives what its MLP adds, "" when there is none."""
+    others = {name: child for name, child in layer.named_children() if "att" not in name}
+    ending = [name for name, child in others.items() if _gives(child, d_model) or _last_projection(child, d_model)]
+    if ending:
+        name = ending[-1]
+        # Some add the residual themselves (Bloom): what they add comes out of their last projection.
+        if "residual" in inspect.signature(others[name].forward).parameters:
+            return f"{name}.{_last_projection(others[name], d_model)}"
+        return name
+    sizes = {
+        name: sum(p.numel() for p in child.parameters())
+        for name, child in others.items()
+        if any(p.dim() > 1 for p in child.parameters())
+    }
+    return max(sizes, key=sizes.__getitem__, default="")
+
+
+def _last_projection(module: nn.Module, d_model: int) -> str:
+    """Return the path of the last projection onto d_model inside a module, "" when there is none."""
+    return next((path for path, m in reversed(list(module.named_modules())) if path and _gives(m, d_model)), "")
+
+
+def _gives(module: nn.Module, width: int) -> bool:
+    return _features(module)[1] == width
+
+
+def _features(module: nn.Module) -> tuple[int, int]:
+    """Return the widths of a projection's input and output, zeros for what is none; GPT-2's Conv1D is transposed."""
+    if isinstance(module, nn.Linear):
+        return module.in_features, module.out_features
+    nx, nf = getattr(module, "nx", 0), getattr(module, "nf", 0)
+    return (nx, nf) if isinstance(nx, int) and isinstance(nf, int) else (0, 0)
+
+
+def _nearest(model: Any, name: str) -> str:
+    """Return a sentence with the sites whose names, modules or TransformerLens names resemble `name`, if any do."""
+    try:
+        known = {text: site.name for site in offered(model) for text in (site.name, site.hook_name, site.module)}
+    except UsageError:
+        return ""
+    near = dict.fromkeys(known[text] for text in difflib.get_close_matches(name, known, n=3, cutoff=0.4))
+    return f" Nearest: {', '.join(near)}." if near else ""
 
 
 def _module_site(model: Any, name: str) -> SiteSpec:
@@ -140,9 +241,9 @@ def _width(model: Any, path: str, side: Literal["in", "out"], name: str) -> int:
     finally:
         handle.remove()
     shape = tuple(seen[0].shape) if seen and isinstance(seen[0], Tensor) else None
-    if shape is None or len(shape) != 3 or shape[:2] != (2, 3):
+    if shape is None or shape[:-1] not in ((2, 3), (6,)):
         found = "is never reached" if not seen else f"gives {shape or type(seen[0]).__name__}"
         raise UsageError(
             f"Site {name!r}: the module {found}; one vector a token, (contexts, context_size, d), is needed."
         )
-    return shape[2]
+    return int(shape[-1])

@@ -101,6 +101,11 @@ class Store:
         return Path(self.place.name)
 
     @property
+    def locations(self) -> tuple[str, ...]:
+        """Where to open it again, from anywhere on this machine: its absolute folder, or its URL."""
+        return (self.name if is_url(self.name) else str(Path(self.name).absolute()),)
+
+    @property
     def plan(self) -> Plan:
         """What the store was made from."""
         return self.manifest.plan

@@ -36,7 +36,7 @@ def open_stores(paths: Sequence[str | Path]) -> "Store | StoreSet":
 
 @dataclass(frozen=True)
 class StoreSet:
-    """Stores read as one; `plan` and `path` are those of the first, the others may be cut and encoded otherwise."""
+    """Stores read as one; `plan` is that of the first, the others may be cut and encoded otherwise."""
 
     stores: tuple[Store, ...]
 
@@ -55,9 +55,9 @@ class StoreSet:
         return ", ".join(store.name for store in self.stores)
 
     @property
-    def path(self) -> Path:
-        """The folder of the first."""
-        return self.stores[0].path
+    def locations(self) -> tuple[str, ...]:
+        """Where to open them again."""
+        return tuple(place for store in self.stores for place in store.locations)
 
     @property
     def plan(self) -> Plan:
@@ -121,6 +121,16 @@ class StoreSet:
         for number, mine in self._shares(asked, self._first_tokens):
             found[mine] = self.stores[number].tokens_around(asked[mine] - self._first_tokens[number], before, after)
         return found
+
+    def tokens(self) -> NDArray[np.int32]:
+        """Return the tokens of all contexts, (contexts, context_size), store by store; raises IncompatibleError."""
+        for other in self.stores[1:]:
+            _require_equal(self.stores[0], other, "context_size", lambda s: s.plan.context_size)
+        return np.concatenate([store.tokens() for store in self.stores])
+
+    def split(self) -> NDArray[np.uint8]:
+        """Return the split of each context, (contexts,): 0 train, 1 held out."""
+        return np.concatenate([store.split() for store in self.stores])
 
     @cached_property
     def _first_tokens(self) -> Ints:

@@ -6,7 +6,6 @@ What a site needs of its store is a few questions (`Library`), so a store and a 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -37,8 +36,8 @@ class Library(Protocol):
         """What messages call it."""
 
     @property
-    def path(self) -> Path:
-        """Its folder, or that of the first store."""
+    def locations(self) -> tuple[str, ...]:
+        """Where to open it, or each of them, again."""
 
     @property
     def plan(self) -> Plan:

@@ -1,57 +1,25 @@
 """The command as a user meets it: what goes to stdout, one-line errors, exit codes, nothing begun by --dry-run."""
 
-import io
 import json
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 import typer
 
-from gsae.cli import app, main
+from gsae.cli import app
 from gsae.store import Store, open_store, verify
 from gsae.tests.children import files
+from gsae.tests.command import gsae, refused
 from gsae.tests.stores import make_store
 
 HARVEST = ["--dataset", "builtin:pydoc", "--context-size", "64", "--window-rows", "512", "--device", "cpu"]
 SAE = ["--sae", "gated width=48 l1=.1"]
-
-
-@dataclass(frozen=True)
-class Done:
-    returncode: int
-    stdout: str
-    stderr: str
-
-
-def gsae(*arguments: Any) -> Done:
-    """Run the command in this process: what the console script calls, with its own argv, stdout and stderr."""
-    out, err, argv = io.StringIO(), io.StringIO(), sys.argv
-    sys.argv = ["gsae", *map(str, arguments)]
-    try:
-        with redirect_stdout(out), redirect_stderr(err), pytest.raises(SystemExit) as end:
-            main()
-    finally:
-        sys.argv = argv
-    return Done(int(end.value.code or 0), out.getvalue(), err.getvalue())
-
-
-def refused(code: int, said: str, *arguments: Any) -> None:
-    """The command ends with `code` and one line on stderr that contains `said`; stdout stays empty."""
-    done = gsae(*arguments)
-    assert done.returncode == code, done.stderr
-    lines = [line for line in done.stderr.splitlines() if line.startswith("gsae: ")]
-    assert len(lines) == 1, done.stderr
-    assert said in lines[0]
-    assert "Traceback" not in done.stderr
-    assert done.stdout == ""
 
 
 def commands() -> Iterator[str]:
@@ -158,6 +126,43 @@ def test_a_damaged_store_ends_verify_with_4_and_names_the_file(tmp_path: Path) -
     done = gsae("verify", store.path, "--deep")
     assert done.returncode == 4
     assert "train/mlp.1/c/0/0 was changed" in done.stderr
+
+
+def test_several_stores_are_trained_from_and_evaluated_as_one(tmp_path: Path) -> None:
+    stores, run = [make_store(tmp_path / f"s{n}", contexts=n).path for n in (60, 90)], tmp_path / "run"
+    train = ["train", *stores, "--site", "mlp.1", *SAE, "--steps", 20, "--batch-size", 64, "--device", "cpu"]
+    done = gsae(*train, "--out", run)
+    assert done.returncode == 0, done.stderr
+    assert "nothing to do" in gsae(*train, "--out", run).stderr
+    refused(5, "digest", "train", stores[0], *train[3:], "--out", run)
+    (result,) = json.loads(gsae("eval", run, "--no-model", "--device", "cpu", "--json").stdout)
+    assert result["rows"] == sum(open_store(store).site("mlp.1", "heldout").rows for store in stores)
+    shutil.rmtree(stores[1])
+    refused(3, f"{stores[1]}, which is not there", "eval", run, "--no-model")
+
+
+def test_the_sites_of_a_model_are_listed_by_its_config_alone(tiny_llama: Path, tmp_path: Path) -> None:
+    shutil.copy(tiny_llama / "config.json", tmp_path)
+    listed = gsae("sites", tmp_path)
+    assert listed.returncode == 0, listed.stderr
+    assert [line.split() for line in listed.stdout.splitlines()[:4]] == [
+        ["site", "d_in", "module", "hook", "hook_name"],
+        ["resid.0-2", "32", "model.layers.L", "out", "blocks.L.hook_resid_post"],
+        ["mlp.0-2", "32", "model.layers.L.mlp", "out", "blocks.L.hook_mlp_out"],
+        ["attn.0-2", "32", "model.layers.L.self_attn.o_proj", "in", "blocks.L.attn.hook_z"],
+    ]
+    found = json.loads(gsae("sites", tmp_path, "--json").stdout)
+    assert [site["name"] for site in found][::4] == ["resid.0", "mlp.1", "attn.2"]
+
+
+def test_sites_and_positions_may_be_given_as_ranges(tiny_llama: Path, tmp_path: Path) -> None:
+    known = ["harvest", "--model", tiny_llama, *HARVEST, "--rows", 100, "--out", tmp_path / "s", "--dry-run", "--json"]
+    planned = json.loads(gsae(*known, "--site", "mlp.0,-1", "--site", "resid.all", "--drop-positions", "0-3,9").stdout)
+    assert list(planned["sites"]) == ["mlp.0", "mlp.2", "resid.0", "resid.1", "resid.2"]
+    refused(2, "give numbers or ranges", *known[:-1], "--site", "mlp.0", "--drop-positions", "first")
+    refused(
+        2, "dropped_positions: got 64; needs less than 64", *known[:-1], "--site", "mlp.0", "--drop-positions", "60-64"
+    )
 
 
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ from gsae.store.manifest import FileEntry
 from gsae.store.plan import sha256
 from gsae.store.remote import PART_BYTES, Remote
 from gsae.tests.children import files, start
+from gsae.tests.command import gsae, refused
 from gsae.tests.sharing import SITE, copy_or_exit, counted, in_environment, train_from
 from gsae.tests.stores import make_store
 from gsae.tests.swift import SECRET, Swift, is_installed, make_bucket, serving
@@ -163,6 +164,22 @@ def test_three_processes_that_train_from_one_store_fetch_each_shard_once_in_tota
     weights = [next(run.rglob("sae_weights.safetensors")).read_bytes() for run in (*runs, tmp_path / "local")]
     assert len(set(weights)) == 1
     assert Counter(log.read_text().split()) == {f"train/{SITE}/c/{w}/0": 1 for w in store.windows("train")}
+
+
+def test_the_command_works_on_urls(store: Store, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GSAE_CACHE", str(tmp_path / "cache"))
+    run, target = tmp_path / "run", f"{BUCKET}/by-command"
+    assert gsae("copy", store.path, target).returncode == 0
+    assert f"{target} is good" in gsae("verify", target, "--deep").stdout
+    assert store.digest in gsae("info", target).stdout
+    assert target in gsae("ls", BUCKET).stdout
+    sae = ["--site", SITE, "--sae", "gated width=32 l1=.1", "--steps", 20, "--batch-size", 64, "--device", "cpu"]
+    trained = gsae("train", target, *sae, "--out", run)
+    assert trained.returncode == 0, trained.stderr
+    evaluated = gsae("eval", run, "--no-model", "--device", "cpu")
+    assert evaluated.returncode == 0, evaluated.stderr
+    assert "gated-w32-l1_0.1-seed0" in evaluated.stdout
+    refused(3, f"{BUCKET}/nothing is no gsae store", "train", f"{BUCKET}/nothing", *sae, "--out", tmp_path / "other")
 
 
 def test_a_server_that_comes_back_is_waited_for(store: Store, swift: Swift) -> None:

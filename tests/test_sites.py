@@ -1,12 +1,13 @@
 """Sites mean what they say, in every family: checked against the arithmetic of the residual stream."""
 
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from gsae.harvest import LanguageModel, capture, resolve
+from gsae.harvest import LanguageModel, capture, offered, resolve, split_names
 from gsae.store import UsageError
 
 SIZES = {
@@ -22,26 +23,91 @@ SIZES = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
-# Family -> the module whose input is the residual stream between attention and MLP.
+
+
+@dataclass(frozen=True)
+class Family:
+    """How a family's layers are built, written down from its own code: what the sites are checked against.
+
+    layers, final: the paths of the list of layers and of the norm after it. attention: the path of an attention in its
+    layer, whose output is what it adds; projection: of the output projection in it. between: the module whose input is
+    the residual stream between attention and MLP, None where both read the same (parallel).
+    """
+
+    layers: str = "model.layers"
+    final: str = "model.norm"
+    attention: str = "self_attn"
+    projection: str = "o_proj"
+    between: str | None = "post_attention_layernorm"
+    settings: dict[str, Any] = field(default_factory=dict)
+    without: tuple[str, ...] = ()
+    config: str = ""
+    model: str = ""
+
+
+NO_HEADS = ("head_dim", "num_key_value_heads")
+GPT2_LIKE = {"layers": "transformer.h", "final": "transformer.ln_f", "attention": "attn", "without": NO_HEADS}
 FAMILIES = {
-    "Llama": "post_attention_layernorm",
-    "Mistral": "post_attention_layernorm",
-    "Qwen2": "post_attention_layernorm",
-    "Qwen3": "post_attention_layernorm",
-    "Gemma": "post_attention_layernorm",
-    "Gemma2": "pre_feedforward_layernorm",
-    "Gemma3": "pre_feedforward_layernorm",
-    "Olmo2": "mlp",
+    "Llama": Family(),
+    "Mistral": Family(),
+    "Mixtral": Family(settings={"num_local_experts": 4}),
+    "Qwen2": Family(),
+    "Qwen3": Family(),
+    "Qwen3Moe": Family(settings={"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}),
+    "Gemma": Family(),
+    "Gemma2": Family(between="pre_feedforward_layernorm"),
+    "Gemma3": Family(between="pre_feedforward_layernorm", config="Gemma3TextConfig"),
+    "Phi3": Family(),
+    "Olmo2": Family(between="mlp"),
+    "Glm4": Family(),
+    "StableLm": Family(without=("head_dim",)),
+    "GPT2": Family(**GPT2_LIKE, projection="c_proj", between="ln_2", model="GPT2LMHeadModel"),
+    "GPTBigCode": Family(**GPT2_LIKE, projection="c_proj", between="ln_2"),
+    "GPTJ": Family(**GPT2_LIKE, projection="out_proj", between=None, settings={"rotary_dim": 4}),
+    "GPTNeoX": Family(
+        layers="gpt_neox.layers",
+        final="gpt_neox.final_layer_norm",
+        attention="attention",
+        projection="dense",
+        between=None,
+        without=NO_HEADS,
+    ),
+    "OPT": Family(
+        layers="model.decoder.layers",
+        final="model.decoder.final_layer_norm",
+        projection="out_proj",
+        between="final_layer_norm",
+        settings={"word_embed_proj_dim": 32, "ffn_dim": 48},
+        without=(*NO_HEADS, "intermediate_size"),
+    ),
+    "Falcon": Family(
+        layers="transformer.h",
+        final="transformer.ln_f",
+        attention="self_attention",
+        projection="dense",
+        between=None,
+        without=NO_HEADS,
+    ),
+    "Bloom": Family(
+        layers="transformer.h",
+        final="transformer.ln_f",
+        attention="self_attention",
+        projection="dense",
+        between="post_attention_layernorm",
+        without=NO_HEADS,
+    ),
 }
 
 
 def built(family: str, device: str = "cpu") -> Any:
     import transformers
 
-    config = getattr(transformers, {"Gemma3": "Gemma3TextConfig"}.get(family, f"{family}Config"))
+    own = FAMILIES[family]
+    config = getattr(transformers, own.config or f"{family}Config")
+    sizes = {name: value for name, value in SIZES.items() if name not in own.without}
     with torch.random.fork_rng(), torch.device(device):
         torch.manual_seed(0)
-        return getattr(transformers, f"{family}ForCausalLM")(config(**SIZES)).eval()
+        return getattr(transformers, own.model or f"{family}ForCausalLM")(config(**sizes, **own.settings)).eval()
 
 
 def watched(model: Any, paths: list[str], tokens: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
@@ -51,38 +117,48 @@ def watched(model: Any, paths: list[str], tokens: Tensor) -> dict[str, tuple[Ten
 
         def keep(module: Any, args: Any, kwargs: Any, output: Any, path: str = path) -> None:
             first = args[0] if args else next(iter(kwargs.values()))
-            seen[path] = (first, output[0] if isinstance(output, tuple) else output)
+            seen[path] = (first.clone(), (output[0] if isinstance(output, tuple) else output).clone())
 
         model.get_submodule(path).register_forward_hook(keep, with_kwargs=True)
     with torch.no_grad():
-        model(input_ids=tokens)
+        model(input_ids=tokens, use_cache=False)
     return seen
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_sites_add_up_to_the_residual_stream(family: str) -> None:
-    model = built(family)
+    own, model = FAMILIES[family], built(family)
     tokens = torch.randint(3, 64, (2, 9), generator=torch.Generator().manual_seed(0))
-    sites = resolve(model, ["resid.0", "attn.1", "mlp.1", "resid.1", "resid.2", "mlp.-1"])
+    sites = resolve(model, ["resid.all", "attn.all", "mlp.all"])
+    assert [site.name for site in sites] == [
+        f"{kind}.{layer}" for kind in ("resid", "attn", "mlp") for layer in range(3)
+    ]
     found = capture(LanguageModel(model, None, None), sites, tokens)  # type: ignore[arg-type]
     for site in sites:
         assert found[site.name].shape == (2, 9, site.d_in)
 
-    layer = "model.layers.1"
-    between, projection = f"{layer}.{FAMILIES[family]}", f"{layer}.self_attn.o_proj"
-    seen = watched(model, [layer, "model.layers.2", "model.norm", between, projection], tokens)
-    assert torch.equal(found["resid.0"], seen[layer][0])
-    assert torch.equal(found["resid.1"], seen[layer][1])
-    assert torch.equal(found["resid.2"], seen["model.norm"][0])
-    assert not torch.equal(found["resid.2"], seen["model.norm"][1])
-    torch.testing.assert_close(found["mlp.1"], found["resid.1"] - seen[between][0], rtol=1e-4, atol=1e-4)
-    assert found["attn.1"].shape[-1] == 48
-    output = torch.nn.functional.linear(found["attn.1"], model.model.layers[1].self_attn.o_proj.weight.detach())
-    torch.testing.assert_close(output, seen[projection][1])
+    for number in range(3):
+        layer, after = f"{own.layers}.{number}", f"{own.layers}.{number + 1}" if number < 2 else own.final
+        attention, projection = f"{layer}.{own.attention}", f"{layer}.{own.attention}.{own.projection}"
+        paths = [layer, after, attention, projection, *([f"{layer}.{own.between}"] if own.between else [])]
+        seen = watched(model, paths, tokens)
+        assert torch.equal(found[f"resid.{number}"], seen[layer][1])
+        assert torch.equal(found[f"resid.{number}"], seen[after][0])
+        between = seen[paths[4]][0] if own.between else seen[layer][0] + seen[attention][1]
+        added = found[f"resid.{number}"] - between.reshape(2, 9, -1)
+        torch.testing.assert_close(found[f"mlp.{number}"], added, rtol=1e-4, atol=1e-4)
+        assert found[f"mlp.{number}"].abs().max() > 1e-3
+        assert torch.equal(found[f"attn.{number}"], seen[projection][0])
+        torch.testing.assert_close(model.get_submodule(projection)(found[f"attn.{number}"]), seen[projection][1])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_sites_are_the_same_without_weights(family: str) -> None:
+    assert tuple(offered(built(family, "meta"))) == tuple(offered(built(family)))
 
 
 @pytest.mark.parametrize("family", ["Llama", "Qwen2", "Gemma2", "Gemma3"])
-def test_sites_are_the_same_without_weights(family: str) -> None:
+def test_modules_are_the_same_without_weights(family: str) -> None:
     names = ["resid.2", "mlp.0", "attn.1", "module:model.layers.1.mlp.act_fn:out", "module:lm_head:in"]
     without = resolve(built(family, "meta"), names)
     assert without == resolve(built(family), names)
@@ -126,10 +202,74 @@ def test_a_name_that_is_no_site_of_the_model_is_told_in_one_line(names: list[str
 
 
 def test_a_model_of_another_build_is_reached_by_module_path() -> None:
-    from transformers import GPT2Config, GPT2LMHeadModel
+    from transformers import MambaConfig, MambaForCausalLM
 
-    model = GPT2LMHeadModel(GPT2Config(vocab_size=64, n_embd=32, n_layer=2, n_head=4)).eval()
-    with pytest.raises(UsageError, match=r"no decoder layers were recognised in GPT2LMHeadModel"):
+    model = MambaForCausalLM(MambaConfig(vocab_size=64, hidden_size=32, num_hidden_layers=2, state_size=4)).eval()
+    with pytest.raises(UsageError, match=r"^Site 'mlp\.1': no decoder layers were recognised in MambaForCausalLM"):
         resolve(model, ["mlp.1"])
-    (site,) = resolve(model, ["module:transformer.h.1.mlp:out"])
+    (site,) = resolve(model, ["module:backbone.layers.1.mixer:out"])
     assert site.d_in == 32
+
+
+@pytest.mark.parametrize(
+    ("asked", "names"),
+    [
+        (["resid.-1"], ["resid.2"]),
+        (["mlp.0-1", "attn.1-2"], ["mlp.0", "mlp.1", "attn.1", "attn.2"]),
+        (["resid.-2--1"], ["resid.1", "resid.2"]),
+        (["resid.1--1"], ["resid.1", "resid.2"]),
+        (["mlp.all"], ["mlp.0", "mlp.1", "mlp.2"]),
+    ],
+)
+def test_layers_may_be_ranges_and_count_from_the_end(asked: list[str], names: list[str]) -> None:
+    assert [site.name for site in resolve(built("Llama", "meta"), asked)] == names
+
+
+def test_a_comma_list_may_leave_out_the_kind() -> None:
+    assert split_names("mlp.0,4,8-10, -2--1,attn.3,resid.all") == [
+        *("mlp.0", "mlp.4", "mlp.8-10", "mlp.-2--1", "attn.3", "resid.all")
+    ]
+    assert split_names("module:lm_head:in,3") == ["module:lm_head:in", "3"]
+
+
+@pytest.mark.parametrize(
+    ("config", "settings", "layers", "widths"),
+    [
+        ("Gemma", {"hidden_size": 3072, "num_attention_heads": 16, "head_dim": 256}, 28, (3072, 4096)),
+        ("Llama", {}, 32, (4096, 4096)),
+        ("Mistral", {}, 32, (4096, 4096)),
+        (
+            "GPTNeoX",
+            {"hidden_size": 4096, "num_attention_heads": 32, "intermediate_size": 16384, "num_hidden_layers": 32},
+            32,
+            (4096, 4096),
+        ),
+    ],
+    ids=["gemma-7b", "llama-2-7b", "mistral-7b", "pythia-6.9b"],
+)
+def test_7b_models_have_the_right_widths(
+    config: str, settings: dict[str, Any], layers: int, widths: tuple[int, int]
+) -> None:
+    import transformers
+
+    with torch.device("meta"):
+        model = getattr(transformers, f"{config}ForCausalLM")(getattr(transformers, f"{config}Config")(**settings))
+    sites = {site.name: site.d_in for site in offered(model)}
+    assert len(sites) == 3 * layers
+    assert {sites[f"resid.{n}"] for n in range(layers)} == {sites[f"mlp.{n}"] for n in range(layers)} == {widths[0]}
+    assert {sites[f"attn.{n}"] for n in range(layers)} == {widths[1]}
+
+
+@pytest.mark.parametrize(
+    ("foreign", "ours"),
+    [
+        ("blocks.1.hook_mlp_out", "mlp.1"),
+        ("model.layers.2", "resid.2"),
+        ("transformer.h.1.mlp", "mlp.1"),
+        ("attn_1", "attn.1"),
+        ("residual.2", "resid.2"),
+    ],
+)
+def test_a_name_from_elsewhere_is_answered_with_ours(foreign: str, ours: str) -> None:
+    with pytest.raises(UsageError, match=rf"is not a site.* Nearest: .*\b{ours}\b"):
+        resolve(built("Llama", "meta"), [foreign])

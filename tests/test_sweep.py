@@ -141,6 +141,6 @@ def test_names_mention_the_rate_only_where_they_would_be_shared() -> None:
 )
 def test_config_toml_is_read_back_as_it_was(run: RunConfig) -> None:
     resolved = run.resolved(device="cpu", threads=2)
-    text = to_toml(resolved, {"path": '/a "b"\\c', "digest": "0" * 64})
-    assert tomllib.loads(text)["store"]["path"] == '/a "b"\\c'
-    assert from_toml(text) == (resolved, {"path": '/a "b"\\c', "digest": "0" * 64})
+    text = to_toml(resolved, {"paths": ['/a "b"\\c', "s3://b"], "digest": "0" * 64})
+    assert tomllib.loads(text)["store"]["paths"] == ['/a "b"\\c', "s3://b"]
+    assert from_toml(text) == (resolved, {"paths": ['/a "b"\\c', "s3://b"], "digest": "0" * 64})

@@ -4,7 +4,7 @@ Needs the store and nothing of the language model: neither transformers nor data
 """
 
 from .config import RunConfig, SAEConfig, load_sweep, parse_sae
-from .describe import describe_run, store_of
+from .describe import describe_run, stores_of
 from .estimate import estimate
 from .events import Checkpointed, Event, Finished, Progress, Started, Stopped
 from .folder import read_config
@@ -29,6 +29,6 @@ __all__ = [
     "load_sweep",
     "parse_sae",
     "read_config",
-    "store_of",
+    "stores_of",
     "train",
 ]

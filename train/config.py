@@ -206,8 +206,8 @@ def _number(key: str, text: str) -> int | float | str:
 # -- RUN/config.toml
 
 
-def to_toml(config: RunConfig, store: Mapping[str, str]) -> str:
-    """`RUN/config.toml`: the run's settings, a `[store]` table (path, digest), and one `[[sae]]` table an SAE."""
+def to_toml(config: RunConfig, store: Mapping[str, Any]) -> str:
+    """`RUN/config.toml`: the run's settings, a `[store]` table (paths, digest), and one `[[sae]]` table an SAE."""
     lines = [f"{key} = {_toml(value)}" for key, value in config if key != "saes" and value is not None]
     lines += ["", "[store]", *(f"{key} = {_toml(value)}" for key, value in store.items())]
     short = {long: word for word, long in SWEEP_KEYS.items()}
@@ -216,7 +216,7 @@ def to_toml(config: RunConfig, store: Mapping[str, str]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def from_toml(text: str) -> tuple[RunConfig, dict[str, str]]:
+def from_toml(text: str) -> tuple[RunConfig, dict[str, Any]]:
     """What `to_toml` wrote: the settings and the `[store]` table. Raises UsageError."""
     try:
         data = tomllib.loads(text)
@@ -229,7 +229,7 @@ def from_toml(text: str) -> tuple[RunConfig, dict[str, str]]:
 
 
 def _toml(value: Any) -> str:
-    if isinstance(value, tuple):
+    if isinstance(value, tuple | list):
         return "[" + ", ".join(_toml(item) for item in value) + "]"
     # A JSON string is a TOML string once DEL, which TOML wants escaped, is.
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f") if isinstance(value, str) else repr(value)

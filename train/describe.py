@@ -30,10 +30,11 @@ def describe_run(run: Path) -> dict[str, Any]:
     }
 
 
-def store_of(run: Path) -> Path:
-    """Return where the store was that a run was trained from; raises NotFoundError when it is there no more."""
+def stores_of(run: Path) -> list[str]:
+    """Return where the stores were that a run was trained from; raises NotFoundError when one is there no more."""
     read_config(run)
-    store = Path(from_toml((run / CONFIG).read_text())[1].get("path", ""))
-    if not store.is_dir():
-        raise NotFoundError(f"{run} was trained from {store}, which is not there. Say where it is with --store.")
-    return store
+    stores = [str(path) for path in from_toml((run / CONFIG).read_text())[1].get("paths", [])]
+    for store in stores:
+        if "://" not in store and not Path(store).is_dir():
+            raise NotFoundError(f"{run} was trained from {store}, which is not there. Say where it is with --store.")
+    return stores

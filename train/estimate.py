@@ -29,6 +29,9 @@ def estimate(site: Site, run: RunConfig) -> dict[str, Any]:
         "parameters": parameters,
         # Weights, second moments and a gradient in float32, and two (rows, d_sae) buffers a step.
         "memory_bytes": 12 * sum(parameters.values()) + 8 * run.batch_size * widest_stack,
+        "reading_memory_bytes": site.batches(
+            run.batch_size, epochs=None
+        ).memory,  # buffers; files are mapped beside them
         "flops_per_step": sum(PRODUCTS[sae.arch] * run.batch_size * weights[str(sae.name)] for sae in saes),
         "bytes_read_per_step": run.batch_size * site.raw_bytes // site.rows,
     }

@@ -52,7 +52,7 @@ def settled(run: Path, config: RunConfig, site: Site) -> RunConfig:
         if begun:
             raise IncompatibleError(f"{run} is not empty and no run of gsae (it has {begun[0]}); choose another.")
         new = config.resolved(device="cuda" if torch.cuda.is_available() else "cpu", threads=_cores())
-        text = to_toml(new, {"path": str(site.store.path.absolute()), "digest": site.store.digest})
+        text = to_toml(new, {"paths": site.store.locations, "digest": site.store.digest})
         replace_file(path, lambda temporary: temporary.write_text(text))
         return new
     recorded, digest = _recorded(path)
