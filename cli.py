@@ -371,6 +371,9 @@ def train(
     ] = "float32",
     device: Annotated[str | None, typer.Option(help="cpu or cuda; cuda where there is one if not given.")] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads; all cores if not given.")] = None,
+    io: Annotated[
+        Literal["mmap", "pread"], typer.Option(help="How files are read: pread on NFS and FUSE, the rows are the same.")
+    ] = "mmap",
     checkpoint_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 1000,
     log_every: Annotated[int, typer.Option(help="Steps between lines of metrics.jsonl.")] = 50,
     dry_run: DryRun = False,
@@ -405,7 +408,7 @@ def train(
         log_every=log_every,
         saes=saes,
     )
-    rows = open_stores(stores).site(site)
+    rows = open_stores(stores).site(site, io=io)
     if dry_run:
         _print(estimate(rows, run), as_json)
         return

@@ -128,12 +128,18 @@ def test_a_damaged_store_ends_verify_with_4_and_names_the_file(tmp_path: Path) -
     assert "train/mlp.1/c/0/0 was changed" in done.stderr
 
 
+def weights(run: Path) -> list[bytes]:
+    return [path.read_bytes() for path in sorted(run.rglob("sae_weights.safetensors"))]
+
+
 def test_several_stores_are_trained_from_and_evaluated_as_one(tmp_path: Path) -> None:
     stores, run = [make_store(tmp_path / f"s{n}", contexts=n).path for n in (60, 90)], tmp_path / "run"
     train = ["train", *stores, "--site", "mlp.1", *SAE, "--steps", 20, "--batch-size", 64, "--device", "cpu"]
     done = gsae(*train, "--out", run)
     assert done.returncode == 0, done.stderr
     assert "nothing to do" in gsae(*train, "--out", run).stderr
+    assert gsae(*train, "--io", "pread", "--out", tmp_path / "other").returncode == 0
+    assert weights(tmp_path / "other") == weights(run)
     refused(5, "digest", "train", stores[0], *train[3:], "--out", run)
     (result,) = json.loads(gsae("eval", run, "--no-model", "--device", "cpu", "--json").stdout)
     assert result["rows"] == sum(open_store(store).site("mlp.1", "heldout").rows for store in stores)

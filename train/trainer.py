@@ -90,6 +90,7 @@ def _batches(site: Site, run: RunConfig, state: State) -> Batches:
         seed=run.data_seed,
         epochs=None,
         max_norm_multiple=run.max_norm_multiple,
+        device=state.device,  # to a GPU, batches are copied while the step before computes
         state=state.reader,
     )
 
