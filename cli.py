@@ -4,6 +4,7 @@ Heavy imports stand inside the commands, so `gsae --help` answers at once, witho
 """
 
 import json
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -143,6 +144,9 @@ def harvest(
     ] = "bfloat16",
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 or auto.")] = "auto",
     attn_implementation: Annotated[str, typer.Option(help="As transformers has it: sdpa, eager and others.")] = "sdpa",
+    threads: Annotated[int | None, typer.Option(help="CPU threads; torch's own choice if not given.")] = None,
+    rank: Annotated[int | None, typer.Option(help="Which worker this is; torchrun's or SLURM's if not given.")] = None,
+    world_size: Annotated[int | None, typer.Option(help="How many workers there are, if any --rank is given.")] = None,
     any_hardware: Annotated[bool, typer.Option(help="Go on with a store that other hardware began.")] = False,
     dry_run: DryRun = False,
     as_json: Json = False,
@@ -151,7 +155,7 @@ def harvest(
 
     The same command goes on with a harvest that was stopped.
     """
-    from gsae.harvest import HarvestConfig, estimate, harvest, request, split_names
+    from gsae.harvest import HarvestConfig, estimate, harvest, request, split_names, worker
     from gsae.progress import Shown
     from gsae.store import UsageError, describe
 
@@ -179,15 +183,25 @@ def harvest(
         attn_implementation=attn_implementation,
         dropped_positions=_positions(drop_positions),
         any_hardware=any_hardware,
+        threads=threads,
     )
+    own = worker(rank, world_size, os.environ)
     if dry_run:
         _print(estimate(request(config)), as_json)
         return
     with Shown() as shown:
-        harvest(config, Path(out), lambda event: _show_harvest(shown, event))
+        made = harvest(config, Path(out), lambda event: _show_harvest(shown, event), own=own)
     facts = describe(Path(out))
     if as_json:
         _print_json(facts)
+        return
+    if made is None:
+        missing = facts["missing_windows"]
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        print(
+            f"Worker {own.rank} of {own.world_size} is done. Others have still to make {', '.join(missing[:3])}{more}."
+        )
+        print(f"Who ends last publishes {out}; a worker that died is run again.")
         return
     if facts["text_ended_early"]:
         print(
@@ -501,7 +515,7 @@ def _positions(text: str) -> tuple[int, ...]:
 
 
 def _show_harvest(shown: Any, event: Any) -> None:
-    from gsae.harvest import BlockTokenised, Finished, Running, Stage
+    from gsae.harvest import BlockTokenised, Finished, Left, Running, Stage
 
     match event:
         case Stage():
@@ -512,7 +526,7 @@ def _show_harvest(shown: Any, event: Any) -> None:
             shown.show("running the model", event.rows, event.total, detail="rows")
         case Finished(windows=0):
             shown.show("the store is complete: nothing to do")
-        case Finished():
+        case Finished() | Left():
             shown.show(f"wrote {event.windows} windows")
 
 

@@ -17,11 +17,12 @@ from .lm import (
     losses,
     tokenizer_sha256,
 )
-from .pipeline import Finished, Running, Stage, harvest
+from .pipeline import Finished, Left, Running, Stage, harvest
 from .planning import estimate, request
 from .sites import offered, resolve, split_names
 from .text import Dataset, documents
 from .tokens import BlockTokenised, Contexts, SpecialIds, special_ids, tokenise
+from .workers import Worker, worker
 
 __all__ = [
     "BlockTokenised",
@@ -30,10 +31,12 @@ __all__ = [
     "Finished",
     "HarvestConfig",
     "LanguageModel",
+    "Left",
     "Provenance",
     "Running",
     "SpecialIds",
     "Stage",
+    "Worker",
     "capture",
     "documents",
     "estimate",
@@ -50,4 +53,5 @@ __all__ = [
     "split_names",
     "tokenise",
     "tokenizer_sha256",
+    "worker",
 ]

@@ -23,7 +23,8 @@ class HarvestConfig(BaseModel):
 
     model, dataset: a builtin, a local path or a Hub id. rows: train rows wanted, None for all that the text
     has. heldout: share of the documents kept for evaluation, None for enough to hold 2^17 rows but at most a
-    tenth. batch_size: contexts in a forward pass. level: of the codec (`planes` 0 or 1, `zstd` 1 to 22).
+    tenth. batch_size: contexts in a forward pass. level: of the codec (`planes` 0 or 1, `zstd` 1 to 22). threads: of
+    the CPU, None for torch's own choice.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -48,6 +49,7 @@ class HarvestConfig(BaseModel):
     attn_implementation: Name = "sdpa"
     dropped_positions: tuple[Annotated[int, Field(ge=0)], ...] = ()
     any_hardware: bool = False
+    threads: Positive | None = None
 
     @field_validator("window_rows")
     @classmethod

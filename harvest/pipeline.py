@@ -3,11 +3,13 @@
 A window is made alone: its contexts are run in the batches that `gsae.store.order` dictates, each row goes straight
 to its place in the window's buffer, and a background thread encodes and publishes one window while the model runs
 the next. So a harvest may be killed anywhere and the same command goes on at the first window that has no record.
-Memory: the model, the tokens and two windows a site.
+Memory: the model, the tokens and two windows a site. Several workers each make their share (`workers.py`).
 """
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -23,6 +25,7 @@ from gsae.store import (
     Plan,
     Split,
     Store,
+    all_windows,
     contexts,
     empty_rows,
     is_complete,
@@ -37,9 +40,11 @@ from .config import HarvestConfig
 from .lm import LanguageModel, capture, load_lm
 from .planning import Request, Rows, check_same, make_plan, model_source, request, rows_of
 from .tokens import BlockTokenised, tokenise
+from .workers import ALONE, Worker, device_of
 
 # What a killed harvest may have left before it had a plan.
 BEFORE_THE_PLAN = {"contexts", "documents", publish.TMP}
+PATIENCE_SECONDS, POLL_SECONDS = 10.0, 0.25
 UNSIGNED: dict[int, type[np.unsignedinteger[Any]]] = {2: np.uint16, 4: np.uint32}
 
 Tokens = NDArray[np.int32]
@@ -67,7 +72,15 @@ class Finished:
     windows: int
 
 
-Event = Stage | BlockTokenised | Running | Finished
+@dataclass(frozen=True)
+class Left:
+    """This worker is done, having made `windows` windows; those `missing`, as `train-00003`, are other workers'."""
+
+    windows: int
+    missing: tuple[str, ...]
+
+
+Event = Stage | BlockTokenised | Running | Finished | Left
 Listen = Callable[[Event], None]
 Load = Callable[[HarvestConfig], LanguageModel]
 
@@ -78,14 +91,27 @@ def load_configured(config: HarvestConfig) -> LanguageModel:
 
 
 def harvest(
-    config: HarvestConfig, out: Path, listen: Listen = lambda event: None, load: Load = load_configured
-) -> Store:
-    """Make the store `out`, or go on with it, and return it.
+    config: HarvestConfig,
+    out: Path,
+    listen: Listen = lambda event: None,
+    load: Load = load_configured,
+    own: Worker = ALONE,
+) -> Store | None:
+    """Make the store `out`, or go on with it, and return it; None when windows of other workers are missing.
+
+    own: which of several workers this is. Each may be run again at any time, and any later run of any of them
+    publishes the store when nothing is missing.
 
     Raises IncompatibleError when `out` holds something else or was begun with other settings, SpaceError when the
     disk is full, and what text, tokenizer, model and sites raise. What was published before an error stays, and the
     same call goes on from there.
     """
+    config = config.model_copy(update={"device": device_of(config.device, own, torch.cuda.device_count())})
+    with _cpu_threads(config.threads):
+        return _harvest(config, out, listen, load, own)
+
+
+def _harvest(config: HarvestConfig, out: Path, listen: Listen, load: Load, own: Worker) -> Store | None:
     begun = writer.read_plan(out)
     if begun is None:
         _check_fresh(out)
@@ -97,21 +123,36 @@ def harvest(
     publish.sweep(out)
     listen(Stage("reading the text"))
     spec = begun.contexts if begun is not None else _write_contexts(asked, out, listen)
-    tokens, split = contexts.read_contexts(out, spec)
-    rows = rows_of(asked, tokens, split)
-    listen(Stage("loading the model"))
-    lm = load(config)
-    if begun is not None:
-        check_same(begun, asked, model_source(lm), out)
-    plan = begun or make_plan(asked, model_source(lm), spec, (rows.train.rows, rows.heldout.rows))
-    writer.write_plan(out, plan)
-    listen(Stage("running the model"))
-    made = _run(plan, tokens, rows, lm, out, listen)
+    plan, made = begun, 0
+    if plan is None or _due(plan, out, own):
+        tokens, split = contexts.read_contexts(out, spec)
+        rows = rows_of(asked, tokens, split)
+        listen(Stage("loading the model"))
+        lm = load(config)
+        if begun is not None:
+            check_same(begun, asked, model_source(lm), out)
+        plan = begun or make_plan(asked, model_source(lm), spec, (rows.train.rows, rows.heldout.rows))
+        writer.write_plan(out, plan)
+        listen(Stage("running the model"))
+        made = _run(plan, tokens, rows, lm, out, own, listen)
+    if own.world_size > 1 and (missing := _missing(out, plan)):
+        listen(Left(made, missing))
+        return None
     listen(Stage("writing the manifest"))
     writer.write_manifest(out, plan)
     publish.sweep(out)
     listen(Finished(made))
     return open_store(out)
+
+
+@contextmanager
+def _cpu_threads(count: int | None) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _already_complete(out: Path, listen: Listen) -> Store:
@@ -130,7 +171,7 @@ def _check_fresh(out: Path) -> None:
     if out.exists() and not out.is_dir():
         raise IncompatibleError(f"{out} is a file. A store needs a folder of its own.")
     foreign = sorted({p.name for p in out.iterdir()} - BEFORE_THE_PLAN) if out.is_dir() else []
-    if foreign:
+    if foreign and writer.read_plan(out) is None:  # another worker may just have begun
         raise IncompatibleError(f"{out} is not empty and no store: it has {foreign[0]!r}. Give an empty folder.")
 
 
@@ -156,9 +197,23 @@ def _write_contexts(asked: Request, out: Path, listen: Listen) -> ContextsSpec:
     return contexts.write_contexts(out, values, made.ended_early)
 
 
-def _run(plan: Plan, tokens: Tokens, rows: Rows, lm: LanguageModel, out: Path, listen: Listen) -> int:
-    """Make every window that has no record, and return how many that were."""
-    due = writer.unfinished(out, plan)
+def _due(plan: Plan, out: Path, own: Worker) -> list[tuple[Split, int]]:
+    """Return the windows of a worker that have no record, in the order of work."""
+    numbers = {window: number for number, window in enumerate(all_windows(plan))}
+    return [window for window in writer.unfinished(out, plan) if own.takes(numbers[window])]
+
+
+def _missing(out: Path, plan: Plan) -> tuple[str, ...]:
+    """Wait a little for other workers, and return the windows that still have no record."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while (missing := writer.unfinished(out, plan)) and time.monotonic() < deadline:
+        time.sleep(POLL_SECONDS)
+    return tuple(f"{split}-{window:05d}" for split, window in missing)
+
+
+def _run(plan: Plan, tokens: Tokens, rows: Rows, lm: LanguageModel, out: Path, own: Worker, listen: Listen) -> int:
+    """Make every window of this worker that has no record, and return how many that were."""
+    due = _due(plan, out, own)
     layouts = {"train": rows.train, "heldout": rows.heldout}
     total = sum(layouts[split].window(w).rows for split, w in due)
     made = 0

@@ -22,6 +22,7 @@ from .foreign import foreign_files
 from .info import describe
 from .kernels import scatter
 from .listing import Listed, list_stores
+from .manifest import all_windows
 from .moments import Moments, Summary
 from .order import SPLITS, Split
 from .plan import (
@@ -76,6 +77,7 @@ __all__ = [
     "Summary",
     "TokenizerSource",
     "UsageError",
+    "all_windows",
     "changed_fields",
     "chunk_rows",
     "contexts",

@@ -1,6 +1,7 @@
 """The harvest: rows are the model's own bits, whatever was killed on the way; bad input loses nothing."""
 
 import resource
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +39,17 @@ def config(model: Path | str, **changed: Any) -> HarvestConfig:
     return HarvestConfig.parse(**(settings | changed))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
 def harvested(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Store:
     out: Path = tmp_path_factory.mktemp("harvest") / "store"
-    torch.set_num_threads(1)
     return harvest(config(tiny_llama), out)
 
 
