@@ -106,9 +106,10 @@ def sweep(root: Path) -> None:
 
 
 def read_file(path: Path, remedy: str = "") -> bytes:
-    """Read a small file whole; raises NotFoundError with `remedy` when it is not there."""
+    """Read a small file whole, a pipe as an empty one; raises NotFoundError with `remedy` when it is not there."""
     try:
-        return path.read_bytes()
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+            return file.read()
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         raise NotFoundError(f"{path} is not there.{' ' if remedy else ''}{remedy}") from None
     except OSError as error:

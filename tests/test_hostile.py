@@ -170,6 +170,12 @@ def test_a_file_that_is_not_what_it_was_is_named_and_harms_nothing(store: Store,
     assert survives(store.path) != ""
 
 
+def test_a_pipe_in_place_of_the_manifest_is_an_error_and_no_wait(store: Store) -> None:
+    made_a_pipe(store.path / "manifest.json")
+    with pytest.raises(GsaeError, match=r"manifest\.json"):
+        open_store(store.path)
+
+
 def test_a_folder_that_is_a_file_is_a_missing_file(store: Store) -> None:
     shutil.rmtree(store.path / "train/mlp.1/c")
     (store.path / "train/mlp.1/c").write_text("x")
