@@ -115,7 +115,7 @@ def demo(
 @app.command()
 def harvest(
     model: Annotated[str, typer.Option(help="Hub id, local folder, .gguf file or builtin:smollm2-135m.")],
-    dataset: Annotated[str, typer.Option(help="Hub id, .jsonl[.gz], .txt or .parquet file, or builtin:pydoc.")],
+    dataset: Annotated[str, typer.Option(help="Hub id, .jsonl[.gz|.zst], .txt or .parquet file, or builtin:pydoc.")],
     site: Annotated[
         list[str],
         typer.Option(help="resid.L, mlp.0,4,8-10, attn.all, resid.-1 or module:PATH:in|out; may be repeated."),
@@ -126,6 +126,8 @@ def harvest(
     dataset_revision: Annotated[str | None, typer.Option(help="Revision of the dataset on the Hub.")] = None,
     split: Annotated[str, typer.Option(help="Split of the dataset.")] = "train",
     text_field: Annotated[str, typer.Option(help="Field that holds the text.")] = "text",
+    skip_documents: Annotated[int, typer.Option(help="Documents to leave out at the beginning.")] = 0,
+    max_documents: Annotated[int | None, typer.Option(help="Documents to take at most; all if not given.")] = None,
     context_size: Annotated[int, typer.Option(help="Tokens in a context, BOS included.")] = 1024,
     heldout: Annotated[
         float | None,
@@ -169,6 +171,8 @@ def harvest(
         dataset_revision=dataset_revision,
         split=split,
         text_field=text_field,
+        skip_documents=skip_documents,
+        max_documents=max_documents,
         sites=tuple(name for part in site for name in split_names(part)),
         rows=rows,
         context_size=context_size,

@@ -21,10 +21,11 @@ Dtype = Literal["bfloat16", "float16", "float32"]
 class HarvestConfig(BaseModel):
     """The settings of one harvest.
 
-    model, dataset: a builtin, a local path or a Hub id. rows: train rows wanted, None for all that the text
-    has. heldout: share of the documents kept for evaluation, None for enough to hold 2^17 rows but at most a
-    tenth. batch_size: contexts in a forward pass. level: of the codec (`planes` 0 or 1, `zstd` 1 to 22). threads: of
-    the CPU, None for torch's own choice.
+    model, dataset: a builtin, a local path or a Hub id. skip_documents, max_documents: take at most so many documents,
+    after so many; a harvest that skips what another took is its continuation. rows: train rows wanted, None for all
+    that the text has. heldout: share of the documents kept for evaluation, None for enough to hold 2^17 rows but at
+    most a tenth. batch_size: contexts in a forward pass. level: of the codec (`planes` 0 or 1, `zstd` 1 to 22).
+    threads: of the CPU, None for torch's own choice.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -35,6 +36,8 @@ class HarvestConfig(BaseModel):
     dataset_revision: Name | None = None
     split: Name = "train"
     text_field: Name = "text"
+    skip_documents: Annotated[int, Field(ge=0, lt=1 << 53)] = 0
+    max_documents: Positive | None = None
     sites: Annotated[tuple[Name, ...], Field(min_length=1)]
     rows: Positive | None = None
     context_size: Annotated[int, Field(ge=2, le=1 << 24)] = 1024

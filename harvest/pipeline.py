@@ -185,6 +185,7 @@ def _write_contexts(asked: Request, out: Path, listen: Listen) -> ContextsSpec:
         heldout=config.heldout_share,
         seed=config.seed,
         dropped_positions=config.dropped_positions,
+        first=config.skip_documents,
         listen=listen,
     )
     values: dict[str, NDArray[Any]] = {

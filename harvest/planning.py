@@ -7,6 +7,7 @@ is loaded or written; the plan is completed when the model is there. Which rows 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,7 @@ class Rows:
 def request(config: HarvestConfig) -> Request:
     """Find model, sites, tokenizer and text; raises what each of them raises when it is not there."""
     dataset, texts = documents(config.dataset, config.dataset_revision, config.split, config.text_field)
+    end = None if config.max_documents is None else config.skip_documents + config.max_documents
     source = find(config.model, config.revision, weights=False)
     meta = load_meta(config.model, config.revision, config.attn_implementation)
     limit = getattr(meta.config.get_text_config(), "max_position_embeddings", None)
@@ -90,8 +92,10 @@ def request(config: HarvestConfig) -> Request:
             split=dataset.split,
             text_field=dataset.text_field,
             sha256=dataset.sha256,
+            skip_documents=config.skip_documents,
+            max_documents=config.max_documents,
         ),
-        texts=texts,
+        texts=islice(texts, config.skip_documents, end),
     )
 
 

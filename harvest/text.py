@@ -22,6 +22,7 @@ PYDOC = "builtin:pydoc"
 FORMATS: dict[str, tuple[str, dict[str, str]]] = {
     ".jsonl": ("json", {}),
     ".jsonl.gz": ("json", {}),
+    ".jsonl.zst": ("json", {}),
     ".txt": ("text", {"sample_by": "document"}),
     ".parquet": ("parquet", {}),
 }
@@ -49,7 +50,7 @@ def documents(
 ) -> tuple[Dataset, Iterator[str]]:
     """Return a text's provenance and its documents in source order.
 
-    dataset: `builtin:pydoc`, a local `.jsonl`, `.jsonl.gz`, `.txt` or `.parquet` file, or a Hub id
+    dataset: `builtin:pydoc`, a local `.jsonl[.gz|.zst]`, `.txt` or `.parquet` file, or a Hub id
     (`owner/name`, or `owner/name:config`). Raises NotFoundError where there is no such text. It, or the first
     step of the iterator that meets it, raises UsageError for a missing field, a row that is no text, or a
     text without any.

@@ -86,11 +86,13 @@ def tokenise(
     heldout: float,
     seed: int,
     dropped_positions: tuple[int, ...] = (),
+    first: int = 0,
     listen: Callable[[BlockTokenised], None] = lambda event: None,
 ) -> Contexts:
     """Turn `documents` into contexts until they hold `rows` train rows (None: all the text).
 
-    heldout: share of the documents that are held out. Raises UsageError where no train row comes out.
+    heldout: share of the documents that are held out. first: the first document's place in the source. Raises
+    UsageError where no train row comes out.
     """
     special = special_ids(tokenizer)
     blocks: list[_Block] = []
@@ -99,7 +101,7 @@ def tokenise(
     while texts := list(islice(source, BLOCK_DOCUMENTS)):
         ids = _encode(tokenizer, texts)
         held = np.array([is_held_out(text, heldout, seed) for text in texts])
-        block = _pack_block(ids, held, read, context_size, special)
+        block = _pack_block(ids, held, first + read, context_size, special)
         counts = _rows(block, special, dropped_positions)
         if rows is not None and found + int(counts.sum()) >= rows:
             block = _without_surplus(block, counts, rows - found)

@@ -89,13 +89,23 @@ class TokenizerSource(Frozen):
 
 
 class DatasetSource(Frozen):
-    """The text."""
+    """The text, and which of its documents: `max_documents` from number `skip_documents` on, all of them if absent.
+
+    The last two are written only where they say something.
+    """
 
     id: Text
     revision: Text | None
     split: Text
     text_field: Text
     sha256: Sha256 | None
+    skip_documents: Count = 0
+    max_documents: Positive | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_absent(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields: dict[str, Any] = handler(self)
+        return {name: value for name, value in fields.items() if value or not name.endswith("_documents")}
 
 
 class ContextsSpec(Frozen):

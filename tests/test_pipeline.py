@@ -18,6 +18,7 @@ from gsae.store import (
     Store,
     UsageError,
     open_store,
+    open_stores,
     verify,
 )
 from gsae.tests.children import files, finish, killed_at_random, load_batch_sensitive, slow_harvest
@@ -51,6 +52,29 @@ def one_thread() -> Iterator[None]:
 def harvested(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Store:
     out: Path = tmp_path_factory.mktemp("harvest") / "store"
     return harvest(config(tiny_llama), out)
+
+
+def test_a_harvest_that_skips_what_another_took_is_its_continuation(tiny_llama: Path, tmp_path: Path) -> None:
+    take = {"rows": None, "window_rows": 4096, "sites": ("mlp.0",)}
+    whole, first, second = (
+        harvest(config(tiny_llama, **take, **part), tmp_path / str(number))
+        for number, part in enumerate([{}, {"max_documents": 30}, {"skip_documents": 30}])
+    )
+    assert whole is not None
+    assert first is not None
+    assert second is not None
+    found = {name: np.concatenate([s.documents()[name] for s in (first, second)]) for name in ("id", "split")}
+    mine = np.argsort(found["id"])
+    every = np.argsort(whole.documents()["id"])
+    assert all(np.array_equal(found[name][mine], whole.documents()[name][every]) for name in found)
+    assert first.plan.dataset.max_documents == 30
+    assert "skip_documents" not in whole.plan.dataset.model_dump()
+    with pytest.raises(IncompatibleError, match=r"dataset\.max_documents was 30, now None"):
+        harvest(config(tiny_llama, **take), tmp_path / "1")
+    with pytest.raises(UsageError, match="gives no train rows"):
+        harvest(config(tiny_llama, **take, skip_documents=10**6), tmp_path / "none")
+    both = open_stores([first.path, second.path])
+    assert both.site("mlp.0").rows == first.plan.rows + second.plan.rows
 
 
 def independent_rows(model: Path, tokens: np.ndarray, dtype: torch.dtype) -> dict[str, torch.Tensor]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from pydoc_data.topics import topics
 
 import pytest
+import zstandard
 
 from gsae.harvest import documents
 from gsae.store import GsaeError, NotFoundError, UsageError
@@ -25,12 +26,14 @@ def written(folder: Path, name: str) -> Path:
         pyarrow.parquet.write_table(pyarrow.table({"n": range(len(TEXTS)), "text": TEXTS}), path)
     elif name.endswith(".gz"):
         path.write_bytes(gzip.compress(lines.encode()))
+    elif path.suffix == ".zst":
+        path.write_bytes(zstandard.compress(lines.encode()))
     else:
         path.write_text(lines, encoding="utf-8")
     return path
 
 
-@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.parquet"])
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.jsonl.zst", "a.parquet"])
 def test_a_local_file_gives_its_rows_in_order_and_its_own_hash(tmp_path: Path, name: str) -> None:
     path = written(tmp_path, name)
     source, texts = documents(str(path))
