@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from gsae.harvest import HarvestConfig, LanguageModel, Stage, harvest, load_lm, resolve
-from gsae.store import Store, order
+from gsae.store import SPLITS, Store, order
 
 MODEL, SITES, CONTEXT_SIZE = "builtin:smollm2-135m", ("mlp.10", "attn.10", "resid.15"), 256
 NEEDED = 0.9
@@ -90,8 +90,9 @@ def batches_of(store: Store) -> list[np.ndarray[Any, Any]]:
     mask = order.row_mask(tokens, plan.tokenizer.excluded_ids, plan.dropped_positions)
     counts = mask.sum(axis=1, dtype=np.int64)
     found = []
-    for name, wanted in (("heldout", None), ("train", plan.requested_rows)):
-        laid = order.layout(split, counts, name, plan.seed, plan.window_rows, wanted)  # type: ignore[arg-type]
+    for name in SPLITS:
+        wanted = plan.requested_rows if name == "train" else None
+        laid = order.layout(split, counts, name, plan.seed, plan.window_rows, wanted)
         for number in range(-(-laid.rows // plan.window_rows)):
             own = laid.window(number)
             found += [tokens[own.contexts[batch]] for batch in order.batches(len(own.contexts), plan.batch_size)]

@@ -174,8 +174,11 @@ def figures(name: str, one: Epoch, two: Epoch, rows: int) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=1 << 24)
-    rows = parser.parse_args().rows
-    shuffle = Shuffle(SEED, mix=32, open_windows=32)
+    parser.add_argument("--mix", type=int, default=32)
+    parser.add_argument("--open-windows", type=int, default=32)
+    options = parser.parse_args()
+    rows = options.rows
+    shuffle = Shuffle(SEED, mix=options.mix, open_windows=options.open_windows)
     for name, size, kept in BUFFERS:
         one, two = (buffered(rows, size, kept, seed) for seed in (0, 1))
         print(json.dumps(figures(f"{name}, {size:,} rows", one, two, rows)), flush=True)

@@ -19,7 +19,6 @@ import torch
 from numpy.typing import NDArray
 
 from gsae.store import (
-    DTYPE_BYTES,
     ContextsSpec,
     IncompatibleError,
     Plan,
@@ -33,6 +32,7 @@ from gsae.store import (
     order,
     publish,
     scatter,
+    unsigned,
     writer,
 )
 
@@ -45,7 +45,6 @@ from .workers import ALONE, Worker, device_of
 # What a killed harvest may have left before it had a plan.
 BEFORE_THE_PLAN = {"contexts", "documents", publish.TMP}
 PATIENCE_SECONDS, POLL_SECONDS = 10.0, 0.25
-UNSIGNED: dict[int, type[np.unsignedinteger[Any]]] = {2: np.uint16, 4: np.uint32}
 
 Tokens = NDArray[np.int32]
 
@@ -249,7 +248,7 @@ def _activations(
     """Run the contexts of a window; return each site's rows (rows, d_in) as bit patterns, and their sources."""
     stored = order.stored_order(window, split, plan.seed)
     places = order.inverse(stored)
-    kind = UNSIGNED[DTYPE_BYTES[plan.model.dtype]]
+    kind = unsigned(plan.model.dtype)
     buffers = {site.name: empty_rows(window.rows, site.d_in, kind) for site in plan.sites}
     before = -window.skip  # laid rows of the window before this batch; the first context may have begun in another
     for batch in order.batches(len(window.contexts), plan.batch_size):

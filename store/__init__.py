@@ -7,6 +7,7 @@ Knows nothing of language models, of what tokens mean, or of SAEs. Importing it 
 from . import contexts, order, publish, writer
 from .batches import Batches
 from .cache import Cache, Fetched
+from .chunks import unsigned
 from .copy import Copied, copy
 from .errors import (
     CorruptError,
@@ -40,6 +41,7 @@ from .plan import (
 from .reader import Store, is_complete, open_store
 from .seal import seal
 from .several import StoreSet, open_stores
+from .shards import all_cores
 from .shared import SharedBatches
 from .site import Site
 from .streaming import empty_rows
@@ -77,6 +79,7 @@ __all__ = [
     "Summary",
     "TokenizerSource",
     "UsageError",
+    "all_cores",
     "all_windows",
     "changed_fields",
     "chunk_rows",
@@ -93,6 +96,7 @@ __all__ = [
     "publish",
     "scatter",
     "seal",
+    "unsigned",
     "verify",
     "writer",
 ]

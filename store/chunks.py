@@ -29,6 +29,12 @@ NUMPY_DTYPES: dict[str, np.dtype[Any]] = {
     "int32": np.dtype("<i4"),
     "uint8": np.dtype("u1"),
 }
+UNSIGNED: dict[int, type[np.unsignedinteger[Any]]] = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
+
+
+def unsigned(dtype: str) -> type[np.unsignedinteger[Any]]:
+    """Return the unsigned integers that hold the bit patterns of a store's dtype."""
+    return UNSIGNED[NUMPY_DTYPES[dtype].itemsize]
 
 
 @dataclass(frozen=True)

@@ -14,13 +14,12 @@ from typing import Any, Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from .chunks import ArraySpec, decode_index
+from .chunks import ArraySpec, decode_index, unsigned
 from .errors import CorruptError, NotFoundError
 
 IO = Literal["mmap", "pread"]
 Opened = tuple[Path, int]  # a file's path, as messages have it, and its descriptor
 Ints = NDArray[np.int64]
-UNSIGNED: dict[int, type[np.unsignedinteger[Any]]] = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
 
 
 class Shard:
@@ -87,7 +86,7 @@ class Shard:
 
     def read(self) -> NDArray[Any]:
         """Return all rows, (rows, width), as unsigned bit patterns."""
-        out = np.empty((self.rows, self.spec.width), UNSIGNED[self.spec.row_bytes // self.spec.width])
+        out = np.empty((self.rows, self.spec.width), unsigned(self.spec.dtype))
         for chunk in range(self.chunks):
             first = chunk * self.spec.chunk_rows
             self.decode_into(chunk, out, np.arange(first, first + self.chunk_rows(chunk)))

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from .chunks import unsigned
 from .decoding import ShardFile
-from .mapped import UNSIGNED
 from .order import Ints
 
 Index = int | slice | ArrayLike  # a torch.Tensor of integers is an ArrayLike too
@@ -45,7 +45,7 @@ def take(files: Sequence[ShardFile], rows: Ints, threads: int) -> NDArray[Any]:
     Raises as `Shard` does.
     """
     spec = files[0].spec
-    out = np.empty((len(rows), spec.width), UNSIGNED[spec.row_bytes // spec.width])
+    out = np.empty((len(rows), spec.width), unsigned(spec.dtype))
     starts = np.cumsum([0, *(file.rows for file in files)])
     order = np.argsort(rows, kind="stable")
     bounds = np.searchsorted(rows[order], starts)

@@ -15,9 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .chunks import NUMPY_DTYPES
+from .chunks import unsigned
 from .errors import SpaceError
-from .mapped import UNSIGNED
 from .streaming import pages
 
 KEPT = 2  # batches that one consumer holds: the one at hand, and the one before until it is let go
@@ -35,7 +34,7 @@ class Slots:
 
         dtype: the store's. kept: how many batches may be lent at a time. pinned: so that a GPU copies from it alone.
         """
-        bits = UNSIGNED[NUMPY_DTYPES[dtype].itemsize]
+        bits = unsigned(dtype)
         size = slots * batch_rows * width * np.dtype(bits).itemsize
         try:
             memory: Any = _pinned(size) if pinned else pages(size)

@@ -21,12 +21,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .arrays import SOURCE, context_arrays, metadata_files, window_arrays
-from .chunks import ArraySpec
+from .chunks import ArraySpec, unsigned
 from .errors import CorruptError, GsaeError
 from .expected import Expected, expect
 from .foreign import listing, shadowing_files
 from .manifest import PLAN, ArrayEntry, FileEntry, Record, WindowEntry, moments_of
-from .mapped import UNSIGNED, Shard
+from .mapped import Shard
 from .moments import Moments, Sums, by_norm
 from .order import SPLITS, Split
 from .places import checked
@@ -176,7 +176,7 @@ def _array_faults(
 def _decoded(shard: Shard, broken: list[str]) -> Iterator[tuple[int, NDArray[Any]]]:
     """Yield (chunk, rows (rows, width) as bit patterns) of every chunk; what is wrong with others goes to `broken`."""
     for chunk in range(shard.chunks):
-        rows = np.empty((shard.chunk_rows(chunk), shard.spec.width), UNSIGNED[shard.spec.row_bytes // shard.spec.width])
+        rows = np.empty((shard.chunk_rows(chunk), shard.spec.width), unsigned(shard.spec.dtype))
         try:
             shard.decode_into(chunk, rows, np.arange(len(rows)))
         except CorruptError as error:

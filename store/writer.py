@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .arrays import context_arrays, metadata_files, window_arrays
-from .chunks import NUMPY_DTYPES, ArraySpec
+from .chunks import ArraySpec, unsigned
 from .errors import IncompatibleError
 from .manifest import (
     MANIFEST,
@@ -26,7 +26,6 @@ from .manifest import (
     read_manifest,
     record_name,
 )
-from .mapped import UNSIGNED
 from .order import Split
 from .plan import SCHEMA_VERSION, Plan, canonical_json, parse
 from .publish import hash_file, publish_bytes, read_file
@@ -87,7 +86,7 @@ def _check_open(root: Path, split: Split, window: int) -> None:
 
 
 def _bits(spec: ArraySpec, rows: NDArray[Any]) -> NDArray[Any]:
-    return rows.view(UNSIGNED[NUMPY_DTYPES[spec.dtype].itemsize])
+    return rows.view(unsigned(spec.dtype))
 
 
 def write_shard(

@@ -12,7 +12,7 @@ from gsae.store.contexts import write_contexts
 from gsae.store.manifest import all_windows
 from gsae.store.writer import read_plan, unfinished, write_manifest, write_plan, write_window
 from gsae.tests.calls import Call, kill_at, recorded, watched
-from gsae.tests.children import files
+from gsae.tests.children import files, start
 from gsae.tests.stores import make_plan, normal_rows, random_contexts, sources_of
 
 Step = Callable[[Path], None]
@@ -96,6 +96,23 @@ def killed_everywhere(before: Step | None, step: Step, folder: Path, side: int) 
         if files(root) != expected:
             faults.append(f"killed {'after' if side else 'before'} {call}, it ends in other files")
     (folder / "found.json").write_text(json.dumps({"calls": len(calls), "faults": faults}))
+
+
+def assert_survives_every_kill(before: Step | None, step: Step, memory: Path, calls: int) -> None:
+    """Check that `step`, of more than `calls` calls, ends in the same files wherever it was killed.
+
+    Two processes fork the ones that are killed: one at moments before a call, one at moments after a call.
+    """
+    sides = [memory / "before", memory / "after"]
+    for folder in sides:
+        folder.mkdir()
+    processes = [start(killed_everywhere, before, step, folder, side) for side, folder in enumerate(sides)]
+    for process in processes:
+        process.join()
+    for folder in sides:
+        found = json.loads((folder / "found.json").read_text())
+        assert found["faults"] == []
+        assert found["calls"] > calls
 
 
 def write_held_at_barrier(root: Path, barrier: Any) -> None:

@@ -1,6 +1,5 @@
 """Copies: the same bytes, or the same rows in another codec, or a part that names its parent; resumable, never torn."""
 
-import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -26,7 +25,7 @@ from gsae.store import (
 from gsae.store.places import Folder
 from gsae.tests.calls import recorded
 from gsae.tests.children import files, start
-from gsae.tests.killing import Step, killed_everywhere, write_three_windows
+from gsae.tests.killing import Step, assert_survives_every_kill, write_three_windows
 from gsae.tests.sharing import SITE, copy_beside, read_while_copied, recode_beside
 from gsae.tests.stores import make_store
 
@@ -172,16 +171,7 @@ def test_a_part_or_codec_that_cannot_be_is_refused(
 @pytest.mark.parametrize("step", [copy_beside, recode_beside], ids=["whole", "part"])
 def test_killed_before_or_after_any_call_the_same_copy_ends_in_the_same_files(memory: Path, step: Step) -> None:
     write_three_windows(memory / "source")
-    sides = [memory / "before", memory / "after"]
-    for folder in sides:
-        folder.mkdir()
-    processes = [start(killed_everywhere, None, step, folder, side) for side, folder in enumerate(sides)]
-    for process in processes:
-        process.join()
-    for folder in sides:
-        found = json.loads((folder / "found.json").read_text())
-        assert found["faults"] == []
-        assert found["calls"] > 100
+    assert_survives_every_kill(None, step, memory, calls=100)
 
 
 def test_readers_during_a_copy_see_no_store_or_all_of_it(store: Store, tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
 """Killed anywhere, held anywhere, out of space anywhere: a write ends in the same bytes, and leaves nothing else."""
 
-import json
 import multiprocessing
 import os
 import resource
@@ -16,8 +15,8 @@ from gsae.tests.calls import Call, recorded
 from gsae.tests.children import files, start
 from gsae.tests.killing import (
     Step,
+    assert_survives_every_kill,
     begin,
-    killed_everywhere,
     stop_in_a_window,
     write_held_at_barrier,
     write_three_windows,
@@ -43,17 +42,7 @@ def memory(tmp_path: Path) -> Iterator[Path]:
 def test_killed_before_or_after_any_call_the_same_step_ends_in_the_same_files(
     memory: Path, before: Step | None, step: Step
 ) -> None:
-    """Two processes fork the ones that are killed: one at moments before a call, one at moments after a call."""
-    sides = [memory / "before", memory / "after"]
-    for folder in sides:
-        folder.mkdir()
-    processes = [start(killed_everywhere, before, step, folder, side) for side, folder in enumerate(sides)]
-    for process in processes:
-        process.join()
-    for folder in sides:
-        found = json.loads((folder / "found.json").read_text())
-        assert found["faults"] == []
-        assert found["calls"] > 30
+    assert_survives_every_kill(before, step, memory, calls=30)
 
 
 def calls_of_a_write(root: Path) -> list[Call]:

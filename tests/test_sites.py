@@ -47,6 +47,7 @@ class Family:
 
 NO_HEADS = ("head_dim", "num_key_value_heads")
 GPT2_LIKE = {"layers": "transformer.h", "final": "transformer.ln_f", "attention": "attn", "without": NO_HEADS}
+SELF_ATTENTION = {"attention": "self_attention", "projection": "dense"}
 FAMILIES = {
     "Llama": Family(),
     "Mistral": Family(),
@@ -80,22 +81,8 @@ FAMILIES = {
         settings={"word_embed_proj_dim": 32, "ffn_dim": 48},
         without=(*NO_HEADS, "intermediate_size"),
     ),
-    "Falcon": Family(
-        layers="transformer.h",
-        final="transformer.ln_f",
-        attention="self_attention",
-        projection="dense",
-        between=None,
-        without=NO_HEADS,
-    ),
-    "Bloom": Family(
-        layers="transformer.h",
-        final="transformer.ln_f",
-        attention="self_attention",
-        projection="dense",
-        between="post_attention_layernorm",
-        without=NO_HEADS,
-    ),
+    "Falcon": Family(**(GPT2_LIKE | SELF_ATTENTION), between=None),
+    "Bloom": Family(**(GPT2_LIKE | SELF_ATTENTION)),
 }
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from gsae.store import CorruptError, IncompatibleError, NotFoundError, Site, UsageError
+from gsae.store import CorruptError, IncompatibleError, NotFoundError, Site, UsageError, all_cores
 
 from .checkpoint import replace_file
 from .config import RunConfig, from_toml, to_toml
@@ -51,7 +51,7 @@ def settled(run: Path, config: RunConfig, site: Site) -> RunConfig:
         begun = [entry.name for entry in run.iterdir() if entry.name != f".{CONFIG}.tmp"]
         if begun:
             raise IncompatibleError(f"{run} is not empty and no run of gsae (it has {begun[0]}); choose another.")
-        new = config.resolved(device="cuda" if torch.cuda.is_available() else "cpu", threads=_cores())
+        new = config.resolved(device="cuda" if torch.cuda.is_available() else "cpu", threads=all_cores())
         text = to_toml(new, {"paths": site.store.locations, "digest": site.store.digest})
         replace_file(path, lambda temporary: temporary.write_text(text))
         return new
@@ -109,7 +109,3 @@ def _sae_difference(recorded: RunConfig, asked: RunConfig) -> str | None:
         if was != now:
             return f"the SAE {was.name} stands where {now.name} is asked for now"
     return None
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
