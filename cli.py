@@ -514,7 +514,9 @@ def _positions(text: str) -> tuple[int, ...]:
     try:
         ranges = [[int(end) for end in part.split("-", 1)] for part in text.split(",") if part.strip()]
     except ValueError:
-        raise UsageError(f"--drop-positions {text!r}: give numbers or ranges, for instance 0-3,9.") from None
+        ranges = [[]]
+    if not all(ends and ends[0] <= ends[-1] for ends in ranges):
+        raise UsageError(f"--drop-positions {text!r}: give numbers or ranges, for instance 0-3,9.")
     return tuple(sorted({position for ends in ranges for position in range(ends[0], ends[-1] + 1)}))
 
 

@@ -166,6 +166,7 @@ def test_sites_and_positions_may_be_given_as_ranges(tiny_llama: Path, tmp_path: 
     planned = json.loads(gsae(*known, "--site", "mlp.0,-1", "--site", "resid.all", "--drop-positions", "0-3,9").stdout)
     assert list(planned["sites"]) == ["mlp.0", "mlp.2", "resid.0", "resid.1", "resid.2"]
     refused(2, "give numbers or ranges", *known[:-1], "--site", "mlp.0", "--drop-positions", "first")
+    refused(2, "give numbers or ranges", *known[:-1], "--site", "mlp.0", "--drop-positions", "5-2")
     refused(
         2, "dropped_positions: got 64; needs less than 64", *known[:-1], "--site", "mlp.0", "--drop-positions", "60-64"
     )
