@@ -1,5 +1,8 @@
 """Small real things that many tests share, made once a session."""
 
+import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,16 @@ def tiny_store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     """A store with site mlp.1 (d_in 32), some 7,500 train rows of sparse sums of 64 known directions, held-out rows."""
     root: Path = tmp_path_factory.mktemp("tiny") / "store"
     return make_store(root, contexts=300, window_rows=2048, rows=sparse_rows)
+
+
+@pytest.fixture
+def memory(tmp_path: Path) -> Iterator[Path]:
+    """A folder in memory where there is one: what a kill leaves does not depend on the disk."""
+    shm = Path("/dev/shm")
+    folder = shm / f"gsae-{os.getpid()}-{tmp_path.name}" if os.access(shm, os.W_OK) else tmp_path / "memory"
+    folder.mkdir()
+    yield folder
+    shutil.rmtree(folder)
 
 
 # --- language models: tiny, random, in transformers' own layout ---

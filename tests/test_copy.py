@@ -1,8 +1,6 @@
 """Copies: the same bytes, or the same rows in another codec, or a part that names its parent; resumable, never torn."""
 
 import os
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,16 +33,6 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     """Two sites, five train windows."""
     root = tmp_path_factory.mktemp("copy") / "store"
     return make_store(root, contexts=100, window_rows=512, chunk_rows=64, sites={SITE: 32, "mlp.2": 16})
-
-
-@pytest.fixture
-def memory(tmp_path: Path) -> Iterator[Path]:
-    """A folder in memory where there is one: what a kill leaves does not depend on the disk."""
-    shm = Path("/dev/shm")
-    folder = shm / f"gsae-{os.getpid()}-{tmp_path.name}" if os.access(shm, os.W_OK) else tmp_path / "memory"
-    folder.mkdir()
-    yield folder
-    shutil.rmtree(folder)
 
 
 def rows_of(store: Store, site: str, split: Any = "train") -> Any:

@@ -1,9 +1,7 @@
 """Killed anywhere, held anywhere, out of space anywhere: a write ends in the same bytes, and leaves nothing else."""
 
 import multiprocessing
-import os
 import resource
-import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,16 +20,6 @@ from gsae.tests.killing import (
     write_three_windows,
     write_windows,
 )
-
-
-@pytest.fixture
-def memory(tmp_path: Path) -> Iterator[Path]:
-    """A folder in memory where there is one: what a kill leaves does not depend on the disk."""
-    shm = Path("/dev/shm")
-    folder = shm / f"gsae-{os.getpid()}-{tmp_path.name}" if os.access(shm, os.W_OK) else tmp_path / "memory"
-    folder.mkdir()
-    yield folder
-    shutil.rmtree(folder)
 
 
 @pytest.mark.parametrize(
