@@ -7,7 +7,7 @@ room is needed, the least recently used first. A file gets its name when its sha
     FOLDER/shards/<sha256>     the files; the time of change is that of the last use
     FOLDER/fetching/<sha256>   files being fetched, already of their full length, so that their room is taken;
                                each with <sha256>.lock, which its fetcher has locked
-    FOLDER/room                locked while room is made
+    FOLDER/room                locked while room is made, or a file gets its name
 
 Environment: GSAE_CACHE (~/.cache/gsae), GSAE_CACHE_BYTES (half of what is free), GSAE_CACHE_SHARED=1 for a folder that
 others use too, with permissions from the umask; otherwise it is its owner's alone (0700).
@@ -107,7 +107,8 @@ class Cache:
                 file.write(block)
             file.flush()
             os.fsync(file.fileno())
-            (self._fetching / entry.sha256).rename(self._files / entry.sha256)
+            with self._locked(self._room):  # whoever counts what is here must not miss a file on its way
+                (self._fetching / entry.sha256).rename(self._files / entry.sha256)
         self.listen(Fetched(entry.path, entry.size))
 
     @contextmanager
@@ -136,7 +137,7 @@ class Cache:
 
     def _make_room(self, entry: FileEntry, file: BinaryIO) -> None:
         """Remove unused files, the least recently used first, until the file has room; then take that room."""
-        with self._locked(self.folder / "room"):
+        with self._locked(self._room):
             self._drop_abandoned()
             kept = sorted(_sizes(self._files), key=lambda f: f[1])
             held = sum(size for _, _, size in [*kept, *_sizes(self._fetching)])
@@ -186,6 +187,10 @@ class Cache:
     @property
     def _fetching(self) -> Path:
         return self.folder / "fetching"
+
+    @property
+    def _room(self) -> Path:
+        return self.folder / "room"
 
 
 class Cached(Remote):

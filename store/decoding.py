@@ -86,18 +86,11 @@ class Flight:
         self._lock = threading.Lock()
         self._kept: int | None = None
 
-    def launch(self, pool: ThreadPoolExecutor, scratch: threading.local) -> None:
-        """Have all its chunks decoded; scratch: where each thread keeps memory for one chunk."""
+    def launch(self, pool: ThreadPoolExecutor, scratch: threading.local) -> list[Future[None]]:
+        """Have all its chunks decoded, and return that work; scratch: where each thread keeps memory for one chunk."""
         decode = self._decode if self._limit is None else partial(self._decode_and_sum, scratch)
         self._work = [pool.submit(decode, pick) for pick in range(len(self._prepared.shards))]
-        if self._prepared.ending:
-            pool.submit(self._close_files)
-
-    def _close_files(self) -> None:
-        """Close the files that ended, once no thread decodes from them: unmapping takes milliseconds, here unwaited."""
-        wait(self._work)
-        for shard in self._prepared.ending:
-            shard.close()
+        return self._work
 
     def _decode(self, pick: int) -> None:
         shard, chunk, places = self._prepared.pick(pick)
@@ -146,6 +139,7 @@ class Decoder:
         self._windows = OpenWindows(files, shuffle)
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="gsae-decode")
         self._scratch = threading.local()
+        self._decoding: list[Future[None]] = []
 
     def prepare(self, group: Group) -> Prepared:
         """Open a group's files, have the kernel fetch its chunks, and find its order; raises as `Shard` does."""
@@ -161,10 +155,23 @@ class Decoder:
     def launch(self, prepared: Prepared, memory: NDArray[Any], at: Ints) -> Flight:
         """Start to decode a group into rows at (rows,) of memory (any, width)."""
         flight = Flight(prepared, memory, at, self.limit)
-        flight.launch(self._pool, self._scratch)
+        begun = flight.launch(self._pool, self._scratch)
+        self._decoding = [*(work for work in self._decoding if not work.done()), *begun]
+        if prepared.ending:
+            self._pool.submit(_close_after, self._decoding, prepared.ending)
         return flight
 
     def close(self, cancel: bool) -> None:
         """Stop the threads, after the chunks that they are at (cancel) or all that were asked for; close the files."""
         self._pool.shutdown(wait=True, cancel_futures=cancel)
         self._windows.close()
+
+
+def _close_after(decoding: Sequence[Future[None]], ending: Sequence[Shard]) -> None:
+    """Close files that ended, on a decoding thread: unmapping takes milliseconds, which nobody else should wait for.
+
+    decoding: all that was begun before, of earlier groups too: a slow thread may still be at a chunk of one.
+    """
+    wait(decoding)
+    for shard in ending:
+        shard.close()

@@ -7,9 +7,10 @@ import pickle
 import subprocess
 import sys
 import threading
+import time
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -19,6 +20,9 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
 from gsae.store import Batches, NotFoundError, SpaceError, Store, UsageError
+from gsae.store.batches import Reading
+from gsae.store.decoding import ShardFile
+from gsae.store.mapped import Shard
 from gsae.store.schedule import Group, Shuffle, _shuffle, mixed
 from gsae.store.slots import Slots, slots_needed
 from gsae.tests.stores import make_store
@@ -201,6 +205,43 @@ def test_an_error_in_the_middle_comes_once_and_ends_the_batches(tmp_path: Path) 
         list(batches)
     assert list(batches) == []
     assert not reading_threads()
+
+
+class SlowAtFirst(ShardFile):
+    """A file whose first chunk is decoded by a thread that the system has left waiting; notes if it was closed then."""
+
+    closed: ClassVar[list[bool]] = []
+
+    def open(self) -> Shard:
+        shard, others = super().open(), itertools.count()
+        decode = shard.decode_into
+
+        def decode_into(*chunk: Any) -> None:
+            if next(others) == 0:
+                deadline = time.monotonic() + 0.5
+                while not shard.closed and time.monotonic() < deadline:
+                    time.sleep(0.01)
+                self.closed.append(shard.closed)
+            decode(*chunk)
+
+        shard.decode_into = decode_into  # type: ignore[method-assign]
+        return shard
+
+
+@pytest.mark.parametrize("io", ["mmap", "pread"])
+def test_a_file_stays_open_until_the_slowest_thread_has_decoded_from_it(
+    store: Store, io: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last chunks of a window may be decoded, by other threads, before one of an earlier group is."""
+    monkeypatch.setattr(SlowAtFirst, "closed", [])
+    site = store.site("mlp.1")
+    files = store.files("mlp.1", "train", io)
+    slow = tuple(SlowAtFirst(file.store, file.spec, file.number, io) for file in files)
+    order = Shuffle(seed=0, mix=8, open_windows=1)
+    rows = torch.cat(clones(Batches(Reading(slow, order, 64, 1, None, threads=2))))
+    expected = torch.cat(clones(site.batches(64, mix=8, open_windows=1)))
+    assert SlowAtFirst.closed == [False] * len(files)
+    assert torch.equal(rows, expected)
 
 
 def test_a_position_of_another_stream_is_refused(store: Store) -> None:

@@ -1,5 +1,6 @@
 """Remote stores read through a cache: fetched once, never more than allowed, and never a file that is in use."""
 
+import fcntl
 import os
 import pickle
 import threading
@@ -104,6 +105,35 @@ def test_an_epoch_with_a_cache_of_a_quarter_of_the_store_fetches_each_shard_once
     assert rows == site.rows
     assert Counter(log.read_text().split()) == {f"train/{SITE}/c/{w}/0": 1 for w in range(len(sizes))}
     assert max(seen) <= room
+
+
+class Halting(Folder):
+    """A folder that says when a file is asked for, and hands it out when it is told to."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.asked, self.go = threading.Event(), threading.Event()
+
+    def blocks(self, entry: FileEntry) -> Iterator[bytes]:
+        self.asked.set()
+        self.go.wait()
+        yield from super().blocks(entry)
+
+
+def test_no_file_gets_its_name_while_room_is_counted(source: Folder, tmp_path: Path) -> None:
+    """Whoever counts looks at two folders; a file that moved from one to the other meanwhile would be missed."""
+    cache, halting = Cache(tmp_path / "cache", max_bytes=3000), Halting(source.root)
+    fetcher = threading.Thread(target=use, args=(cache, halting, 0))
+    fetcher.start()
+    halting.asked.wait()
+    with (cache.folder / "room").open("ab") as room:
+        fcntl.flock(room, fcntl.LOCK_EX)
+        halting.go.set()
+        fetcher.join(timeout=0.3)
+        assert fetcher.is_alive()
+        assert held(cache, source) == []
+    fetcher.join()
+    assert held(cache, source) == [0]
 
 
 def test_many_processes_fetch_nothing_twice(store: Store, url: str, tmp_path: Path) -> None:
