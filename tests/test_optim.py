@@ -36,7 +36,7 @@ def test_two_hundred_steps_equal_torchs_adam_with_projection_and_renormalisation
         grad = {"W_dec": noise(*shape, seed=3 * step), "W_enc": noise(*shape, seed=3 * step + 1)}
         grad = {name: g.double() * (noise(*shape, seed=10**6 + step) > 0.5) for name, g in grad.items()}
         sums = noise(SAES, D_SAE, seed=3 * step + 2, dtype=torch.float64)
-        rates = lr, 0.999, Adam(lr, 0.999, 1e-8, step).correction, 1e-8
+        rates = lr, 0.999, Adam(lr, 0.999, 1e-8, step).correction(torch.zeros(SAES, D_SAE)).to(lr), 1e-8
         optim.adam_decoder(own["W_dec"], own["W_dec"], grad["W_dec"], v["W_dec"], *rates)
         optim.adam_encoder(own["W_enc"], own["W_enc"], grad["W_enc"], sums, offset, v["W_enc"], *rates)
         optim.adam_vector(own["b_gate"], sums, v["b_gate"], *rates)
@@ -61,7 +61,7 @@ def test_compiled_and_plain_adam_agree(operands: torch.dtype) -> None:
         v, u = torch.zeros_like(W), torch.zeros_like(E)
         for step in range(1, 6):
             lr = torch.tensor([1e-3, 0.02])
-            rates = lr, 0.999, Adam(lr, 0.999, 1e-8, step).correction, 1e-8
+            rates = lr, 0.999, Adam(lr, 0.999, 1e-8, step).correction(torch.zeros(SAES, D_SAE)).to(lr), 1e-8
             grad = noise(SAES, D_SAE, D_IN, seed=step).to(operands)
             module.adam_decoder(W, cast[0], grad, v, *rates)
             module.adam_encoder(E, cast[1], grad, W[..., 0].clone(), W[:, 0].clone(), u, *rates)
@@ -79,7 +79,7 @@ def test_a_rate_of_zero_touches_nothing_whatever_the_gradient(module: ModuleType
     lr = torch.tensor([0.0, 1e-3])
     grad = noise(SAES, D_SAE, D_IN, seed=1)
     grad[0] = float("nan")
-    rates = lr, 0.999, 1.0, 1e-8
+    rates = lr, 0.999, torch.ones(SAES, D_SAE), 1e-8
     module.adam_decoder(W, W, grad, v, *rates)
     module.adam_encoder(E, E, grad, torch.zeros(SAES, D_SAE), torch.zeros(SAES, D_IN), u, *rates)
     for now, was in zip((W, E, v, u), before, strict=True):

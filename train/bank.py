@@ -6,9 +6,9 @@ step to step. With bfloat16 products the weights are cast once a step, inside Ad
 that rounding is relative to what varies.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -38,10 +38,9 @@ class Adam:
     eps: float
     step: int
 
-    @property
-    def correction(self) -> float:
-        """Bias correction of the square root of the second moment."""
-        return float((1 - self.beta2**self.step) ** -0.5)
+    def correction(self, born: Tensor) -> Tensor:
+        """Bias correction of the square root of second moments that began after step `born`; as it, float64."""
+        return (1 - self.beta2 ** (self.step - born).double()).rsqrt()
 
 
 @dataclass(frozen=True)
@@ -75,6 +74,10 @@ class Figures:
     l1: Tensor  # of relu(pi_gate), or of the baseline's features
     fired: Tensor  # rows that each latent fired on
 
+    def loss(self, l1_coefficients: Tensor) -> Tensor:
+        """Eq. 8 (or 4), summed over the rows (saes,)."""
+        return self.squared_error + self.auxiliary_error + l1_coefficients * self.l1
+
 
 class Bank:
     """A stack of SAEs: parameters in `params` as (saes, ...), second moments of the same shapes in `moments`."""
@@ -91,6 +94,9 @@ class Bank:
         self.params: dict[str, Tensor] = stacked
         self.moments = {name: torch.zeros_like(tensor) for name, tensor in stacked.items()}
         self.d_sae, self.d_in = stacked["W_dec"].shape[1:]
+        # After which step each latent's second moments began: 0, or when `reset` last restarted it.
+        self.born = torch.zeros(self.saes, self.d_sae, dtype=torch.int64, device=device)
+        self.steps = 0
         self.centre = centre.to(stacked["b_dec"])
         self.copies = 2 if arch == "gated" else 1
         self.operands = operands
@@ -105,10 +111,45 @@ class Bank:
         """The SAE at one place of the stack, copied to the CPU."""
         return PARAMS[self.arch](**{name: tensor[index].cpu().clone() for name, tensor in self.params.items()})
 
-    def cast_weights(self) -> None:
-        """Bring the products' operands up to date after `params` was changed from outside."""
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """Which step each SAE takes next, "dense" or "sparse"."""
+        return ("dense",) * self.saes
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything that a checkpoint must hold, as it is; the tensors are the bank's own."""
+        moments = {f"{name}.second_moment": tensor for name, tensor in self.moments.items()}
+        return self.params | moments | {"born": self.born, "steps": torch.tensor(self.steps)}
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take back what `state` gave, bit for bit."""
+        for name, tensor in self.state().items():
+            tensor.copy_(tensors[name])
+        self.steps = int(tensors["steps"])
+        self._cast_weights()
+
+    def reset(self, sae: int, latents: Tensor) -> None:
+        """Let latents whose rows of `params` were written anew start afresh: no moments, their own bias correction."""
+        for name, moment in self.moments.items():
+            if name != "b_dec":
+                moment[sae, latents] = 0
+        self.born[sae, latents] = self.steps
+        self._cast_weights()
+
+    def _cast_weights(self) -> None:
         self.W_enc.copy_(self.params["W_enc"])
         self.W_dec.copy_(self.params["W_dec"])
+
+    def step(self, x: Tensor, l1_coefficients: Tensor, adam: Adam) -> Figures:
+        """One whole training step on x (rows, d_in), the scaled inputs less `centre`; l1_coefficients (saes,) float64.
+
+        An SAE whose rate is 0, or whose loss on this batch is not finite, is left entirely untouched.
+        """
+        gradients, figures = self.gradients(x, l1_coefficients)
+        finite = torch.isfinite(figures.loss(l1_coefficients))
+        self.update(gradients, replace(adam, lr=torch.where(finite, adam.lr, 0)))
+        self.steps = adam.step
+        return figures
 
     def gradients(self, x: Tensor, l1_coefficients: Tensor) -> tuple[Gradients, Figures]:
         """All gradients of eq. 8 (or 4) at x (rows, d_in), the scaled inputs less `centre`; with the batch's sums.
@@ -149,12 +190,13 @@ class Bank:
 
     def update(self, g: Gradients, adam: Adam) -> None:
         """One Adam step for every SAE whose rate is not 0; decoder rows have unit norm after it."""
-        rates = adam.lr, adam.beta2, adam.correction, adam.eps
         p, v = self.params, self.moments
+        rates = adam.lr, adam.beta2, adam.correction(self.born).to(p["W_dec"]), adam.eps
         self._adam.adam_decoder(p["W_dec"], self.W_dec, g.W_dec, v["W_dec"], *rates)
         self._adam.adam_encoder(p["W_enc"], self.W_enc, g.W_enc, g.sums, g.offset, v["W_enc"], *rates)
         for name, gradient in g.vectors.items():
-            optim.adam_vector(p[name], gradient, v[name], *rates)
+            correction = adam.correction(self.born.new_zeros(1)).to(gradient) if name == "b_dec" else rates[2]
+            optim.adam_vector(p[name], gradient, v[name], adam.lr, adam.beta2, correction, adam.eps)
 
     def _workspace(self, rows: int, device: torch.device) -> SimpleNamespace:
         if rows not in self._buffers:

@@ -265,19 +265,19 @@ def _loop_errors(recon, x, offset, centre, columns, sums):
 
 
 def adam_decoder(
-    W: Tensor, operand: Tensor, grad: Tensor, v: Tensor, lr: Tensor, beta2: float, correction: float, eps: float
+    W: Tensor, operand: Tensor, grad: Tensor, v: Tensor, lr: Tensor, beta2: float, correction: Tensor, eps: float
 ) -> None:
     """As `optim.adam_decoder`."""
-    rates = lr.numpy(), np.float32(beta2), np.float32(1 - beta2), np.float32(correction), np.float32(eps)
+    rates = lr.numpy(), np.float32(beta2), np.float32(1 - beta2), _flat(correction), np.float32(eps)
     _adam_decoder(*map(_rows, (W, operand, grad, v)), *rates)
 
 
 def adam_encoder(
     W: Tensor, operand: Tensor, grad: Tensor, sums: Tensor, offset: Tensor, v: Tensor, lr: Tensor, beta2: float,
-    correction: float, eps: float,
+    correction: Tensor, eps: float,
 ) -> None:  # fmt: skip
     """As `optim.adam_encoder`."""
-    rates = lr.numpy(), np.float32(beta2), np.float32(1 - beta2), np.float32(correction), np.float32(eps)
+    rates = lr.numpy(), np.float32(beta2), np.float32(1 - beta2), _flat(correction), np.float32(eps)
     _adam_encoder(*map(_rows, (W, operand, grad)), _flat(sums), offset.numpy(), _rows(v), *rates)
 
 
@@ -291,7 +291,7 @@ def _loop_adam_decoder(W, operand, grad, v, lr, beta2, rest, correction, eps):
     for block in numba.prange(-(-latents // BLOCK)):
         products = np.empty(d_in, np.float32)
         for j in range(block * BLOCK, min(latents, (block + 1) * BLOCK)):
-            rate = lr[j // d_sae]
+            rate, corrected = lr[j // d_sae], correction[j]
             if rate > ZERO:
                 for k in range(d_in):
                     products[k] = _load(grad[j, k]) * W[j, k]
@@ -300,7 +300,7 @@ def _loop_adam_decoder(W, operand, grad, v, lr, beta2, rest, correction, eps):
                     g = _load(grad[j, k]) - along * W[j, k]
                     moment = beta2 * v[j, k] + rest * (g * g)
                     v[j, k] = moment
-                    w = W[j, k] - rate * g / (np.sqrt(moment) * correction + eps)
+                    w = W[j, k] - rate * g / (np.sqrt(moment) * corrected + eps)
                     W[j, k] = w
                     products[k] = w * w
                 shrink = np.float32(1) / np.sqrt(_total(products))
@@ -315,13 +315,13 @@ def _loop_adam_encoder(W, operand, grad, sums, offset, v, lr, beta2, rest, corre
     d_sae = latents // len(lr)
     for j in numba.prange(latents):
         s = j // d_sae
-        rate, total = lr[s], sums[j]
+        rate, corrected, total = lr[s], correction[j], sums[j]
         if rate > ZERO:
             for k in range(d_in):
                 g = _load(grad[j, k]) - total * offset[s, k]
                 moment = beta2 * v[j, k] + rest * (g * g)
                 v[j, k] = moment
-                w = W[j, k] - rate * g / (np.sqrt(moment) * correction + eps)
+                w = W[j, k] - rate * g / (np.sqrt(moment) * corrected + eps)
                 W[j, k] = w
                 operand[j, k] = _store(w, operand[j, k])
 

@@ -10,16 +10,16 @@ from torch import Tensor
 
 
 def adam_decoder(
-    W: Tensor, operand: Tensor, grad: Tensor, v: Tensor, lr: Tensor, beta2: float, correction: float, eps: float
+    W: Tensor, operand: Tensor, grad: Tensor, v: Tensor, lr: Tensor, beta2: float, correction: Tensor, eps: float
 ) -> None:
     """One step for a stack of decoders W (saes, d_sae, d_in) with rows of unit norm.
 
     operand receives the new weights in the products' type; v (as W) is the second moment, lr (saes,) the rates,
-    correction = 1 / sqrt(1 - beta2^t) the bias correction of step t.
+    correction (saes, d_sae) = 1 / sqrt(1 - beta2^t) the bias correction of each row's step t.
     """
     g = grad.to(W.dtype)
     g = g - (g * W).sum(-1, keepdim=True) * W
-    moved = W - _step(g, v, lr, beta2, correction, eps)
+    moved = W - _step(g, v, lr, beta2, correction[..., None], eps)
     moved /= moved.norm(dim=-1, keepdim=True)
     _assign(W, moved, lr)
     if operand is not W:
@@ -28,7 +28,7 @@ def adam_decoder(
 
 def adam_encoder(
     W: Tensor, operand: Tensor, grad: Tensor, sums: Tensor, offset: Tensor, v: Tensor, lr: Tensor, beta2: float,
-    correction: float, eps: float,
+    correction: Tensor, eps: float,
 ) -> None:  # fmt: skip
     """One step for a stack of encoders W (saes, d_sae, d_in).
 
@@ -36,17 +36,17 @@ def adam_encoder(
     when the product was taken with x in place of x - offset. The rest is as in `adam_decoder`.
     """
     g = grad.to(W.dtype) - sums[..., None] * offset[:, None]
-    _assign(W, W - _step(g, v, lr, beta2, correction, eps), lr)
+    _assign(W, W - _step(g, v, lr, beta2, correction[..., None], eps), lr)
     if operand is not W:
         operand.copy_(W)
 
 
-def adam_vector(p: Tensor, grad: Tensor, v: Tensor, lr: Tensor, beta2: float, correction: float, eps: float) -> None:
-    """One step for a stack of vectors p (saes, n)."""
+def adam_vector(p: Tensor, grad: Tensor, v: Tensor, lr: Tensor, beta2: float, correction: Tensor, eps: float) -> None:
+    """One step for a stack of vectors p (saes, n), each entry with its own bias correction."""
     _assign(p, p - _step(grad, v, lr, beta2, correction, eps), lr)
 
 
-def _step(g: Tensor, v: Tensor, lr: Tensor, beta2: float, correction: float, eps: float) -> Tensor:
+def _step(g: Tensor, v: Tensor, lr: Tensor, beta2: float, correction: Tensor, eps: float) -> Tensor:
     _assign(v, v * beta2 + (1 - beta2) * g * g, lr)
     rate = lr.view(-1, *[1] * (g.dim() - 1))
     return rate * g / (v.sqrt() * correction + eps)

@@ -37,12 +37,11 @@ class Group:
     def step(self, x: Tensor, run: RunConfig, step: int) -> None:
         """Take one training step on x (rows, d_in), scaled and centred."""
         l1 = self.l1 * l1_factor(run, step)
-        gradients, figures = self.bank.gradients(x, l1)
-        loss = figures.squared_error + figures.auxiliary_error + l1 * figures.l1
+        rates = torch.where(self.stopped < 0, self.lr * lr_factor(run, step), 0)
+        figures = self.bank.step(x, l1, Adam(rates, run.adam_betas[1], run.adam_eps, step))
+        loss = figures.loss(l1)
         self.stopped.masked_fill_((self.stopped < 0) & ~torch.isfinite(loss), step)
         running = self.stopped < 0
-        rates = torch.where(running, self.lr * lr_factor(run, step), 0)
-        self.bank.update(gradients, Adam(rates, run.adam_betas[1], run.adam_eps, step))
         self.totals += torch.where(running, _stacked(loss, figures), 0)
         self.silent.add_(len(x)).masked_fill_(figures.fired > 0, 0)
 
@@ -108,9 +107,7 @@ class State:
     def _tensors(self) -> dict[str, Tensor]:
         tensors = {"seen": self.seen}
         for index, group in enumerate(self.groups):
-            for name, tensor in group.bank.params.items():
-                tensors[f"{index}.{name}"] = tensor
-                tensors[f"{index}.{name}.second_moment"] = group.bank.moments[name]
+            tensors |= {f"{index}.{name}": tensor for name, tensor in group.bank.state().items()}
             tensors |= {f"{index}.{name}": getattr(group, name) for name in ("totals", "silent", "stopped")}
         return tensors
 
@@ -127,8 +124,8 @@ class State:
             raise IncompatibleError("The checkpoint in state/ belongs to another run than config.toml describes.")
         for name, tensor in own.items():
             tensor.copy_(saved.tensors[name])
-        for group in self.groups:
-            group.bank.cast_weights()
+        for index, group in enumerate(self.groups):
+            group.bank.restore({name: saved.tensors[f"{index}.{name}"] for name in group.bank.state()})
         self.step, self.reader = saved.step, saved.reader
 
     # -- metrics
