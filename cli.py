@@ -17,7 +17,7 @@ import typer
 from gsae import __version__
 
 if TYPE_CHECKING:
-    from gsae.evaluate import Losses
+    from gsae.evaluate import Effects
     from gsae.store import SiteSpec, Store, StoreSet
 
 app = typer.Typer(
@@ -465,11 +465,11 @@ def evaluate(
     opened = open_stores(store or stores_of(run))
     with Shown() as shown:
         shown.show("loading the language model")
-        losses = None if no_model else _losses(opened, site_of(run), model, device)
+        effects = None if no_model else _effects(opened, site_of(run), model, device)
         results = measure(
             run,
             opened,
-            losses,
+            effects,
             contexts,
             lambda e: shown.show(f"evaluating {e.stage}", e.done, e.total),
             _torch(device),
@@ -492,14 +492,14 @@ def report(
     print(f"{out} ({out.stat().st_size / 1e3:.0f} kB). Open it in a browser.")
 
 
-def _losses(store: "Store | StoreSet", site: str, model: str | None, device: str) -> "Losses":
-    """Load the store's language model and return its losses at a site."""
+def _effects(store: "Store | StoreSet", site: str, model: str | None, device: str) -> "Effects":
+    """Load the store's language model and return what edits of a site do to it."""
     from functools import partial
 
-    from gsae.harvest import load_planned, losses
+    from gsae.harvest import effects, load_planned
 
     lm = load_planned(store.plan.model, model, device)
-    return partial(losses, lm, store.site(site).spec)
+    return partial(effects, lm, store.site(site).spec)
 
 
 def _torch(device: str) -> str:

@@ -7,6 +7,6 @@ score. The language model comes in as a callable, so nothing here imports one.
 from .evaluation import Progress, evaluate, site_of
 from .pareto import summary
 from .report import report
-from .splice import Edit, Losses
+from .splice import Edit, Effects
 
-__all__ = ["Edit", "Losses", "Progress", "evaluate", "report", "site_of", "summary"]
+__all__ = ["Edit", "Effects", "Progress", "evaluate", "report", "site_of", "summary"]

@@ -1,4 +1,4 @@
-"""The eval.json of every SAE of a run: one pass over the held-out rows and one over their text.
+"""The eval.json of every SAE of a run: two passes over the held-out rows and one over their text.
 
 All SAEs of a run share each batch of rows and the model's clean and ablated passes. Files hold nothing but
 figures that follow from the SAE, the store and the model, so evaluating twice writes the same bytes.
@@ -8,7 +8,7 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from math import inf
+from math import inf, isfinite
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,12 +19,16 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from gsae.store import IncompatibleError, NotFoundError, Site, Store, StoreSet, UsageError, order
 from gsae.train import SAE, load_sae
 
-from .measurement import Measurement
-from .metrics import ratio
-from .splice import CrossEntropies, Losses, splice
+from .estimate import Estimate, ratio_of_sums
+from .measurement import Measurement, Tally
+from .splice import CLEAN, EVERYWHERE, MEAN, ZERO, Effects, Spliced, splice
+from .survey import survey
 
 BATCH_ROWS = 4096
 HELD_OUT = 1
+GROUP_TOKENS = 2048  # of one forward pass
+MAX_SUMS = 2048  # sums by context in eval.json; more contexts than that are added up in groups of neighbours
+SCORES = ("ce_loss_score", "ce_loss_score_mean", "ce_loss_score_all_positions", "kl_div_score")
 
 Figures = dict[str, Any]
 
@@ -33,7 +37,7 @@ Figures = dict[str, Any]
 class Progress:
     """How far an evaluation is: rows or contexts done, of how many."""
 
-    stage: Literal["rows", "contexts"]
+    stage: Literal["norms", "rows", "contexts"]
     done: int
     total: int
 
@@ -44,14 +48,14 @@ Listen = Callable[[Progress], None]
 def evaluate(
     run: Path,
     store: Store | StoreSet,
-    losses: Losses | None,
+    effects: Effects | None,
     contexts: int | None,
     listen: Listen = lambda event: None,
     device: str = "cpu",
 ) -> list[Figures]:
     """Evaluate every SAE of a run on the held-out rows of `store`; write and return their eval.json.
 
-    losses: the language model with the run's site, None to leave out what needs it. contexts: at most so many
+    effects: the language model with the run's site, None to leave out what needs it. contexts: at most so many
     held-out contexts are run through it, None for all. device: where the SAEs run.
 
     Raises NotFoundError (no SAEs, or the store lacks their site), IncompatibleError (trained from another
@@ -66,18 +70,22 @@ def evaluate(
     site = store.site(name, split="heldout")
     if site.rows == 0:
         raise UsageError(f"{store.name} has no held-out rows to evaluate on. Harvest with --heldout above 0.")
-    mean = store.site(name).moments.within(multiple).mean
     heldout = np.flatnonzero(store.split() == HELD_OUT).astype(np.int64)
-    measured = Measurement(saes, mean, heldout, norm_limit, device)
+    seen = survey(site, norm_limit, BATCH_ROWS, lambda done: listen(Progress("norms", done, site.rows)))
+    measured = Measurement(saes, seen.mean, heldout, norm_limit, seen.norm_cut, device)
     measure(measured, site, store.plan.context_size, listen)
-    spliced = None
-    if losses is not None:
-        ran = some_contexts(heldout, store.plan.seed, contexts)
-        found = splice_contexts(losses, saes, store, ran, mean, norm_limit, device, listen)
-        spliced = Spliced(found, np.searchsorted(heldout, ran))
-    results = [figures(one, saes[one], trained[one], measured, spliced) for one in saes]
-    for folder, result in zip(folders, results, strict=True):
-        write_json(folder / "eval.json", result)
+    spliced = ran = None
+    if effects is not None:
+        chosen = some_contexts(heldout, store.plan.seed, contexts)
+        ran = np.searchsorted(heldout, chosen)
+        mean = store.site(name).moments.within(multiple).mean
+        spliced = splice_contexts(effects, saes, store, chosen, mean, norm_limit, device, listen)
+    results = []
+    for folder in folders:
+        one = folder.name
+        result = figures(one, saes[one], trained[one], measured, seen.norm_cut, spliced)
+        results.append(result | {"per_context": per_context(one, measured, spliced, ran)})
+        write_json(folder / "eval.json", results[-1])
     return results
 
 
@@ -133,6 +141,11 @@ def common_input(run: Path, trained: Mapping[str, Trained], store: Store | Store
                 f"{name} of {run} was trained from a store with digest {one.store_digest}, but that of "
                 f"{store.name} is {store.digest}.\nPass the store that it was trained from."
             )
+    sizes = {each.plan.context_size for each in (store.stores if isinstance(store, StoreSet) else [store])}
+    if len(sizes) > 1:
+        raise IncompatibleError(
+            f"Stores of one context size are evaluated together; {store.name} have {sorted(sizes)}."
+        )
     inputs = {one.input: name for name, one in trained.items()}
     if len(inputs) > 1:
         (a, first), (b, second) = list(inputs.items())[:2]
@@ -164,7 +177,7 @@ def some_contexts(heldout: NDArray[np.int64], seed: int, contexts: int | None) -
 
 
 def splice_contexts(
-    losses: Losses,
+    effects: Effects,
     saes: Mapping[str, SAE],
     store: Store | StoreSet,
     contexts: NDArray[np.int64],
@@ -172,64 +185,26 @@ def splice_contexts(
     norm_limit: float,
     device: str,
     listen: Listen,
-) -> CrossEntropies:
-    """Run the language model over the contexts with these numbers."""
-    plan = store.plan
-    tokens = store.tokens()[contexts]
-    return splice(
-        losses,
-        saes,
-        tokens,
-        order.row_mask(tokens, plan.tokenizer.excluded_ids, plan.dropped_positions),
-        plan.tokenizer.excluded_ids,
-        mean=mean,
-        norm_limit=norm_limit,
-        device=device,
-        listen=lambda done: listen(Progress("contexts", done, len(contexts))),
-    )
+) -> Spliced:
+    """Run the language model over the contexts with these numbers, a group at a time."""
+    plan, parts = store.plan, []
+    size = max(1, GROUP_TOKENS // plan.context_size)
+    for first in range(0, len(contexts), size):
+        group = contexts[first : first + size]
+        tokens = store.tokens_around(group * plan.context_size, 0, plan.context_size - 1)
+        stored = order.row_mask(tokens, plan.tokenizer.excluded_ids, plan.dropped_positions)
+        special = plan.tokenizer.excluded_ids
+        parts.append(splice(effects, saes, tokens, stored, special, mean=mean, norm_limit=norm_limit, device=device))
+        listen(Progress("contexts", first + len(group), len(contexts)))
+    return Spliced.joined(parts)
 
 
-@dataclass(frozen=True)
-class Spliced:
-    """Cross-entropies, and where their contexts stand among the held-out contexts: (contexts run,)."""
-
-    found: CrossEntropies
-    places: NDArray[np.int64]
-
-    def totals(self, name: str) -> Figures:
-        """Return the mean cross-entropies in nats a token, and over how many."""
-        tokens = int(self.found.tokens.sum())
-        means = {key: ratio(float(sums.sum()), tokens) for key, sums in self._sums(name).items()}
-        return {"contexts": len(self.places), "tokens": tokens, **means}
-
-    def per_context(self, name: str, contexts: int) -> Figures:
-        """Return sums for each of the held-out contexts, 0 for those that were not run."""
-        columns = {"tokens": self.found.tokens, **self._sums(name)}
-        return {key: finite(spread(column, self.places, contexts)) for key, column in columns.items()}
-
-    def _sums(self, name: str) -> dict[str, NDArray[np.float64]]:
-        found = self.found
-        return {"clean": found.clean, "spliced": found.spliced[name], "zero": found.zero, "mean": found.mean}
-
-
-def spread(values: NDArray[Any], places: NDArray[np.int64], n: int) -> NDArray[Any]:
-    """Return an array (n,) with `values` at `places` and 0 elsewhere."""
-    whole = np.zeros(n, values.dtype)
-    whole[places] = values
-    return whole
-
-
-def finite(column: NDArray[Any]) -> list[Any] | None:
-    """Return a column for JSON, None where an SAE that diverged left a value that is not finite."""
-    return column.tolist() if np.isfinite(column).all() else None
-
-
-def figures(name: str, sae: SAE, trained: Trained, measured: Measurement, spliced: Spliced | None) -> Figures:
-    """Return the contents of an SAE's eval.json."""
+def figures(
+    name: str, sae: SAE, trained: Trained, measured: Measurement, norm_cut: float, spliced: Spliced | None
+) -> Figures:
+    """Return the contents of an SAE's eval.json, sums by context excepted."""
     tally = measured.tallies[name]
-    everything = tally.kept + tally.skipped
-    contexts = len(measured.contexts)
-    sums = dict.fromkeys(("tokens", "clean", "spliced", "zero", "mean"))
+    estimates = of_rows(measured, tally) | (of_the_model(spliced, name) if spliced else {})
     return {
         "sae": name,
         "architecture": trained.architecture,
@@ -241,24 +216,94 @@ def figures(name: str, sae: SAE, trained: Trained, measured: Measurement, splice
         "site": trained.site,
         "store_digest": trained.store_digest,
         "rows": tally.kept.rows,
-        "rows_skipped": tally.skipped.rows,
+        "rows_skipped": tally.all.rows - tally.kept.rows,
         "max_norm_multiple": trained.max_norm_multiple,
         **tally.kept.figures(),
         "dead": trained.dead,
         "silent": tally.silent,
         "dense": tally.dense,
-        "all_rows": {"rows": everything.rows, **everything.figures()},
-        "ce_loss_score": spliced and spliced.found.score(name),
-        "ce_loss_score_mean": spliced and spliced.found.score_mean(name),
-        "cross_entropy": spliced and spliced.totals(name),
-        "per_context": {
-            "rows": measured.inputs.rows.tolist(),
-            "l0": tally.l0.tolist(),
-            "sse": finite(tally.sse.numpy()),
-            "sst": finite(measured.inputs.sst().numpy()),
-            **(spliced.per_context(name, contexts) if spliced else sums),
+        "density": tally.density(),
+        "all_rows": {"rows": tally.all.rows, **tally.all.figures()},
+        "without_largest": {
+            "rows": tally.below_cut.rows,
+            "norm_cut": norm_cut if isfinite(norm_cut) else None,
+            **tally.below_cut.figures(),
+        },
+        **{key: estimates[key].value if key in estimates else None for key in SCORES},
+        "language_model": spliced and language_model(spliced, name),
+        "standard_errors": {key: estimate.error for key, estimate in estimates.items()},
+    }
+
+
+def of_rows(measured: Measurement, tally: Tally) -> dict[str, Estimate]:
+    """Return figures of the kept rows that are ratios of sums by context."""
+    inputs, sums = measured.inputs.columns, tally.sums.columns
+    return {
+        "l0": ratio_of_sums(sums["l0"], inputs["rows"]),
+        "explained_variance": ratio_of_sums(sums["sse"], inputs["sst"]).complement(),
+        "mse": ratio_of_sums(sums["sse"], inputs["rows"]),
+        "gamma": ratio_of_sums(sums["square"], sums["cross"]),
+    }
+
+
+def of_the_model(spliced: Spliced, name: str) -> dict[str, Estimate]:
+    """Return what the language model makes of an SAE, in the order of eval.json."""
+    scores = {
+        "ce_loss_score": spliced.score(name),
+        "ce_loss_score_mean": spliced.score(name, MEAN),
+        "ce_loss_score_all_positions": spliced.score(name, EVERYWHERE),
+        "kl_div_score": spliced.divergence_score(name),
+    }
+    return scores | spliced.means(name)
+
+
+def language_model(spliced: Spliced, name: str) -> Figures:
+    """Return mean losses and divergences in nats a token, and over how many."""
+    return {
+        "contexts": len(spliced.tokens),
+        "tokens": int(spliced.tokens.sum()),
+        **{key: estimate.value for key, estimate in spliced.means(name).items()},
+        "all_positions": {
+            "tokens": int(spliced.tokens_after.sum()),
+            **{key: estimate.value for key, estimate in spliced.means_after(name).items()},
         },
     }
+
+
+def per_context(
+    name: str, measured: Measurement, spliced: Spliced | None, ran: NDArray[np.int64] | None
+) -> dict[str, list[Any] | None]:
+    """Return sums of at most `MAX_SUMS` groups of neighbouring held-out contexts, for redrawing them.
+
+    ran: (contexts run,) where the contexts that went through the language model stand; others count 0 there.
+    """
+    contexts = len(measured.contexts)
+    columns = {**measured.inputs.columns, **measured.tallies[name].sums.columns}
+    columns = {key: columns[key] for key in ("rows", "l0", "sse", "sst")}
+    model: dict[str, NDArray[Any] | None] = dict.fromkeys(("tokens", "clean", "spliced", "zero", "mean"))
+    if spliced is not None and ran is not None:
+        at = {"clean": CLEAN, "spliced": spliced.condition(name), "zero": ZERO, "mean": MEAN}
+        model |= {"tokens": spread(spliced.tokens, ran, contexts)}
+        model |= {key: spread(spliced.loss[row], ran, contexts) for key, row in at.items()}
+    whole = {"rows", "l0", "tokens"}  # counts
+    return {
+        key: None if column is None else grouped(column.astype(np.int64) if key in whole else column)
+        for key, column in (columns | model).items()
+    }
+
+
+def spread(values: NDArray[Any], places: NDArray[np.int64], n: int) -> NDArray[Any]:
+    """Return an array (n,) with `values` at `places` and 0 elsewhere."""
+    whole = np.zeros(n, values.dtype)
+    whole[places] = values
+    return whole
+
+
+def grouped(column: NDArray[Any]) -> list[Any] | None:
+    """Return the sums of groups of a column for JSON, None where one is not finite (an SAE that diverged)."""
+    groups = min(len(column), MAX_SUMS)
+    sums = np.add.reduceat(column, np.arange(groups) * len(column) // groups)
+    return sums.tolist() if np.isfinite(sums).all() else None
 
 
 def write_json(path: Path, value: Figures) -> None:

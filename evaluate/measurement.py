@@ -1,11 +1,13 @@
 """What is counted for the SAEs of a run over one stream of rows: totals, latents that fire, sums by context.
 
-Each batch is prepared once for all SAEs. Rows over the norm limit are counted apart, so the figures of the kept rows
-and those of all rows come from one pass. Costs (contexts, d_in) float64 of memory for the sums by context.
+Each batch is prepared once for all SAEs. Two norms cut the rows into three bands, each with totals of its own, so the
+figures of the kept rows, of all rows and of all but the largest come from one pass.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import reduce
+from operator import add
 
 import numpy as np
 import torch
@@ -15,63 +17,65 @@ from torch import Tensor
 from .metrics import Reconstruction, Rows, Sae, Totals
 
 DENSE_SHARE = 10  # a latent is dense when it fires on more than one row in this many
+DENSITY_EDGES = np.linspace(-8, 0, 33)  # log10 of the share of rows on which a latent fires
+
+Column = NDArray[np.float64]
 
 
-@dataclass
 class ContextSums:
-    """Per-context sums of the kept rows, shared by the SAEs of a run; primes are values less the shift."""
+    """Sums by context of the kept rows, float64 (contexts,), by name."""
 
-    rows: Tensor  # (contexts,) int64
-    square: Tensor  # (contexts,) float64, sum ||x'||^2
-    shifted: Tensor  # (contexts, d_in) float64, sum x'
+    def __init__(self, contexts: int, *names: str) -> None:
+        """Start at no rows."""
+        self.columns: dict[str, Column] = {name: np.zeros(contexts) for name in names}
 
-    @classmethod
-    def zero(cls, contexts: int, d_in: int) -> "ContextSums":
-        """Return the sums of no rows."""
-        wide = torch.zeros(contexts, dtype=torch.float64)
-        return cls(wide.long(), wide, torch.zeros(contexts, d_in, dtype=torch.float64))
-
-    def add(self, rows: Rows, context: Tensor) -> None:
-        """Count rows; context: (rows,) the index of each row's context."""
-        self.rows.index_add_(0, context, torch.ones_like(context))
-        self.square.index_add_(0, context, rows.shifted.square().sum(1))
-        self.shifted.index_add_(0, context, rows.shifted)
-
-    def sst(self) -> Tensor:
-        """Return each context's sum of ||x - mu||^2, (contexts,), with mu the mean of all kept rows."""
-        offset = self.shifted.sum(0) / max(int(self.rows.sum()), 1)
-        return self.square - 2 * self.shifted @ offset + self.rows * (offset @ offset)
+    def add(self, context: NDArray[np.int64], **values: Tensor) -> None:
+        """Add the values (rows,) of rows of the contexts with these indices (rows,)."""
+        for name, value in values.items():
+            column = self.columns[name]
+            column += np.bincount(context, value.double().cpu().numpy(), len(column))
 
 
 @dataclass
 class Tally:
-    """What is counted for one SAE: rows within the norm limit, those beyond it, latents, contexts."""
+    """What is counted for one SAE: totals of each band of norms; of kept rows also latents and contexts."""
 
     sae: Sae
-    kept: Totals
-    skipped: Totals
+    bands: list[Totals]
+    kept_bands: int  # the first so many bands are within the norm limit
+    cut_bands: int  # and so many below the norm cut
     fires: Tensor  # (d_sae,) int64: kept rows on which each latent fires
-    l0: Tensor  # (contexts,) int64
-    sse: Tensor  # (contexts,) float64
+    sums: ContextSums
 
     @classmethod
-    def zero(cls, sae: Sae, contexts: int) -> "Tally":
+    def zero(cls, sae: Sae, contexts: int, kept_bands: int, cut_bands: int, device: str) -> "Tally":
         """Return the tally of no rows."""
-        per_context = torch.zeros(contexts, dtype=torch.float64)
-        empty = Totals.zero(sae.d_in), Totals.zero(sae.d_in)
-        return cls(sae, *empty, torch.zeros(sae.d_sae, dtype=torch.int64), per_context.long(), per_context)
+        bands = [Totals.zero(sae.d_in, device) for _ in range(3)]
+        fires = torch.zeros(sae.d_sae, dtype=torch.int64, device=device)
+        return cls(sae, bands, kept_bands, cut_bands, fires, ContextSums(contexts, "l0", "sse", "square", "cross"))
 
-    def add(self, rows: Rows, context: Tensor, shift: Tensor) -> None:
-        """Count rows within the norm limit."""
+    def add(self, band: int, rows: Rows, context: NDArray[np.int64], shift: Tensor) -> None:
+        """Count rows of one band."""
         made = Reconstruction.of(rows, self.sae)
-        self.kept.add(rows, made, shift)
-        self.fires += made.fires
-        self.l0.index_add_(0, context, made.l0)
-        self.sse.index_add_(0, context, made.sse)
+        self.bands[band].add(rows, made, shift)
+        if band < self.kept_bands:
+            self.fires += made.fires
+            self.sums.add(context, l0=made.l0, sse=made.sse, square=made.square, cross=made.cross)
 
-    def add_skipped(self, rows: Rows, shift: Tensor) -> None:
-        """Count rows beyond the norm limit; they are part of the all-rows figures only."""
-        self.skipped.add(rows, Reconstruction.of(rows, self.sae), shift)
+    @property
+    def kept(self) -> Totals:
+        """Totals of the rows within the norm limit."""
+        return reduce(add, self.bands[: self.kept_bands])
+
+    @property
+    def below_cut(self) -> Totals:
+        """Totals of all rows but the largest."""
+        return reduce(add, self.bands[: self.cut_bands])
+
+    @property
+    def all(self) -> Totals:
+        """Totals of all rows."""
+        return reduce(add, self.bands)
 
     @property
     def silent(self) -> float | None:
@@ -81,9 +85,22 @@ class Tally:
     @property
     def dense(self) -> float | None:
         """Share of latents that fire on more than 10 % of the kept rows."""
-        if self.kept.rows == 0:
-            return None
-        return int((self.fires * DENSE_SHARE > self.kept.rows).sum()) / self.sae.d_sae
+        rows = self.kept.rows
+        return None if rows == 0 else int((self.fires * DENSE_SHARE > rows).sum()) / self.sae.d_sae
+
+    def density(self) -> dict[str, list[float] | list[int] | int]:
+        """Return how many latents fire on which share of the kept rows: counts between edges of its log10.
+
+        A bin has its lower edge and the last one also its upper; shares under the first edge are in the first bin.
+        """
+        fires = self.fires.cpu().numpy()
+        shares = np.log10(fires[fires > 0] / max(self.kept.rows, 1))
+        counts, _ = np.histogram(np.maximum(shares, DENSITY_EDGES[0]), DENSITY_EDGES)
+        return {
+            "log10_edges": DENSITY_EDGES.tolist(),
+            "latents": counts.tolist(),
+            "silent": int((fires == 0).sum()),
+        }
 
 
 class Measurement:
@@ -98,37 +115,40 @@ class Measurement:
         mean: NDArray[np.float64],
         contexts: NDArray[np.int64],
         norm_limit: float,
+        norm_cut: float = np.inf,
         device: str = "cpu",
     ) -> None:
         """Start at no rows.
 
-        mean: (d_in,) a mean row, the shift of all moments. contexts: ascending numbers of the contexts that
-        rows come from. norm_limit: a row is kept when ||x|| < norm_limit; inf keeps all. device: where the
-        SAEs are; sums are made on the CPU.
+        mean: (d_in,) of the kept rows; sums by context are about it, all others are corrected for what it is off.
+        contexts: ascending numbers of the contexts that rows come from. norm_limit: a row is kept when
+        ||x|| < norm_limit; inf keeps all. norm_cut: rows of this norm or more are left out of `below_cut`. device:
+        where the SAEs are, and sums over dimensions are made.
         """
-        self.shift = torch.from_numpy(np.array(mean, dtype=np.float64))
-        self.contexts = contexts
-        self.norm_limit = norm_limit
         self.device = device
-        self.inputs = ContextSums.zero(len(contexts), len(mean))
-        self.tallies = {name: Tally.zero(sae, len(contexts)) for name, sae in saes.items()}
+        self.shift = torch.from_numpy(np.array(mean, dtype=np.float64)).to(device)
+        self.contexts = contexts
+        self.edges = torch.tensor(sorted((norm_limit, norm_cut)), dtype=torch.float64, device=device)
+        kept, cut = (1, 2) if norm_limit < norm_cut else (2, 1)
+        self.kept_bands = kept
+        self.inputs = ContextSums(len(contexts), "rows", "sst")
+        self.tallies = {name: Tally.zero(sae, len(contexts), kept, cut, device) for name, sae in saes.items()}
 
     @torch.no_grad()
     def add(self, x: Tensor, context: NDArray[np.int64]) -> None:
         """Count rows x (rows, d_in) of the contexts with the numbers `context` (rows,)."""
-        rows = Rows.of(x, self.shift, self.device)
-        index = torch.from_numpy(np.searchsorted(self.contexts, context))
-        kept = rows.norm < self.norm_limit
-        if bool(kept.all()):
-            self._add_kept(rows, index)
-            return
-        beyond = rows.pick(~kept)
-        for tally in self.tallies.values():
-            tally.add_skipped(beyond, self.shift)
-        if bool(kept.any()):
-            self._add_kept(rows.pick(kept), index[kept])
+        rows = Rows.of(x.to(self.device), self.shift)
+        index = np.searchsorted(self.contexts, context)
+        band = (~(rows.norm[:, None] < self.edges)).sum(1)  # a NaN is beyond both
+        for number in range(3):
+            here = band == number
+            if bool(here.all()):
+                self._add_band(number, rows, index)
+            elif bool(here.any()):
+                self._add_band(number, rows.pick(here), index[here.cpu().numpy()])
 
-    def _add_kept(self, rows: Rows, index: Tensor) -> None:
-        self.inputs.add(rows, index)
+    def _add_band(self, band: int, rows: Rows, index: NDArray[np.int64]) -> None:
+        if band < self.kept_bands:
+            self.inputs.add(index, rows=torch.ones_like(rows.norm), sst=rows.shifted.square().sum(1))
         for tally in self.tallies.values():
-            tally.add(rows, index, self.shift)
+            tally.add(band, rows, index, self.shift)

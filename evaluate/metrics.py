@@ -1,16 +1,17 @@
 """How well an SAE describes rows: totals of sums, so that no figure is a mean of per-batch ratios.
 
 The SAE runs in float32, every sum over rows and dimensions is float64, and moments are taken about a shift
-near the mean, so that figures about the mean need one pass and lose no digits. Costs a few float64 passes over
-(rows, d_in) beside the SAE's products.
+near the mean, so that figures about the mean need one pass and lose no digits. All of it happens where the SAE is;
+costs a few float64 passes over (rows, d_in) beside the SAE's products.
 """
 
 from dataclasses import dataclass
-from math import isfinite
 from typing import Protocol
 
 import torch
 from torch import Tensor
+
+from .estimate import ratio
 
 
 class Sae(Protocol):
@@ -35,8 +36,7 @@ class Sae(Protocol):
 class Rows:
     """Rows as an evaluation needs them, made once a batch for every SAE.
 
-    x: (rows, d_in) float32, where the SAEs are. wide: the same in float64, on the CPU like what follows.
-    shifted: wide - shift. norm: (rows,) float64.
+    x: (rows, d_in) float32. wide: the same in float64. shifted: wide - shift. norm: (rows,) float64.
     """
 
     x: Tensor
@@ -45,15 +45,14 @@ class Rows:
     norm: Tensor
 
     @classmethod
-    def of(cls, x: Tensor, shift: Tensor, device: str) -> "Rows":
-        """Prepare `x` (rows, d_in) of any float type; shift: (d_in,) float64, near the mean row."""
+    def of(cls, x: Tensor, shift: Tensor) -> "Rows":
+        """Prepare `x` (rows, d_in) of any float type; shift: (d_in,) float64 on the same device, near the mean row."""
         wide = x.double()
-        return cls(x.float().to(device), wide, wide - shift, row_norms(x))
+        return cls(x.float(), wide, wide - shift, row_norms(x))
 
     def pick(self, index: Tensor) -> "Rows":
         """Return the rows that `index` (a mask or positions) picks."""
-        x = self.x[index.to(self.x.device)]
-        return Rows(x, self.wide[index], self.shifted[index], self.norm[index])
+        return Rows(self.x[index], self.wide[index], self.shifted[index], self.norm[index])
 
 
 def row_norms(x: Tensor) -> Tensor:
@@ -64,25 +63,40 @@ def row_norms(x: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """What an SAE made of rows: l0, sse, cosine are (rows,), fires (d_sae,), x_hat (rows, d_in) float64."""
+    """What an SAE made of rows: fires (d_sae,), x_hat (rows, d_in) float64, the others (rows,).
+
+    sse: ||x - x_hat||^2. square: ||x_hat||^2. cross: x_hat . x. cosine: between x and x_hat, 0 where either is 0.
+    l2_ratio: ||x_hat|| / ||x||, 0 where x is 0.
+    """
 
     l0: Tensor
     fires: Tensor
-    sse: Tensor
-    cosine: Tensor
     x_hat: Tensor
+    sse: Tensor
+    square: Tensor
+    cross: Tensor
+    cosine: Tensor
+    l2_ratio: Tensor
 
     @classmethod
     def of(cls, rows: Rows, sae: Sae) -> "Reconstruction":
         """Encode and decode rows."""
         f = sae.encode(rows.x)
-        wide = sae.decode(f).cpu().double()
+        wide = sae.decode(f).double()
         # Sums of ones are exact in float32 up to 2^24, and many times as fast as integer counts.
         fired = torch.ne(f, 0, out=torch.empty_like(f))
-        product = rows.norm * row_norms(wide)
-        cosine = torch.where(product > 0, dot(wide, rows.wide) / product, 0.0)
-        sse = (rows.wide - wide).square().sum(1)
-        return cls(fired.sum(1).long().cpu(), fired.sum(0).long().cpu(), sse, cosine, wide)
+        cross, norm = dot(wide, rows.wide), row_norms(wide)
+        product = rows.norm * norm
+        return cls(
+            l0=fired.sum(1).long(),
+            fires=fired.sum(0).long(),
+            x_hat=wide,
+            sse=(rows.wide - wide).square().sum(1),
+            square=norm.square(),
+            cross=cross,
+            cosine=torch.where(product > 0, cross / product, 0.0),
+            l2_ratio=torch.where(rows.norm > 0, norm / rows.norm, 0.0),
+        )
 
 
 def dot(a: Tensor, b: Tensor) -> Tensor:
@@ -97,11 +111,11 @@ class Totals:
     Two parts of a set add up to the totals of the whole: `a + b`.
     """
 
-    d_in: int
     rows: int
     fired: int  # sum of ||f||_0
     sse: float  # sum ||x - x_hat||^2
     cosine: float
+    l2_ratio: float
     x_hat_square: float  # sum ||x_hat||^2
     cross: float  # sum x_hat . x
     square_shifted: float  # sum ||x'||^2
@@ -111,20 +125,21 @@ class Totals:
     x_hat_shifted: Tensor
 
     @classmethod
-    def zero(cls, d_in: int) -> "Totals":
+    def zero(cls, d_in: int, device: str = "cpu") -> "Totals":
         """Return the totals of no rows."""
-        empty = torch.zeros(d_in, dtype=torch.float64)
-        return cls(d_in, 0, 0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, empty, empty.clone())
+        none = torch.zeros(d_in, dtype=torch.float64, device=device)
+        return cls(0, 0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, none.clone(), none)
 
     def add(self, rows: Rows, made: Reconstruction, shift: Tensor) -> None:
-        """Count rows and what an SAE made of them; shift is the one that `rows` was prepared with."""
+        """Count rows and what an SAE made of them."""
         x_hat_shifted = made.x_hat - shift
-        self.rows += len(rows.x)
+        self.rows += len(rows.norm)
         self.fired += int(made.l0.sum())
         self.sse += float(made.sse.sum())
         self.cosine += float(made.cosine.sum())
-        self.x_hat_square += float(made.x_hat.square().sum())
-        self.cross += float((made.x_hat * rows.wide).sum())
+        self.l2_ratio += float(made.l2_ratio.sum())
+        self.x_hat_square += float(made.square.sum())
+        self.cross += float(made.cross.sum())
         self.square_shifted += float(rows.shifted.square().sum())
         self.x_hat_square_shifted += float(x_hat_shifted.square().sum())
         self.cross_shifted += float((x_hat_shifted * rows.shifted).sum())
@@ -133,8 +148,7 @@ class Totals:
 
     def __add__(self, other: "Totals") -> "Totals":
         """Return the totals of both sets of rows."""
-        sums = {name: getattr(self, name) + getattr(other, name) for name in vars(self)}
-        return Totals(**{**sums, "d_in": self.d_in})
+        return Totals(**{name: getattr(self, name) + getattr(other, name) for name in vars(self)})
 
     @property
     def sst(self) -> float:
@@ -146,11 +160,11 @@ class Totals:
     def figures(self) -> dict[str, float | None]:
         """Return the named metrics; None where one is not defined (no rows, or a denominator of 0).
 
-        l0: mean number of latents that fire. mse: squared error per row and dimension.
+        l0: mean number of latents that fire. mse: mean of ||x - x_hat||^2, as SAELens has it.
         explained_variance: 1 - SSE / SST with SST about the mean of these rows.
         gamma: E||x_hat||^2 / E[x_hat . x], below 1 for shrinkage (Rajamanoharan et al. 2024, eqs. 9-10);
         gamma_centred the same for x - mu and x_hat - mu, since a large mean mu hides shrinkage.
-        cosine: mean over rows of the cosine between x and x_hat, 0 for a zero vector.
+        cossim: mean of the cosine between x and x_hat. l2_ratio: mean of ||x_hat|| / ||x||.
         """
         n, sst = self.rows, self.sst
         error = ratio(self.sse, sst)
@@ -160,16 +174,9 @@ class Totals:
         return {
             "l0": ratio(self.fired, n),
             "explained_variance": None if error is None else 1.0 - error,
-            "mse": ratio(self.sse, n * self.d_in),
+            "mse": ratio(self.sse, n),
             "gamma": ratio(self.x_hat_square, self.cross),
             "gamma_centred": ratio(square, self.cross_shifted - along),
-            "cosine": ratio(self.cosine, n),
+            "cossim": ratio(self.cosine, n),
+            "l2_ratio": ratio(self.l2_ratio, n),
         }
-
-
-def ratio(a: float, b: float) -> float | None:
-    """Return a / b, None where that is not a finite number."""
-    if b == 0:
-        return None
-    value = a / b
-    return value if isfinite(value) else None

@@ -1,13 +1,12 @@
-"""What the language model loses when a site is replaced: by zero, by the mean row, by an SAE's
-reconstruction.
+"""What the language model loses when a site is replaced: by zero, by the mean row, by an SAE's reconstruction.
 
-One pass a condition, and clean, zero and mean are shared by every SAE of the site. Only positions that are
-rows of the store are replaced; all others (BOS, padding, rows over the norm limit) keep the model's own
-activation in every condition, so that all differ from clean in the same places. Costs 3 + SAEs passes over
-the contexts.
+One pass a condition, and the clean and ablated ones are shared by every SAE of the site. Only positions that are rows
+of the store are replaced; all others (BOS, padding, rows over the norm limit) keep the model's own activation in every
+condition, so that all differ from clean in the same places. The exception is `EVERYWHERE`, zero at all positions, which
+is there because SAELens ablates so. Costs 4 + SAEs passes over the contexts.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,47 +14,75 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .metrics import Sae, ratio, row_norms
+from .estimate import Estimate, Sums, ratio_of_sums
+from .metrics import Sae, row_norms
 
 Edit = Callable[[Tensor], Tensor]
 """Takes the site's activation (contexts, context_size, d_in), returns what the model goes on with."""
 
-Losses = Callable[[Tensor, Edit | None], Tensor]
-"""Takes tokens (contexts, context_size) int64, returns the cross-entropy in nats of each next token,
-(contexts, context_size - 1), with the site edited (or not)."""
+Effects = Callable[[Tensor, Sequence[Edit]], tuple[Tensor, Tensor]]
+"""The language model. Takes tokens (contexts, context_size) int64 and edits of the site; returns the cross-entropy in
+nats of each next token, and KL(clean || edited) of its distribution, both (1 + edits, contexts, context_size - 1), the
+untouched model first."""
 
-GROUP_TOKENS = 2048  # tokens of one forward pass: logits of a large vocabulary are what fills memory
-
-Sums = NDArray[np.float64]
+CLEAN, ZERO, MEAN, EVERYWHERE, SAES = range(5)  # the conditions; those of the SAEs follow
 
 
 @dataclass(frozen=True)
-class CrossEntropies:
-    """Sums over the counted tokens of each context, (contexts,), in nats; spliced by SAE name."""
+class Spliced:
+    """Sums over the counted tokens of each context; losses and divergences are (conditions, contexts), in nats.
 
+    names: of the SAEs. A token counts in `loss` when it is no special token itself, and in `loss_after` when the token
+    before it is none, as SAELens has it. tokens, tokens_after: (contexts,) how many count.
+    """
+
+    names: tuple[str, ...]
     tokens: NDArray[np.int64]
-    clean: Sums
-    zero: Sums
-    mean: Sums
-    spliced: dict[str, Sums]
+    tokens_after: NDArray[np.int64]
+    loss: Sums
+    loss_after: Sums
+    divergence: Sums
 
-    def score(self, name: str) -> float | None:
-        """Return `ce_loss_score`: 1 - (CE(spliced) - CE(clean)) / (CE(zero) - CE(clean)).
+    @classmethod
+    def joined(cls, parts: Sequence["Spliced"]) -> "Spliced":
+        """Put groups of contexts one after the other."""
+        columns = {
+            key: np.concatenate([getattr(part, key) for part in parts], axis=-1)
+            for key in ("tokens", "tokens_after", "loss", "loss_after", "divergence")
+        }
+        return cls(parts[0].names, **columns)
 
-        Rajamanoharan et al. 2024 call it loss recovered; here zero stands at stored positions only. None
-        where zero ablation changes nothing.
+    def condition(self, name: str) -> int:
+        """Return where an SAE stands among the conditions."""
+        return SAES + self.names.index(name)
+
+    def score(self, name: str, ablation: int = ZERO) -> Estimate:
+        """Return `ce_loss_score`: 1 - (CE(spliced) - CE(clean)) / (CE(ablated) - CE(clean)).
+
+        Rajamanoharan et al. 2024 call it loss recovered. Against EVERYWHERE it counts the tokens that SAELens
+        counts. The value is None where ablation changes nothing.
         """
-        return score(self.spliced[name], self.clean, self.zero)
+        loss = self.loss_after if ablation == EVERYWHERE else self.loss
+        lost, ablated = loss[self.condition(name)] - loss[CLEAN], loss[ablation] - loss[CLEAN]
+        return ratio_of_sums(lost, ablated).complement()
 
-    def score_mean(self, name: str) -> float | None:
-        """Return `ce_loss_score` against ablation by the mean row instead of zero."""
-        return score(self.spliced[name], self.clean, self.mean)
+    def divergence_score(self, name: str) -> Estimate:
+        """Return `kl_div_score`: 1 - KL(clean || spliced) / KL(clean || zero)."""
+        return ratio_of_sums(self.divergence[self.condition(name)], self.divergence[ZERO]).complement()
 
+    def means(self, name: str) -> dict[str, Estimate]:
+        """Return cross-entropies and divergences in nats a token, under SAELens's names."""
+        at = {"with_sae": self.condition(name), "with_ablation": ZERO, "with_mean_ablation": MEAN}
+        losses = {"without_sae": CLEAN, **at}
+        return {
+            **{f"ce_loss_{key}": ratio_of_sums(self.loss[row], self.tokens) for key, row in losses.items()},
+            **{f"kl_div_{key}": ratio_of_sums(self.divergence[row], self.tokens) for key, row in at.items()},
+        }
 
-def score(spliced: Sums, clean: Sums, ablated: Sums) -> float | None:
-    """Return the share of the ablation's loss that `spliced` recovers, from sums over contexts."""
-    lost = ratio(float(spliced.sum() - clean.sum()), float(ablated.sum() - clean.sum()))
-    return None if lost is None else 1.0 - lost
+    def means_after(self, name: str) -> dict[str, Estimate]:
+        """Return the cross-entropies of SAELens's form: its tokens, and zero at all positions."""
+        losses = {"without_sae": CLEAN, "with_sae": self.condition(name), "with_ablation": EVERYWHERE}
+        return {f"ce_loss_{key}": ratio_of_sums(self.loss_after[row], self.tokens_after) for key, row in losses.items()}
 
 
 def replacing(stored: Tensor, norm_limit: float, value: Callable[[Tensor], Tensor]) -> Edit:
@@ -81,7 +108,7 @@ def reconstructing(sae: Sae, device: str) -> Callable[[Tensor], Tensor]:
 
 @torch.no_grad()
 def splice(
-    losses: Losses,
+    effects: Effects,
     saes: Mapping[str, Sae],
     tokens: NDArray[np.int32],
     stored: NDArray[np.bool_],
@@ -90,41 +117,26 @@ def splice(
     mean: NDArray[np.float64],
     norm_limit: float,
     device: str = "cpu",
-    listen: Callable[[int], None] = lambda done: None,
-) -> CrossEntropies:
-    """Measure the cross-entropies of every condition on all of `tokens` (contexts, context_size).
+) -> Spliced:
+    """Run every condition on `tokens` (contexts, context_size).
 
-    stored: (contexts, context_size), which positions are replaced. A loss counts when its target token is not
-    one of `excluded_ids`, so padding and ends of documents never do. mean: (d_in,) the row that mean ablation
-    puts in. device: where the SAEs are. `listen` is told how many contexts are done after each group.
+    stored: (contexts, context_size), which positions are replaced. excluded_ids: the special tokens, so that padding
+    and ends of documents are never counted. mean: (d_in,) the row that mean ablation puts in. device: where the SAEs
+    are.
     """
+    ids, here = torch.from_numpy(tokens.astype(np.int64)), torch.from_numpy(stored)
     average = torch.from_numpy(np.array(mean, dtype=np.float32))
-    values = {name: reconstructing(sae, device) for name, sae in saes.items()}
-    counted = ~np.isin(tokens[:, 1:], np.asarray(excluded_ids, dtype=np.int32))
-    clean, zero, centre = (np.zeros(len(tokens)) for _ in range(3))
-    spliced = {name: np.zeros(len(tokens)) for name in saes}
-    for part in groups(*tokens.shape):
-        ids, here = torch.from_numpy(tokens[part].astype(np.int64)), torch.from_numpy(stored[part])
-
-        def total(edit: Edit | None, ids: Tensor = ids, part: slice = part) -> Sums:
-            return counted_sums(losses(ids, edit), counted[part])
-
-        clean[part] = total(None)
-        zero[part] = total(replacing(here, norm_limit, torch.zeros_like))
-        centre[part] = total(replacing(here, norm_limit, lambda x: average.to(x.device)))
-        for name, value in values.items():
-            spliced[name][part] = total(replacing(here, norm_limit, value))
-        listen(part.stop)
-    return CrossEntropies(counted.sum(1), clean, zero, centre, spliced)
-
-
-def groups(contexts: int, context_size: int) -> Iterator[slice]:
-    """Cut contexts into groups of about GROUP_TOKENS tokens."""
-    size = max(1, GROUP_TOKENS // context_size)
-    yield from (slice(start, min(start + size, contexts)) for start in range(0, contexts, size))
-
-
-def counted_sums(losses: Tensor, counted: NDArray[np.bool_]) -> Sums:
-    """Sum each context's losses (contexts, context_size - 1) over the counted targets, in float64."""
-    wide = losses.double().cpu().numpy()
-    return np.asarray(np.where(counted, wide, 0.0).sum(1), dtype=np.float64)
+    values = [torch.zeros_like, lambda x: average.to(x.device)]
+    edits = [replacing(here, norm_limit, value) for value in values]
+    edits += [torch.zeros_like, *(replacing(here, norm_limit, reconstructing(sae, device)) for sae in saes.values())]
+    losses, divergences = (found.double().numpy() for found in effects(ids, edits))
+    special = np.isin(tokens, np.asarray(excluded_ids, dtype=np.int32))
+    counted, after = ~special[:, 1:], ~special[:, :-1]
+    return Spliced(
+        tuple(saes),
+        counted.sum(1),
+        after.sum(1),
+        np.where(counted, losses, 0.0).sum(-1),
+        np.where(after, losses, 0.0).sum(-1),
+        np.where(counted, divergences, 0.0).sum(-1),
+    )

@@ -1,8 +1,8 @@
 """Text to contexts to activations: everything that needs the language model or the text.
 
 `documents` reads a text, `tokenise` packs it into contexts, `load_lm` finds and loads a model, `resolve`
-turns site names into places in it, `capture` runs it as far as the sites need, `losses` says what an edit
-there costs. Imports nothing but `gsae.store`; transformers and datasets are imported when first needed.
+turns site names into places in it, `capture` runs it as far as the sites need, `effects` says what edits
+there cost. Imports nothing but `gsae.store`; transformers and datasets are imported when first needed.
 """
 
 from .config import HarvestConfig
@@ -14,11 +14,11 @@ from .lm import (
     load_meta,
     load_planned,
     load_tokenizer,
-    losses,
     tokenizer_sha256,
 )
 from .pipeline import Finished, Left, Running, Stage, harvest
 from .planning import estimate, request
+from .predictions import Edit, effects
 from .sites import offered, resolve, split_names
 from .text import Dataset, documents
 from .tokens import BlockTokenised, Contexts, SpecialIds, special_ids, tokenise
@@ -28,6 +28,7 @@ __all__ = [
     "BlockTokenised",
     "Contexts",
     "Dataset",
+    "Edit",
     "Finished",
     "HarvestConfig",
     "LanguageModel",
@@ -39,13 +40,13 @@ __all__ = [
     "Worker",
     "capture",
     "documents",
+    "effects",
     "estimate",
     "harvest",
     "load_lm",
     "load_meta",
     "load_planned",
     "load_tokenizer",
-    "losses",
     "offered",
     "request",
     "resolve",

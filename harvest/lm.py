@@ -1,7 +1,7 @@
-"""A language model that only runs forward: loading it, catching activations on the way, and its losses.
+"""A language model that only runs forward: loading it, and catching activations on the way.
 
 A pass that catches activations ends at the last module it needs (an exception leaves it, so no layer after
-that runs), and attention gets no mask: it is causal and padding stands at the end. Losses cost a whole pass.
+that runs), and attention gets no mask: it is causal and padding stands at the end.
 """
 
 import hashlib
@@ -19,10 +19,6 @@ from gsae.store import IncompatibleError, ModelSource, NotFoundError, SiteSpec, 
 
 from .hub import one_line, quiet
 from .models import Source, find, light_directory, weights_directory, weights_sha256
-
-Edit = Callable[[Tensor], Tensor]
-# Logits of one slice of positions, in elements: 256 MB in float32.
-SLICE_ELEMENTS = 1 << 26
 
 
 @dataclass(frozen=True)
@@ -157,48 +153,24 @@ def capture(lm: LanguageModel, sites: Sequence[SiteSpec], tokens: Tensor) -> dic
         with torch.inference_mode(False):  # a plain tensor, and a copy: what follows may change it in place
             found[name] = value.detach().clone()
         if wanted <= found.keys():
-            raise _Complete
+            raise Complete
 
     with ExitStack() as hooks, torch.inference_mode():
         for site in sites:
-            hooks.enter_context(_hooked(lm.model, site, tokens.shape, partial(keep, site.name)))
+            hooks.enter_context(hooked(lm.model, site, tokens.shape, partial(keep, site.name)))
         try:
             lm.model(input_ids=tokens.to(lm.device, torch.long), use_cache=False)
-        except _Complete:
+        except Complete:
             return found
     raise UsageError(f"The model's pass never reaches site {min(wanted - found.keys())!r}.")
 
 
-def losses(lm: LanguageModel, site: SiteSpec, tokens: Tensor, edit: Edit | None = None) -> Tensor:
-    """Return the next-token cross-entropy, in nats: float32 (contexts, context_size - 1), on CPU.
-
-    edit: takes the site's activations (contexts, context_size, d_in) of all `tokens` (contexts, context_size)
-    and returns what the model goes on with. None leaves the model alone.
-    """
-    tokens = tokens.to(lm.device, torch.long)
-    head = lm.model.get_output_embeddings()
-    with torch.inference_mode():
-        with ExitStack() as hooks:
-            if edit is not None:
-                hooks.enter_context(_hooked(lm.model, site, tokens.shape, edit))
-            hidden = _before_head(lm, head, tokens)
-        targets = tokens[:, 1:].reshape(-1)
-        hidden = hidden[:, :-1].reshape(len(targets), -1)
-        step = max(SLICE_ELEMENTS // head.weight.shape[0], 1)
-        parts = [
-            nn.functional.cross_entropy(logits.float(), targets[at : at + step], reduction="none")
-            for at in range(0, len(targets), step)
-            for logits in [_logits(lm, head, hidden[at : at + step])]
-        ]
-    return torch.cat(parts).reshape(len(tokens), -1).cpu()
-
-
-class _Complete(Exception):  # noqa: N818  (not an error: the way out of a pass that has served its purpose)
-    pass
+class Complete(Exception):  # noqa: N818
+    """Not an error: the way out of a pass that has served its purpose."""
 
 
 @contextmanager
-def _hooked(
+def hooked(
     model: nn.Module, site: SiteSpec, shape: torch.Size, change: Callable[[Tensor], Tensor | None]
 ) -> Iterator[None]:
     """Pass the site's activations (*shape, d_in) to `change` and, where it returns any, go on with those."""
@@ -231,39 +203,6 @@ def _hooked(
         yield
     finally:
         handle.remove()
-
-
-def _before_head(lm: LanguageModel, head: nn.Module, tokens: Tensor) -> Tensor:
-    """Return what the output embedding takes in, (contexts, context_size, d_model), without running it."""
-    found: list[Tensor] = []
-
-    def keep(module: nn.Module, args: tuple[Tensor]) -> None:
-        found.append(args[0])
-        raise _Complete
-
-    handle = head.register_forward_pre_hook(keep)
-    try:
-        lm.model(input_ids=tokens, use_cache=False)
-    except _Complete:
-        pass
-    finally:
-        handle.remove()
-    return found[0]
-
-
-def _logits(lm: LanguageModel, head: nn.Module, hidden: Tensor) -> Tensor:
-    """Return the logits (positions, vocabulary) of `hidden` (positions, d_model).
-
-    They go through a pass over one token, its input to the head exchanged, so that whatever this architecture
-    does to logits after the head (scaling, soft-capping) is done by its own code.
-    """
-    handle = head.register_forward_pre_hook(lambda module, args: (hidden[None],))
-    try:
-        token = torch.zeros(1, 1, dtype=torch.long, device=lm.device)
-        logits: Tensor = lm.model(input_ids=token, use_cache=False).logits
-    finally:
-        handle.remove()
-    return logits[0]
 
 
 def _device(name: str) -> torch.device:

@@ -1,6 +1,7 @@
 """`evaluate` writes for each SAE of a run what brute force over the held-out rows gives, and the same bytes twice."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,17 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from gsae.evaluate import Edit, Progress, evaluate, site_of
-from gsae.store import GsaeError, IncompatibleError, NotFoundError, Store, UsageError, order
+from gsae.evaluate.evaluation import SCORES
+from gsae.store import GsaeError, IncompatibleError, NotFoundError, Store, UsageError, open_stores, order
 from gsae.tests.stores import make_store, sparse_rows
 
 D_IN, D_SAE = 32, 48
 MULTIPLE = 1.0  # so that many rows lie beyond the limit
 KEYS = (
     "sae architecture d_in d_sae l1_coefficient lr seed site store_digest rows rows_skipped max_norm_multiple "
-    "l0 explained_variance mse gamma gamma_centred cosine dead silent dense all_rows "
-    "ce_loss_score ce_loss_score_mean cross_entropy per_context"
+    "l0 explained_variance mse gamma gamma_centred cossim l2_ratio dead silent dense density all_rows without_largest "
+    "ce_loss_score ce_loss_score_mean ce_loss_score_all_positions kl_div_score language_model standard_errors "
+    "per_context"
 )
 
 
@@ -60,11 +63,12 @@ def run(tmp_path: Path, tiny_store: Store) -> Path:
     return tmp_path / "run"
 
 
-def losses(tokens: Tensor, edit: Edit | None) -> Tensor:
+def effects(tokens: Tensor, edits: Sequence[Edit]) -> tuple[Tensor, Tensor]:
     """Stand in for a language model: its site is a table of tokens, its loss the distance from another table."""
     table = torch.randn(50, D_IN, generator=torch.Generator().manual_seed(0)) / 6
-    site = table[tokens] if edit is None else edit(table[tokens])
-    return (site[:, :-1] - 1.2 * table[tokens[:, :-1]]).square().sum(-1)
+    x = table[tokens]
+    losses = torch.stack([(site[:, :-1] - 1.2 * x[:, :-1]).square().sum(-1) for site in (x, *(e(x) for e in edits))])
+    return losses, (losses - losses[:1]).abs()
 
 
 def reconstruct(arch: str, seed: int, x: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -101,43 +105,74 @@ def test_eval_json_holds_what_brute_force_gives(run: Path, tiny_store: Store) ->
         # A pre-activation of nearly 0 may have another sign in float32.
         assert result["l0"] == pytest.approx((f[keep] > 0).sum() / keep.sum(), abs=3 / keep.sum())
         assert result["explained_variance"] == pytest.approx(1 - sse[keep].sum() / sst[keep].sum(), rel=1e-6)
-        assert result["mse"] == pytest.approx(sse[keep].mean() / D_IN, rel=1e-6)
+        assert result["mse"] == pytest.approx(sse[keep].mean(), rel=1e-6)
         assert result["silent"] == (f[keep] == 0).all(0).mean()
         assert result["dense"] == ((f[keep] > 0).mean(0) > 0.1).mean()
         assert result["dead"] == 0.25
         assert result["all_rows"]["rows"] == len(x)
-        assert result["all_rows"]["mse"] == pytest.approx(sse.mean() / D_IN, rel=1e-6)
+        assert result["all_rows"]["mse"] == pytest.approx(sse.mean(), rel=1e-6)
         sums = result["per_context"]
         assert sums["rows"] == [int((keep & (context == c)).sum()) for c in contexts]
         assert sums["sse"] == pytest.approx([sse[keep & (context == c)].sum() for c in contexts], rel=1e-6)
         assert sums["sst"] == pytest.approx([sst[keep & (context == c)].sum() for c in contexts], rel=1e-6)
         assert sum(sums["l0"]) / result["rows"] == result["l0"]
+        below = np.argsort(np.linalg.norm(x, axis=1))[: len(x) - len(x) // 1000]
+        rest = result["without_largest"]
+        assert rest["rows"] == len(below) < len(x)
+        assert rest["mse"] == pytest.approx(sse[below].mean(), rel=1e-6)
+        about = ((x[below] - x[below].mean(0)) ** 2).sum()
+        assert rest["explained_variance"] == pytest.approx(1 - sse[below].sum() / about, rel=1e-6)
+        assert sum(result["density"]["latents"]) + result["density"]["silent"] == D_SAE
+
+
+def test_many_contexts_leave_a_bounded_number_of_sums(
+    run: Path, tiny_store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = evaluate(run, tiny_store, effects, None)
+    monkeypatch.setattr("gsae.evaluate.evaluation.MAX_SUMS", 7)
+    monkeypatch.setattr("gsae.evaluate.evaluation.GROUP_TOKENS", 100)  # and other groups of contexts for the model
+    for few, many in zip(evaluate(run, tiny_store, effects, None), whole, strict=True):
+        for key, column in few["per_context"].items():
+            assert len(column) == 7 < len(many["per_context"][key])
+            assert sum(column) == pytest.approx(sum(many["per_context"][key]))
+        assert few["standard_errors"] == pytest.approx(many["standard_errors"], rel=1e-5)
+
+
+def test_stores_of_two_context_sizes_are_refused(tmp_path: Path) -> None:
+    stores = [make_store(tmp_path / str(n), contexts=40, context_size=n) for n in (16, 32)]
+    both = open_stores([store.path for store in stores])
+    write_sae(tmp_path / "run", "relu", 0, noted(stores[0], store_digest=both.digest))
+    assert "one context size" in refused(tmp_path / "run", both, IncompatibleError)
 
 
 def test_the_files_are_what_is_returned_and_the_same_bytes_twice(run: Path, tiny_store: Store) -> None:
-    results = evaluate(run, tiny_store, losses, 4)
+    results = evaluate(run, tiny_store, effects, 4)
     files = sorted(run.glob("saes/*/eval.json"))
     first = [file.read_bytes() for file in files]
     assert [json.loads(text) for text in first] == results
     assert all(list(result) == KEYS.split() for result in results)
-    evaluate(run, tiny_store, losses, 4)
+    evaluate(run, tiny_store, effects, 4)
     assert [file.read_bytes() for file in files] == first
     assert {path.name for path in run.glob("saes/*/*")} == {"cfg.json", "eval.json", "sae_weights.safetensors"}
 
 
 def test_without_a_language_model_only_what_needs_it_is_missing(run: Path, tiny_store: Store) -> None:
-    for bare, whole in zip(evaluate(run, tiny_store, None, None), evaluate(run, tiny_store, losses, None), strict=True):
+    for bare, whole in zip(
+        evaluate(run, tiny_store, None, None), evaluate(run, tiny_store, effects, None), strict=True
+    ):
         missing = {key for key in whole if bare[key] != whole[key]}
-        assert missing == {"ce_loss_score", "ce_loss_score_mean", "cross_entropy", "per_context"}
-        assert {bare[key] for key in missing - {"per_context"}} == {None}
+        assert missing == {*SCORES, "language_model", "standard_errors", "per_context"}
+        assert {bare[key] for key in missing - {"per_context", "standard_errors"}} == {None}
+        assert set(bare["standard_errors"]) == {"l0", "explained_variance", "mse", "gamma"}
+        assert set(whole["standard_errors"]) - set(bare["standard_errors"]) > set(SCORES)
         sums = bare["per_context"]
         assert {key for key in sums if sums[key] is None} == {"tokens", "clean", "spliced", "zero", "mean"}
-        assert whole["cross_entropy"]["contexts"] == len(sums["rows"])
+        assert whole["language_model"]["contexts"] == len(sums["rows"])
 
 
 def test_a_limited_number_of_contexts_is_a_subset_of_all(run: Path, tiny_store: Store) -> None:
-    some, every = evaluate(run, tiny_store, losses, 3)[0], evaluate(run, tiny_store, losses, None)[0]
-    assert some["cross_entropy"]["contexts"] == 3
+    some, every = evaluate(run, tiny_store, effects, 3)[0], evaluate(run, tiny_store, effects, None)[0]
+    assert some["language_model"]["contexts"] == 3
     ran = np.flatnonzero(some["per_context"]["tokens"])
     laid = order.permutation(len(some["per_context"]["rows"]), tiny_store.plan.seed, order.Stream.HELDOUT_CONTEXTS)
     assert ran.tolist() == sorted(laid[:3].tolist())
@@ -150,16 +185,16 @@ def test_a_limited_number_of_contexts_is_a_subset_of_all(run: Path, tiny_store: 
     assert some["ce_loss_score"] == pytest.approx(1 - lost)
     lost = (totals["spliced"] - totals["clean"]) / (totals["mean"] - totals["clean"])
     assert some["ce_loss_score_mean"] == pytest.approx(1 - lost)
-    assert some["cross_entropy"]["spliced"] == pytest.approx(totals["spliced"] / totals["tokens"])
+    for key, name in (("clean", "without_sae"), ("spliced", "with_sae"), ("zero", "with_ablation")):
+        assert some["language_model"][f"ce_loss_{name}"] == pytest.approx(totals[key] / totals["tokens"])
 
 
 def test_mean_ablation_puts_in_the_mean_of_the_kept_train_rows(run: Path, tiny_store: Store) -> None:
     seen: list[Tensor] = []
 
-    def listening(tokens: Tensor, edit: Edit | None) -> Tensor:
-        if edit is not None:
-            seen.append(edit(torch.full((*tokens.shape, D_IN), 1e-3)))
-        return losses(tokens, edit)
+    def listening(tokens: Tensor, edits: Sequence[Edit]) -> tuple[Tensor, Tensor]:
+        seen.extend(edit(torch.full((*tokens.shape, D_IN), 1e-3)) for edit in edits)
+        return effects(tokens, edits)
 
     evaluate(run, tiny_store, listening, 1)
     mean = tiny_store.site("mlp.1").moments.within(MULTIPLE).mean
@@ -169,15 +204,18 @@ def test_mean_ablation_puts_in_the_mean_of_the_kept_train_rows(run: Path, tiny_s
 
 def test_progress_is_told_to_the_end(run: Path, tiny_store: Store) -> None:
     events: list[Progress] = []
-    evaluate(run, tiny_store, losses, 5, events.append)
+    evaluate(run, tiny_store, effects, 5, events.append)
     last = {event.stage: event for event in events}
     rows = tiny_store.site("mlp.1", split="heldout").rows
-    assert last == {"rows": Progress("rows", rows, rows), "contexts": Progress("contexts", 5, 5)}
+    assert list(last) == ["norms", "rows", "contexts"]
+    assert last["norms"] == Progress("norms", rows, rows)
+    assert last["rows"] == Progress("rows", rows, rows)
+    assert last["contexts"] == Progress("contexts", 5, 5)
 
 
 def test_an_sae_that_diverged_has_null_figures(run: Path, tiny_store: Store) -> None:
     write_sae(run, "gated", 7, noted(tiny_store), scale=float("nan"))
-    evaluate(run, tiny_store, losses, 2)
+    evaluate(run, tiny_store, effects, 2)
     found = json.loads((run / "saes/gated-7/eval.json").read_text())
     assert found["mse"] is None
     assert found["ce_loss_score"] is None

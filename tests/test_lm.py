@@ -1,4 +1,4 @@
-"""The language model: loaded as it is on disk, run no further than needed, its losses those of a plain pass."""
+"""The language model: loaded as it is on disk, run no further than needed."""
 
 import os
 import shutil
@@ -18,7 +18,6 @@ from gsae.harvest import (
     load_lm,
     load_meta,
     load_tokenizer,
-    losses,
     models,
     resolve,
     tokenizer_sha256,
@@ -38,12 +37,6 @@ def tokens(lm: LanguageModel) -> Tensor:
     made = torch.randint(4, 1024, (5, 24), generator=torch.Generator().manual_seed(0), dtype=torch.int32)
     made[:, 0] = lm.tokenizer.bos_token_id
     return made
-
-
-def plain_losses(logits: Tensor, tokens: Tensor) -> Tensor:
-    """Next-token losses in float64, from logits and nothing else."""
-    logs = logits[:, :-1].double().log_softmax(-1)
-    return -logs.gather(-1, tokens[:, 1:, None].long())[..., 0]
 
 
 def test_captured_bits_are_those_of_a_whole_pass(lm: LanguageModel, tokens: Tensor, tiny_llama: Path) -> None:
@@ -98,62 +91,6 @@ def test_a_site_that_the_pass_never_meets_is_named(lm: LanguageModel, tokens: Te
     never = site.model_copy(update={"name": "module:model.layers:out", "module": "model.layers"})
     with pytest.raises(UsageError, match=r"never reaches site 'module:model\.layers:out'"):
         capture(lm, [site, never], tokens)
-
-
-@pytest.mark.parametrize("elements", [1 << 26, 7 * 1024])
-def test_losses_are_those_of_the_logits(
-    lm: LanguageModel, tokens: Tensor, elements: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("gsae.harvest.lm.SLICE_ELEMENTS", elements)
-    (site,) = resolve(lm.model, ["mlp.1"])
-    found = losses(lm, site, tokens)
-    assert found.shape == (5, 23)
-    assert found.dtype == torch.float32
-    with torch.no_grad():
-        wanted = plain_losses(lm.model(input_ids=tokens.long()).logits, tokens)
-    torch.testing.assert_close(found.double(), wanted, rtol=0.02, atol=0.02)  # the head rounds to bfloat16
-
-
-@pytest.mark.parametrize("name", SITES)
-def test_an_edit_replaces_the_activation_in_the_pass(
-    lm: LanguageModel, tokens: Tensor, name: str, tiny_llama: Path
-) -> None:
-    exact = load_lm(str(tiny_llama), dtype="float32")
-    (site,) = resolve(exact.model, [name])
-    shapes = []
-
-    def edit(value: Tensor) -> Tensor:
-        shapes.append(tuple(value.shape))
-        return torch.where(torch.arange(24)[:, None] > 0, 0.5 * value.flip(-1), value)
-
-    found = losses(exact, site, tokens, edit)
-    assert shapes == [(5, 24, site.d_in)]
-    module = exact.model.get_submodule(site.module)
-    if site.hook == "out":
-        handle = module.register_forward_hook(lambda m, a, out: edit(out))
-    else:
-        handle = module.register_forward_pre_hook(lambda m, a: (edit(a[0]), *a[1:]))
-    with torch.no_grad():
-        wanted = plain_losses(exact.model(input_ids=tokens.long()).logits, tokens)
-    handle.remove()
-    torch.testing.assert_close(found.double(), wanted, rtol=1e-4, atol=1e-4)
-    assert not torch.allclose(found, losses(exact, site, tokens))
-    assert torch.equal(losses(exact, site, tokens, lambda value: value), losses(exact, site, tokens))
-
-
-def test_losses_include_what_a_family_does_to_its_logits() -> None:
-    from transformers import Gemma2Config, Gemma2ForCausalLM
-
-    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
-    config = Gemma2Config(
-        vocab_size=64, num_key_value_heads=2, head_dim=8, final_logit_softcapping=0.3, initializer_range=1.0, **sizes
-    )
-    model = Gemma2ForCausalLM(config).eval()
-    tokens = torch.randint(3, 64, (3, 10))
-    found = losses(LanguageModel(model, None, None), resolve(model, ["mlp.1"])[0], tokens)  # type: ignore[arg-type]
-    with torch.no_grad():
-        wanted = plain_losses(model(input_ids=tokens).logits, tokens)
-    torch.testing.assert_close(found.double(), wanted, rtol=1e-4, atol=1e-4)
 
 
 def test_loading_says_nothing_and_gives_a_model_that_only_runs_forward(

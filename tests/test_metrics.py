@@ -10,7 +10,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor
 
+from gsae.evaluate.estimate import ratio_of_sums
 from gsae.evaluate.measurement import Measurement
+from gsae.evaluate.survey import survey
+from gsae.store import Store
 
 Floats = NDArray[np.float64]
 
@@ -61,9 +64,10 @@ def measure(
     limit: float,
     cuts: list[int],
     shift: Floats | None = None,
+    cut: float = np.inf,
 ) -> Measurement:
     mean = np.zeros(x.shape[1]) if shift is None else shift
-    measured = Measurement({"sae": sae}, mean, np.array([0, 3, 6, 9, 12]), limit)
+    measured = Measurement({"sae": sae}, mean, np.array([0, 3, 6, 9, 12]), limit, cut)
     for part, where in zip(np.split(x.numpy(), cuts), np.split(context, cuts), strict=True):
         measured.add(torch.from_numpy(part), where)
     return measured
@@ -74,29 +78,70 @@ def brute_force(sae: Linear, x: Floats) -> dict[str, float]:
     f = np.maximum(x @ sae.W_enc.double().numpy() + sae.b_enc.double().numpy(), 0)
     y = f @ sae.W_dec.double().numpy() + sae.b_dec.double().numpy()
     mu = x.mean(0)
-    norms = np.linalg.norm(x, axis=1) * np.linalg.norm(y, axis=1)
+    lengths = np.linalg.norm(y, axis=1), np.linalg.norm(x, axis=1)
+    norms = lengths[0] * lengths[1]
     return {
         "l0": (f != 0).sum(1).mean(),
         "explained_variance": 1 - ((x - y) ** 2).sum() / ((x - mu) ** 2).sum(),
-        "mse": ((x - y) ** 2).mean(),
+        "mse": ((x - y) ** 2).sum(1).mean(),
         "gamma": (y**2).sum(1).mean() / (y * x).sum(1).mean(),
         "gamma_centred": ((y - mu) ** 2).sum(1).mean() / ((y - mu) * (x - mu)).sum(1).mean(),
-        "cosine": np.divide((x * y).sum(1), norms, out=np.zeros(len(x)), where=norms > 0).mean(),
+        "cossim": np.divide((x * y).sum(1), norms, out=np.zeros(len(x)), where=norms > 0).mean(),
+        "l2_ratio": np.divide(*lengths, out=np.zeros(len(x)), where=lengths[1] > 0).mean(),
     }
 
 
-@pytest.mark.parametrize("limit", [np.inf, 60.0])
-def test_every_metric_equals_brute_force_on_kept_rows_and_on_all(limit: float) -> None:
+@pytest.mark.parametrize(("limit", "cut"), [(np.inf, np.inf), (60.0, np.inf), (60.0, 100.0), (100.0, 60.0)])
+def test_every_metric_equals_brute_force_on_kept_rows_on_all_and_without_the_largest(limit: float, cut: float) -> None:
     sae, (x, context) = Linear(6, 20, 0), rows_of(0, 300, 6)
-    tally = measure(sae, x, context, limit, [7, 100, 299]).tallies["sae"]
+    tally = measure(sae, x, context, limit, [7, 100, 299], cut=cut).tallies["sae"]
     wide = x.double().numpy()
-    kept = wide[np.linalg.norm(wide, axis=1) < limit]
-    assert 0 < len(kept) <= 300
-    assert (len(kept) < 300) == (limit < np.inf)
-    assert tally.kept.rows == len(kept)
-    assert (tally.kept + tally.skipped).rows == 300
-    assert tally.kept.figures() == pytest.approx(brute_force(sae, kept), rel=1e-12)
-    assert (tally.kept + tally.skipped).figures() == pytest.approx(brute_force(sae, wide), rel=1e-12)
+    norms = np.linalg.norm(wide, axis=1)
+    for totals, which in ((tally.kept, norms < limit), (tally.below_cut, norms < cut), (tally.all, norms < np.inf)):
+        assert 0 < totals.rows == which.sum()
+        assert totals.figures() == pytest.approx(brute_force(sae, wide[which]), rel=1e-12)
+    assert (tally.kept.rows < 300) == (limit < np.inf)
+    assert (tally.below_cut.rows < 300) == (cut < np.inf)
+
+
+def test_the_survey_finds_the_exact_mean_and_the_exact_largest_thousandth(tiny_store: Store) -> None:
+    site = tiny_store.site("mlp.1", split="train")
+    wide = np.concatenate([x.double().numpy() for _, x in site.in_order(512)])
+    norms = np.linalg.norm(wide, axis=1)
+    limit = float(np.quantile(norms, 0.9))
+    told: list[int] = []
+    found = survey(site, limit, 500, told.append)
+    assert told[-1] == site.rows == len(wide)
+    assert (norms >= found.norm_cut).sum() == len(wide) // 1000 == 7
+    assert np.allclose(found.mean, wide[norms < limit].mean(0), rtol=1e-12, atol=1e-14)
+    assert survey(site, limit, 77, told.append).norm_cut == found.norm_cut
+
+
+def test_the_density_histogram_counts_every_latent_once_in_its_bin() -> None:
+    x = torch.zeros(1000, 6)
+    for latent, rows in enumerate((1, 10, 100, 1000, 0, 178)):  # log10 of the shares: -3, -2, -1, 0, none, -0.7496
+        x[:rows, latent] = 1
+    found = measure(Scaling(6, 1.0), x, np.zeros(1000, np.int64), np.inf, []).tallies["sae"].density()
+    edges, counts = found["log10_edges"], found["latents"]
+    assert found["silent"] == 1
+    assert sum(counts) == 5
+    at = {round(low, 2): n for low, n in zip(edges, counts, strict=False) if n}
+    assert at == {-3.0: 1, -2.0: 1, -1.0: 1, -0.75: 1, -0.25: 1}
+    assert edges[-1] == 0.0
+
+
+def test_a_ratio_of_sums_has_the_error_of_the_jackknife() -> None:
+    draw = np.random.default_rng(0)
+    b = draw.uniform(50, 150, 400)
+    a = 3 * b + draw.standard_normal(400) * b / 10
+    without = np.array([(a.sum() - a[i]) / (b.sum() - b[i]) for i in range(400)])
+    jackknife = np.sqrt(399 / 400 * ((without - without.mean()) ** 2).sum())
+    found = ratio_of_sums(a, b)
+    assert found.value == a.sum() / b.sum()
+    assert found.error == pytest.approx(jackknife, rel=0.01)
+    assert found.complement().error == found.error
+    assert ratio_of_sums(a[:1], b[:1]).error is None
+    assert ratio_of_sums(a, 0 * b).value is None
 
 
 def test_silent_and_dense_latents_are_counted_over_kept_rows() -> None:
@@ -117,18 +162,21 @@ def test_a_latent_on_exactly_a_tenth_of_the_rows_is_not_dense() -> None:
 
 def test_sums_by_context_add_up_and_sst_is_about_the_mean_of_all_kept_rows() -> None:
     sae, (x, context) = Linear(6, 20, 1), rows_of(1, 200, 6)
-    measured = measure(sae, x, context, 60.0, [50])
-    tally, sst = measured.tallies["sae"], measured.inputs.sst().numpy()
     wide = x.double().numpy()
     keep = np.linalg.norm(wide, axis=1) < 60
     mu = wide[keep].mean(0)
+    measured = measure(sae, x, context, 60.0, [50], mu)
+    tally, inputs = measured.tallies["sae"], measured.inputs.columns
+    sums = tally.sums.columns
     for i, number in enumerate([0, 3, 6, 9, 12]):
         mine = wide[keep & (context == number)]
-        assert measured.inputs.rows[i] == len(mine)
-        assert sst[i] == pytest.approx(((mine - mu) ** 2).sum(), rel=1e-11)
-        assert tally.sse[i].item() == pytest.approx(brute_force(sae, mine)["mse"] * mine.size, rel=1e-12)
-        assert tally.l0[i].item() == pytest.approx(brute_force(sae, mine)["l0"] * len(mine))
-    assert sst.sum() == pytest.approx(tally.kept.sst, rel=1e-12)
+        expected = brute_force(sae, mine)
+        assert inputs["rows"][i] == len(mine)
+        assert inputs["sst"][i] == pytest.approx(((mine - mu) ** 2).sum(), rel=1e-11)
+        assert sums["sse"][i] == pytest.approx(expected["mse"] * len(mine), rel=1e-12)
+        assert sums["l0"][i] == pytest.approx(expected["l0"] * len(mine))
+        assert sums["square"][i] / sums["cross"][i] == pytest.approx(expected["gamma"], rel=1e-12)
+    assert inputs["sst"].sum() == pytest.approx(tally.kept.sst, rel=1e-12)
 
 
 @given(seed=st.integers(0, 99), cuts=st.lists(st.integers(0, 120), max_size=6), shuffle=st.integers(0, 9))
@@ -140,10 +188,12 @@ def test_batches_and_row_order_do_not_matter(seed: int, cuts: list[int], shuffle
     cut = measure(sae, x[order], context[order], 70.0, sorted(cuts))
     a, b = once.tallies["sae"], cut.tallies["sae"]
     assert torch.equal(a.fires, b.fires)
-    assert torch.equal(a.l0, b.l0)
+    assert a.density() == b.density()
+    assert np.array_equal(a.sums.columns["l0"], b.sums.columns["l0"])
     assert a.kept.rows == b.kept.rows
-    assert torch.allclose(a.sse, b.sse, rtol=1e-12)
-    assert torch.allclose(once.inputs.sst(), cut.inputs.sst(), rtol=1e-10)
+    for one, two in ((a.sums, b.sums), (once.inputs, cut.inputs)):
+        for name, column in one.columns.items():
+            assert np.allclose(column, two.columns[name], rtol=1e-10)
     assert a.kept.figures() == pytest.approx(b.kept.figures(), rel=1e-11)
 
 
@@ -165,7 +215,8 @@ def test_shrinkage_shows_in_gamma_and_a_perfect_reconstruction_is_perfect() -> N
     assert perfect["gamma"] == 1.0
     half = measure(Scaling(4, 0.5), x, context, np.inf, []).tallies["sae"].kept.figures()
     assert half["gamma"] == pytest.approx(0.5)
-    assert half["cosine"] == pytest.approx(1.0)
+    assert half["cossim"] == pytest.approx(1.0)
+    assert half["l2_ratio"] == pytest.approx(0.5)
 
 
 def test_what_is_not_defined_is_none() -> None:
@@ -174,8 +225,8 @@ def test_what_is_not_defined_is_none() -> None:
     found = tally.kept.figures()
     assert found["gamma"] is None
     assert found["explained_variance"] is None
-    assert found["cosine"] == 0.0
-    assert set(tally.skipped.figures().values()) == {None}
+    assert found["cossim"] == found["l2_ratio"] == 0.0
+    assert set(tally.bands[2].figures().values()) == {None}
 
 
 def test_bfloat16_rows_are_measured_as_they_are_stored() -> None:

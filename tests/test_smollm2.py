@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from gsae.harvest import LanguageModel, capture, load_lm, losses, resolve, special_ids, tokenise
+from gsae.harvest import LanguageModel, capture, effects, load_lm, resolve, special_ids, tokenise
 
 ENGLISH = (
     "The lighthouse stood at the end of the harbour, and every evening its light swept across the water. "
@@ -27,7 +27,7 @@ def test_plain_english_is_likely_and_shuffled_words_are_not(lm: LanguageModel) -
     def mean_loss(text: str) -> float:
         made = tokenise([text], lm.tokenizer, context_size=128, rows=None, heldout=0.0, seed=0)
         length = int((made.tokens[0] != lm.tokenizer.eos_token_id).sum())
-        return float(losses(lm, site, torch.from_numpy(made.tokens[:1, :length])).mean())
+        return float(effects(lm, site, torch.from_numpy(made.tokens[:1, :length]))[0].mean())
 
     # 3.9 nats; guessing blindly costs log 49152 = 10.8.
     assert 2 < mean_loss(ENGLISH) < 4.5

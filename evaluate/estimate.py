@@ -1,0 +1,46 @@
+"""A ratio of sums over contexts, and how far it would be off on other contexts of the same kind.
+
+Contexts are the independent draws, not tokens: tokens of one context are alike. The standard error is that of a ratio
+of two sums, by linearisation, and costs one pass over (contexts,) arrays; `pareto.bootstrap` is for what is no ratio.
+"""
+
+from dataclasses import dataclass
+from math import isfinite
+
+import numpy as np
+from numpy.typing import NDArray
+
+Sums = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A figure and its standard error; None where it is not defined, or rests on fewer than two contexts."""
+
+    value: float | None
+    error: float | None
+
+    def complement(self) -> "Estimate":
+        """Return 1 - value, as sure as the value."""
+        return Estimate(None if self.value is None else 1.0 - self.value, self.error)
+
+
+def ratio(a: float, b: float) -> float | None:
+    """Return a / b, None where that is not a finite number."""
+    if b == 0:
+        return None
+    value = a / b
+    return value if isfinite(value) else None
+
+
+def ratio_of_sums(a: Sums, b: Sums | NDArray[np.int64]) -> Estimate:
+    """Return sum(a) / sum(b) over contexts, (contexts,) each.
+
+    Its standard error over n contexts is sqrt(n / (n - 1) * sum((a - value * b)^2)) / |sum(b)| (Cochran 1977, 2.46).
+    """
+    below, n = float(b.sum()), len(a)
+    value = ratio(float(a.sum()), below)
+    if value is None or n < 2:
+        return Estimate(value, None)
+    spread = float(np.square(a - value * b).sum())
+    return Estimate(value, float(np.sqrt(n / (n - 1) * spread)) / abs(below))

@@ -1,0 +1,94 @@
+"""What edits of one site do to a language model's predictions: cross-entropies, and divergence from those without.
+
+Every pass ends before the output embedding; logits are then made for a slice of positions at a time, the untouched
+model's once for all edits. So memory is four slices of logits and one hidden state a condition, whatever the
+vocabulary, and a comparison needs no logits to be kept.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, suppress
+
+import torch
+from torch import Tensor, nn
+
+from gsae.store import SiteSpec
+
+from .lm import Complete, LanguageModel, hooked
+
+Edit = Callable[[Tensor], Tensor]
+# Logits of one slice of positions, in elements: 128 MB in float32.
+SLICE_ELEMENTS = 1 << 25
+
+
+def effects(lm: LanguageModel, site: SiteSpec, tokens: Tensor, edits: Sequence[Edit] = ()) -> tuple[Tensor, Tensor]:
+    """Return cross-entropies of the next tokens and divergences, of the untouched model first, then of each edit.
+
+    Both are float32 (1 + edits, contexts, context_size - 1), in nats, on the CPU. A divergence is
+    KL(untouched || edited) of the distributions of the next token; that of the untouched model is 0.
+    tokens: (contexts, context_size). An edit takes the site's activations (contexts, context_size, d_in) of all of
+    them and returns what the model goes on with.
+    """
+    tokens = tokens.to(lm.device, torch.long)
+    targets = tokens[:, 1:].reshape(-1)
+    head = lm.model.get_output_embeddings()
+    with torch.inference_mode():
+        hidden = [_before_head(lm, head, site, tokens, edit) for edit in (None, *edits)]
+        parts = [_compared(lm, head, hidden, targets, part) for part in _slices(len(targets), head.weight.shape[0])]
+    shape = (len(hidden), len(tokens), tokens.shape[1] - 1)
+    losses, divergences = (torch.cat(column, dim=1).reshape(shape) for column in zip(*parts, strict=True))
+    return losses, divergences
+
+
+def _slices(positions: int, vocabulary: int) -> Iterator[slice]:
+    step = max(SLICE_ELEMENTS // vocabulary, 1)
+    yield from (slice(first, first + step) for first in range(0, positions, step))
+
+
+def _compared(
+    lm: LanguageModel, head: nn.Module, hidden: Sequence[Tensor], targets: Tensor, part: slice
+) -> tuple[Tensor, Tensor]:
+    """Return cross-entropies and divergences (conditions, positions) of a slice of positions, on the CPU."""
+    untouched, *edited = hidden
+    clean = _log_probabilities(lm, head, untouched[part])
+    losses, divergences = [_surprise(clean, targets[part])], [torch.zeros(len(clean))]
+    for each in edited:
+        found = _log_probabilities(lm, head, each[part])
+        losses.append(_surprise(found, targets[part]))
+        divergences.append(nn.functional.kl_div(found, clean, reduction="none", log_target=True).sum(-1).cpu())
+    return torch.stack(losses), torch.stack(divergences)
+
+
+def _surprise(log_probabilities: Tensor, targets: Tensor) -> Tensor:
+    return -log_probabilities.gather(-1, targets[:, None])[:, 0].cpu()
+
+
+def _log_probabilities(lm: LanguageModel, head: nn.Module, hidden: Tensor) -> Tensor:
+    """Return float32 log-probabilities (positions, vocabulary) of `hidden` (positions, d_model).
+
+    Logits go through a pass over one token, its input to the head exchanged, so that whatever this architecture
+    does to them after the head (scaling, soft-capping) is done by its own code.
+    """
+    handle = head.register_forward_pre_hook(lambda module, args: (hidden[None],))
+    try:
+        token = torch.zeros(1, 1, dtype=torch.long, device=lm.device)
+        logits: Tensor = lm.model(input_ids=token, use_cache=False).logits
+    finally:
+        handle.remove()
+    return logits[0].float().log_softmax(-1)
+
+
+def _before_head(lm: LanguageModel, head: nn.Module, site: SiteSpec, tokens: Tensor, edit: Edit | None) -> Tensor:
+    """Return what the output embedding takes in, (contexts * (context_size - 1), d_model), without running it."""
+    found: list[Tensor] = []
+
+    def keep(module: nn.Module, args: tuple[Tensor]) -> None:
+        found.append(args[0])
+        raise Complete
+
+    with ExitStack() as hooks:
+        hooks.callback(head.register_forward_pre_hook(keep).remove)
+        if edit is not None:
+            hooks.enter_context(hooked(lm.model, site, tokens.shape, edit))
+        with suppress(Complete):
+            lm.model(input_ids=tokens, use_cache=False)
+    return found[0][:, :-1].reshape(-1, found[0].shape[-1])
