@@ -84,6 +84,30 @@ def non_dominated(l0: Floats, score: Floats) -> NDArray[np.intp]:
     return ranked[score[ranked] > ahead]
 
 
+def band(curves: Sequence[Sequence[Point]]) -> list[tuple[float, float, float]]:
+    """The spread of curves over the L0 that all of them cover: (L0, lowest, highest score) at the points of any.
+
+    curves: one a seed. Of each only points that no other of it beats count, joined linearly in log L0. Empty where
+    there are fewer than two curves of two points, or they cover no common L0.
+    """
+    kept = []
+    for curve in curves:
+        l0, score = _columns(curve)
+        front = non_dominated(l0, score)
+        if len(front) > 1:
+            kept.append((np.log(l0[front]), score[front]))
+    if len(kept) < 2:
+        return []
+    low, high = max(at[0] for at, _ in kept), min(at[-1] for at, _ in kept)
+    if low >= high:
+        return []
+    steps = np.unique(np.concatenate([[low, high], *(at for at, _ in kept)]))
+    steps = steps[(steps >= low) & (steps <= high)]
+    scores = np.array([np.interp(steps, at, score) for at, score in kept])
+    ends = np.exp(steps).tolist(), scores.min(0).tolist(), scores.max(0).tolist()
+    return list(zip(*ends, strict=True))
+
+
 def l0_ratio(gated: Sequence[Point], baseline: Sequence[Point]) -> Ratio:
     """Median over the common scores of baseline L0 / Gated L0; above 1, Gated needs fewer latents.
 

@@ -22,25 +22,32 @@ import numpy as np
 
 from gsae.store import SpaceError, UsageError
 
-from .pareto import SCORES, Score, compare, non_dominated
-from .runs import MAX_POINTS, Curve, Evaluation, Run, read_run, thin
-from .words import ARCHITECTURES, Compared, Key, counts, headline, summary_words, tiles
+from .pareto import SCORES, Point, Score, band, compare, non_dominated
+from .runs import MAX_POINTS, Curve, Density, Evaluation, Run, read_run, thin
+from .words import NAMES, Compared, Key, counts, headline, summary_words, tiles
 
 MAX_BYTES = 1_000_000
 COLUMNS = (
     *(
         "l0",
         "ce_loss_score",
+        "ce_loss_score_mean",
+        "ce_loss_score_all_positions",
+        "kl_div_score",
         "explained_variance",
         "mse",
         "gamma",
         "gamma_centred",
+        "cossim",
+        "l2_ratio",
         "dead",
         "silent",
         "dense",
     ),
     *("architecture", "d_sae", "l1_coefficient", "lr", "seed", "site"),
 )
+ERRORS = ("l0", "ce_loss_score", "kl_div_score", "explained_variance", "gamma")  # whose standard errors are shown
+NO_OPTIONS = ("adam_betas", "adam_eps", "store", "sae")  # settings of config.toml that no option of `gsae train` sets
 FACTS = {
     "model_name": "Language model",
     "model_revision": "Model revision",
@@ -106,15 +113,35 @@ def page(runs: Sequence[Run], command: str, curve_points: int = MAX_POINTS) -> d
         "headline": headline(compared),
         "summary": summary_words(groups, compared),
         "tiles": tiles(groups, compared),
-        "saes": [{"run": name, "name": e.sae, **{c: _short(getattr(e, c)) for c in COLUMNS}} for name, e in saes],
+        "names": {e.architecture: NAMES.get(e.architecture, e.architecture) for e in evaluations},
+        "saes": [_sae(name, e) for name, e in saes],
         "series": list(_series(saes)),
         "gaps": {score: _gap(compared, score) for score in SCORES},
         "curves": [_curve(i, curve) for i, curve in curves.items() if curve.step],
         "several": {"run": several_runs, "site": several_sites},
         "missing": list(_missing(names, runs, evaluations, bool(curves))),
         "provenance": [_provenance(name, run) for name, run in zip(names, runs, strict=True)],
-        "commands": [*dict.fromkeys(c for run in runs for c in _commands(run.config)), command],
+        "commands": [*dict.fromkeys(c for run in runs for c in _commands(run)), command],
     }
+
+
+def _sae(run: str, e: Evaluation) -> dict[str, Any]:
+    """One SAE's row of the table, with its standard errors and its density histogram in shares of its latents."""
+    return {
+        "run": run,
+        "name": e.sae,
+        **{column: _short(getattr(e, column)) for column in COLUMNS},
+        "errors": {key: _short(e.standard_errors.get(key), 3) for key in ERRORS},
+        "density": e.density and _density(e.density, e.d_sae),
+    }
+
+
+def _density(density: Density, d_sae: int) -> list[list[float]]:
+    """Return (middle of the bin as log10, share of the latents), from the first bin with a latent to the last."""
+    full = [i for i, count in enumerate(density.latents) if count]
+    edges = density.log10_edges
+    inside = range(full[0], full[-1] + 1) if full else range(0)
+    return [[_short((edges[i] + edges[i + 1]) / 2), _short(density.latents[i] / d_sae, 3)] for i in inside]
 
 
 def _kicker(runs: Sequence[Run], evaluations: Sequence[Evaluation]) -> str:
@@ -147,19 +174,34 @@ def _series(saes: Sequence[tuple[str, Evaluation]]) -> Iterator[dict[str, Any]]:
         members.setdefault((run, e.site, e.architecture, e.d_sae), []).append(i)
     for (run, site, architecture, d_sae), inside in members.items():
         alike = [m for m in members if m[2] == architecture]
-        parts = [ARCHITECTURES.get(architecture, architecture)]
-        if len(alike) == 1 or len({m[3] for m in alike}) > 1:
+        parts = [NAMES.get(architecture, architecture)]
+        if len({m[3] for m in alike}) > 1 or len({m[2] for m in members}) == len(members):
             parts.append(f"{d_sae:,} latents")
         if len({m[1] for m in members}) > 1:
             parts.append(site)
         if sum(m[1:] == (site, architecture, d_sae) for m in alike) > 1:
             parts.append(run)
         l0 = np.array([_nan(saes[i][1].l0) for i in inside])
-        fronts = {}
+        fronts, bands = {}, {}
         for score in SCORES:
             values = np.array([_nan(getattr(saes[i][1], score)) for i in inside])
             fronts[score] = [inside[k] for k in non_dominated(l0, values)]
-        yield {"label": ", ".join(parts), "architecture": architecture, "saes": inside, "fronts": fronts}
+            bands[score] = [[_short(v) for v in at] for at in band(_by_seed([saes[i][1] for i in inside], score))]
+        yield {
+            "label": ", ".join(parts),
+            "architecture": architecture,
+            "saes": inside,
+            "fronts": fronts,
+            "bands": bands,
+        }
+
+
+def _by_seed(evaluations: Sequence[Evaluation], score: Score) -> list[list[Point]]:
+    """One curve a seed."""
+    curves: dict[int | None, list[Point]] = {}
+    for e in evaluations:
+        curves.setdefault(e.seed, []).append(Point(_nan(e.l0), _nan(getattr(e, score))))
+    return list(curves.values())
 
 
 def _gap(compared: Compared, score: Score) -> dict[str, float] | None:
@@ -189,6 +231,8 @@ def _missing(
             f"Loss recovered is missing{which}: it needs the language model. "
             "`gsae eval RUN` with the model at hand adds it."
         )
+    if len({e.store_digest for e in evaluations}) > 1:
+        yield "The runs were trained from different stores: so they were not measured on the same rows."
     for name, run in zip(names, runs, strict=True):
         if run.missing:
             yield f"Not evaluated in {name}: {', '.join(run.missing)}. `gsae eval` adds them."
@@ -219,9 +263,32 @@ def _only(values: Iterator[str]) -> str:
     return ", ".join(dict.fromkeys(values))
 
 
-def _commands(config: Mapping[str, Any]) -> list[str]:
-    command = config.get("command")
-    return [str(_scrub(command))] if isinstance(command, str) and command else []
+def _commands(run: Run) -> Iterator[str]:
+    """The commands that trained and evaluated a run, from its config.toml; paths are cut to their last parts."""
+    config, store = run.config, run.config.get("store")
+    saes, where = config.get("sae"), store.get("paths") if isinstance(store, dict) else None
+    if not isinstance(saes, list) or not isinstance(where, list):
+        return
+    words = ["gsae", "train", *(str(_scrub(path)) for path in where)]
+    for key, value in config.items():
+        option = f"--{key.replace('_', '-')}"
+        if key in NO_OPTIONS or value in ([], False):
+            continue
+        words += [option] if value is True else [option, _word(value)]
+    for sae in saes:
+        arch, *rest = (
+            sae[key] if key == "arch" else f"{key}={_word(sae[key])}" for key in ("arch", *sorted({*sae} - {"arch"}))
+        )
+        words += ["--sae", " ".join(map(str, (arch, *rest)))]
+    yield shlex.join([*words, "--out", run.name])
+    model = any(e.ce_loss_score is not None for e in run.evaluations)
+    yield shlex.join(["gsae", "eval", run.name, *([] if model else ["--no-model"])])
+
+
+def _word(value: Any) -> str:
+    if isinstance(value, list):
+        return ",".join(map(_word, value))
+    return f"{value:g}" if isinstance(value, float) and float(f"{value:g}") == value else str(_scrub(value))
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -11,9 +11,9 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, model_validator
 
 from gsae.store import CorruptError, NotFoundError
 
@@ -26,6 +26,22 @@ def _finite(value: float | None) -> float | None:
 
 
 Figure = Annotated[float | None, AfterValidator(_finite)]
+
+
+class Density(BaseModel):
+    """How many latents fire on which share of the rows; `latents` has a count for each pair of edges."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    log10_edges: tuple[float, ...]
+    latents: tuple[int, ...]
+    silent: int
+
+    @model_validator(mode="after")
+    def _checked(self) -> Self:
+        if len(self.log10_edges) != len(self.latents) + 1:
+            raise ValueError("latents need one edge more than they have bins")
+        return self
 
 
 class Evaluation(BaseModel):
@@ -50,7 +66,14 @@ class Evaluation(BaseModel):
     dead: Figure = None
     silent: Figure = None
     dense: Figure = None
+    cossim: Figure = None
+    l2_ratio: Figure = None
     ce_loss_score: Figure = None
+    ce_loss_score_mean: Figure = None
+    ce_loss_score_all_positions: Figure = None
+    kl_div_score: Figure = None
+    density: Density | None = None
+    standard_errors: dict[str, Figure] = {}
     per_context: dict[str, list[float | None] | None] | None = None
 
 

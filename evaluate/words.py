@@ -9,6 +9,12 @@ from .pareto import SCORES, Comparison, Score
 from .runs import Evaluation
 
 ARCHITECTURES = {"gated": "Gated", "relu": "Baseline"}
+NAMES = ARCHITECTURES | {
+    "gated-untied": "Gated, untied encoders",
+    "gated-no_r_mag": "Gated without r_mag",
+    "gated-unfrozen": "Gated, auxiliary decoder not frozen",
+    "rescale-shift": "Baseline, rescaled and shifted",
+}
 SCORE_WORDS: dict[Score, str] = {
     "ce_loss_score": "loss recovered",
     "explained_variance": "explained variance",

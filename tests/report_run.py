@@ -49,17 +49,23 @@ def eval_json(
         "max_norm_multiple": 10.0,
         "l0": float(l0_sums.sum() / rows.sum()),
         "explained_variance": float(1 - sse.sum() / sst.sum()),
-        "mse": float(sse.sum() / (CONTEXTS * ROWS * 576)),
+        "mse": float(sse.sum() / (CONTEXTS * ROWS)),
         "gamma": 1.003 + 0.004 * l1 if gated else 0.95 - 0.2 * l1,
         "gamma_centred": 1.004 + 0.005 * l1 if gated else 0.94 - 0.3 * l1,
-        "cosine": 0.9,
+        "cossim": 0.9,
+        "l2_ratio": 0.97,
         "dead": 0.02 + 0.1 * l1,
         "silent": 0.05,
         "dense": 0.01,
+        "density": density(d_sae, l0 / d_sae),
         "all_rows": {"rows": 4003},
         "ce_loss_score": float(1 - (spliced - clean).sum() / (zero - clean).sum()) if ce else None,
         "ce_loss_score_mean": 0.8 if ce else None,
-        "cross_entropy": {"contexts": CONTEXTS} if ce else None,
+        "ce_loss_score_all_positions": 0.99 if ce else None,
+        "kl_div_score": ce_score - 0.02 if ce else None,
+        "language_model": {"contexts": CONTEXTS} if ce else None,
+        "standard_errors": {"l0": 0.05 * l0, "explained_variance": 0.01, "gamma": 0.002}
+        | ({"ce_loss_score": 0.02, "kl_div_score": 0.02} if ce else {}),
         "per_context": {
             "rows": rows.tolist(),
             "l0": l0_sums.tolist(),
@@ -69,6 +75,14 @@ def eval_json(
             **{k: v.tolist() if ce else None for k, v in (("clean", clean), ("spliced", spliced), ("zero", zero))},
         },
     }
+
+
+def density(d_sae: int, middle: float) -> dict[str, Any]:
+    """Latents spread over a decade about `middle`, as a share of the rows; a twentieth of them silent."""
+    edges = np.linspace(-8, 0, 33)
+    weight = np.exp(-0.5 * ((edges[:-1] + 0.125 - np.log10(middle)) / 0.5) ** 2)
+    latents = np.floor(0.95 * d_sae * weight / weight.sum()).astype(int)
+    return {"log10_edges": edges.tolist(), "latents": latents.tolist(), "silent": int(d_sae - latents.sum())}
 
 
 def sweep(seed: int = 0, ce: bool = True, site: str = "mlp.10") -> list[dict[str, Any]]:
@@ -94,11 +108,11 @@ def write_run(
         'site = "mlp.10"',
         "steps = 2400",
         "batch_size = 512",
-        'store = "/home/someone/data/store"',
         f"note = {json.dumps(note)}",
     ]
-    sae = '[[saes]]\narch = "{architecture}"\nd_sae = {d_sae}\nl1_coefficient = {l1_coefficient}'
-    tables = [sae.format(**e) for e in evaluations]
+    sae = "[[sae]]\narch = {architecture}\nwidth = {d_sae}\nl1 = {l1_coefficient}\nlr = {lr}\nseed = {seed}"
+    quoted = [{**e, "architecture": json.dumps(e["architecture"])} for e in evaluations]
+    tables = ['[store]\npaths = ["/home/someone/data/store"]\ndigest = "5f"', *(sae.format(**e) for e in quoted)]
     (folder / "config.toml").write_text("\n".join([*settings, *tables]) + "\n")
     with (folder / "metrics.jsonl").open("w") as metrics:
         for step in range(0, METRIC_LINES * 8, 8):

@@ -4,14 +4,18 @@ import base64
 import hashlib
 import json
 import re
+import shlex
 import shutil
 
 import pytest
 
+from gsae.evaluate import evaluate
 from gsae.evaluate.report import MAX_BYTES, report
 from gsae.evaluate.runs import MAX_POINTS, read_run
 from gsae.store import CorruptError, NotFoundError, UsageError
+from gsae.tests.command import gsae
 from gsae.tests.report_run import METRIC_LINES, sweep, write_run
+from gsae.train import RunConfig, parse_sae, train
 
 HOSTILE = "</script><img src=x onerror=alert(1)>\u2028 & \"quotes\" 'too' {{data}} {{policy}} </title> `x`"
 
@@ -130,13 +134,13 @@ def test_runs_are_laid_over_one_another_and_told_apart(tmp_path):
 def test_no_absolute_path_and_no_user_reaches_the_page(run, tmp_path):
     note = "from '/home/someone/my texts/a.txt' and s3://bucket/x/y, see /home/someone/b/c.txt"
     config = run / "config.toml"
-    config.write_text(f"note = {json.dumps(note)}\ncommand = 'gsae train /home/someone/s --out=/home/someone/r'\n")
+    config.write_text(f"note = {json.dumps(note)}\n{config.read_text()}".replace("note", "remark", 1))
     html = made(tmp_path, run)
     assert b"someone" not in html
     assert str(tmp_path).encode() not in html
     page = data(html)
-    assert page["commands"] == ["gsae train s --out=r", "gsae report run --out report.html"]
-    assert "s3://bucket/x/y" in dict(page["provenance"][0]["settings"])["note"]
+    assert page["commands"][0].startswith("gsae train store --remark ")
+    assert "s3://bucket/x/y" in dict(page["provenance"][0]["settings"])["remark"]
 
 
 def test_provenance_names_store_model_text_and_settings(run, tmp_path):
@@ -147,7 +151,66 @@ def test_provenance_names_store_model_text_and_settings(run, tmp_path):
     assert facts["Text"] == "builtin:pydoc"
     assert facts["gsae version"] == "0.1.0"
     assert facts["Held-out rows"] == "4,000"
-    assert dict(provenance["settings"])["saes[0]"] == "arch = gated, d_sae = 1024, l1_coefficient = 0.06"
+    assert dict(provenance["settings"])["sae[0]"] == ("arch = gated, width = 1024, l1 = 0.06, lr = 0.001, seed = 0")
+
+
+def test_the_commands_that_made_it_are_those_that_make_it_again(run, tmp_path):
+    train, evaluate, again = data(made(tmp_path, run))["commands"]
+    words = shlex.split(train)
+    assert words[:5] == ["gsae", "train", "store", "--site", "mlp.10"]
+    assert words[words.index("--steps") + 1] == "2400"
+    assert next(w for w in words if w.startswith("gated")) == "gated l1=0.06 lr=0.001 seed=0 width=1024"
+    assert words.count("--sae") == 10
+    assert words[-2:] == ["--out", "run"]
+    assert evaluate == "gsae eval run"
+    assert again == "gsae report run --out report.html"
+    without = data(made(tmp_path, write_run(tmp_path / "bare", sweep(ce=False))))["commands"]
+    assert without[1] == "gsae eval bare --no-model"
+
+
+def test_a_real_run_is_retrained_by_its_command(tiny_store, tmp_path):
+    settings = {"site": "mlp.1", "steps": 4, "batch_size": 64, "device": "cpu", "threads": 1}
+    saes = parse_sae("gated width=32 l1=.1 seed=0,1") + parse_sae("relu width=48 l1=.125 lr=3e-4")
+    train(tiny_store.site("mlp.1"), RunConfig(**settings, saes=saes), tmp_path / "run")
+    evaluate(tmp_path / "run", tiny_store, None, None)
+    words = shlex.split(data(made(tmp_path, tmp_path / "run"))["commands"][0])
+    words[2], words[-1] = str(tiny_store.path), str(tmp_path / "again")
+    done = gsae(*words[1:])
+    assert done.returncode == 0, done.stderr
+    for weights in (tmp_path / "run").glob("saes/*/sae_weights.safetensors"):
+        again = tmp_path / "again" / weights.relative_to(tmp_path / "run")
+        assert again.read_bytes() == weights.read_bytes()
+
+
+def test_runs_of_different_stores_are_shown_with_a_warning(tmp_path):
+    other = [{**e, "store_digest": "77" * 32} for e in sweep()]
+    page = data(made(tmp_path, write_run(tmp_path / "a", sweep()), write_run(tmp_path / "b", other)))
+    assert any("different stores" in text for text in page["missing"])
+    assert len(page["summary"]) == 3
+    assert {series["label"] for series in page["series"]} == {"Gated, a", "Baseline, a", "Gated, b", "Baseline, b"}
+
+
+def test_seeds_span_a_band_and_one_seed_has_none(run, tmp_path):
+    assert [series["bands"] for series in data(made(tmp_path, run))["series"]] == [
+        {"ce_loss_score": [], "explained_variance": []}
+    ] * 2
+    worse = [{**e, "explained_variance": e["explained_variance"] - 0.05} for e in sweep(seed=1)]
+    page = data(made(tmp_path, write_run(tmp_path / "two", [*sweep(), *worse])))
+    for series in page["series"]:
+        spread = series["bands"]["explained_variance"]
+        assert len(spread) >= 5
+        assert all(high - low == pytest.approx(0.05, abs=1e-4) for _, low, high in spread)
+
+
+def test_densities_and_standard_errors_reach_the_page(run, tmp_path):
+    page = data(made(tmp_path, run))
+    for written, shown in zip(sweep(), page["saes"], strict=True):
+        counts = written["density"]["latents"]
+        assert sum(share for _, share in shown["density"]) * written["d_sae"] == pytest.approx(sum(counts), rel=0.01)
+        assert shown["errors"]["ce_loss_score"] == 0.02
+    bare = [{k: v for k, v in e.items() if k not in ("density", "standard_errors", "kl_div_score")} for e in sweep()]
+    old = data(made(tmp_path, write_run(tmp_path / "old", bare)))["saes"][0]
+    assert old["density"] is old["kl_div_score"] is old["errors"]["l0"] is None
 
 
 def test_curves_are_thinned_to_their_ends_and_even_steps_between(run, tmp_path):

@@ -4,6 +4,7 @@ Drives headless Chromium. Where it is missing these tests fail and say what to i
 is not tested.
 """
 
+import csv
 import json
 import re
 import shutil
@@ -100,6 +101,94 @@ def test_every_plot_has_its_points_where_the_figures_put_them(shown):
     assert by_l0 == sorted(places, key=lambda i: places[i][0])
     by_score = sorted(places, key=lambda i: saes[int(i)]["ce_loss_score"])
     assert by_score == sorted(places, key=lambda i: -places[i][1])
+
+
+def test_points_have_bars_where_the_errors_put_them(shown):
+    data = json.loads(shown.find_element(By.ID, "data").get_attribute("textContent"))
+    upright = [b.get_attribute("d") for b in shown.find_elements(By.CSS_SELECTOR, "#fig-ce .bar")]
+    spans = [re.match(r"M([\d.]+),([\d.]+)V([\d.]+)", d) for d in upright]
+    spans = [tuple(map(float, m.groups())) for m in spans if m]
+    assert len(spans) == 10
+    dots = {d.get_attribute("data-sae"): d for d in shown.find_elements(By.CSS_SELECTOR, "#fig-ce .dot")}
+    places = [re.match(r"translate\(([\d.]+),([\d.]+)\)", d.get_attribute("transform")).groups() for d in dots.values()]
+    scores = [data["saes"][int(i)]["ce_loss_score"] for i in dots]
+    ys = [float(y) for _, y in places]
+    a_unit = (max(ys) - min(ys)) / (max(scores) - min(scores))
+    for x, top, bottom in spans:
+        assert bottom - top == pytest.approx(2 * 1.96 * 0.02 * a_unit, rel=0.02)
+        assert min(abs(float(px) - x) + abs(float(py) - (top + bottom) / 2) for px, py in places) < 0.2
+
+
+def test_idle_latents_and_densities_are_drawn_and_can_be_chosen(shown):
+    assert len(shown.find_elements(By.CSS_SELECTOR, "#fig-idle .dot")) == 10
+    heard = [d.get_attribute("aria-label") for d in shown.find_elements(By.CSS_SELECTOR, "#fig-idle .dot")]
+    assert all(re.search(r"dead latents [\d.]+ %$", h) for h in heard)
+    Select(shown.find_element(By.CSS_SELECTOR, "#fig-idle select")).select_by_visible_text("dense latents")
+    assert "dense latents (%)" in shown.find_element(By.ID, "fig-idle").text
+    lines = shown.find_elements(By.CSS_SELECTOR, "#fig-density .curve")
+    assert len(lines) == 10
+    assert re.search(r"fire on about [\d.e-]+ % of rows, latents [\d.]+ %$", lines[0].get_attribute("aria-label"))
+    Select(shown.find_element(By.CSS_SELECTOR, "#fig-density select")).select_by_visible_text("Baseline, 1,536 latents")
+    assert len(shown.find_elements(By.CSS_SELECTOR, "#fig-density .curve")) == 5
+    assert shown.get_log("browser") == []
+
+
+def test_the_table_is_downloaded_as_csv_in_the_order_shown(browser, tmp_path):
+    evaluations = sweep()
+    evaluations[3]["sae"] = '=cmd|" /C calc"!A0'
+    report([write_run(tmp_path / "run", evaluations)], tmp_path / "report.html")
+    opened(browser, tmp_path / "report.html")
+    browser.execute_cdp_cmd("Page.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(tmp_path)})
+    button = browser.find_element(By.XPATH, "//thead//button[text()='L0']")
+    browser.execute_script("arguments[0].click()", button)
+    browser.execute_script("arguments[0].click()", browser.find_element(By.ID, "csv"))
+    file = tmp_path / "gsae-report.csv"
+    WebDriverWait(browser, 20).until(lambda b: file.exists() and file.stat().st_size)
+    with file.open(newline="") as lines:
+        rows = list(csv.DictReader(lines))
+    assert len(rows) == 10
+    l0 = [float(row["l0"]) for row in rows]
+    assert l0 == sorted(l0)
+    by_name = {row["name"]: row for row in rows}
+    for written in evaluations:
+        row = by_name.get(written["sae"]) or by_name["'" + written["sae"]]
+        for key in ("l0", "ce_loss_score", "kl_div_score", "gamma", "l2_ratio"):
+            assert float(row[key]) == pytest.approx(written[key], rel=1e-5)
+        assert float(row["gamma_standard_error"]) == 0.002
+    assert '\'=cmd|" /C calc"!A0' in by_name
+    assert browser.get_log("browser") == []
+
+
+def test_several_runs_lie_over_one_another_and_lines_can_be_taken_away(browser, tmp_path):
+    kinds = ("gated-untied", "rescale-shift")
+    more = [{**e, "architecture": kind, "sae": f"{kind}-{i}"} for kind in kinds for i, e in enumerate(sweep()[:5])]
+    worse = [{**e, "explained_variance": e["explained_variance"] - 0.03} for e in sweep(seed=1)]
+    runs = [
+        write_run(tmp_path / "a", [*sweep(), *worse, *more]),
+        write_run(tmp_path / "b", sweep(site="resid.15")),
+    ]
+    report(runs, tmp_path / "report.html")
+    opened(browser, tmp_path / "report.html")
+    boxes = browser.find_elements(By.CSS_SELECTOR, "#lines label")
+    assert {b.text for b in boxes} == {
+        *("Gated, mlp.10", "Baseline, mlp.10", "Gated, resid.15", "Baseline, resid.15"),
+        *("Gated, untied encoders, mlp.10", "Baseline, rescaled and shifted, mlp.10"),
+    }
+    colours = {
+        browser.execute_script("return getComputedStyle(arguments[0]).getPropertyValue('--c')", b) for b in boxes
+    }
+    assert len(colours) == 6
+    assert len(browser.find_elements(By.CSS_SELECTOR, "#fig-ev .band")) == 2
+    assert len(browser.find_elements(By.CSS_SELECTOR, "#fig-ev .dot")) == 40
+    for box in boxes:
+        if "Gated, mlp.10" not in box.text:
+            browser.execute_script("arguments[0].click()", box.find_element(By.TAG_NAME, "input"))
+    assert len(browser.find_elements(By.CSS_SELECTOR, "#fig-ev .dot")) == 10
+    assert len(browser.find_elements(By.CSS_SELECTOR, "#fig-density .curve")) == 10
+    assert len(browser.find_elements(By.CSS_SELECTOR, "#table tbody tr")) == 40
+    browser.execute_script("arguments[0].click()", boxes[0].find_element(By.TAG_NAME, "input"))
+    assert "No SAE that is shown" in browser.find_element(By.ID, "fig-curves").text
+    assert browser.get_log("browser") == []
 
 
 def test_axes_lines_and_the_ratio_carry_their_names(shown):
