@@ -40,10 +40,8 @@ def main() -> None:
     try:
         with _clean_stops():
             app(standalone_mode=True)
-    except BaseException as error:
-        from gsae.store.errors import InterruptedRun
-
-        if "--debug" in sys.argv or not isinstance(error, (Exception, InterruptedRun)):
+    except Exception as error:
+        if "--debug" in sys.argv:
             raise
         sys.exit(_told(error))
 
@@ -68,15 +66,14 @@ def _clean_stops() -> Iterator[None]:
             signal.signal(each, handler)
 
 
-def _told(error: BaseException) -> int:
+def _told(error: Exception) -> int:
     """Print an error in one line and return the exit code."""
-    from gsae.store.errors import GsaeError, InterruptedRun
+    from gsae.store.errors import GsaeError
 
-    if isinstance(error, (GsaeError, InterruptedRun)):
-        print(f"gsae: {error}", file=sys.stderr)
-        return error.exit_code
-    print(f"gsae: {type(error).__name__}: {error} (a fault of gsae: run again with --debug)", file=sys.stderr)
-    return 1
+    known = isinstance(error, GsaeError)
+    told = str(error) if known else f"{type(error).__name__}: {error} (a fault of gsae: run again with --debug)"
+    print(f"gsae: {told}", file=sys.stderr)
+    return error.exit_code if isinstance(error, GsaeError) else 1
 
 
 def _version(asked: bool) -> None:
@@ -143,15 +140,11 @@ def harvest(
         Literal["planes", "zstd", "none"], typer.Option(help="zstd is for readers that have standard codecs only.")
     ] = "planes",
     level: Annotated[int, typer.Option(help="Of the codec: planes 0 (fast) or 1 (small).")] = 1,
-    batch_size: Annotated[str, typer.Option(help="Contexts in a forward pass, or auto for as many as fit.")] = "16",
+    batch_size: Annotated[int, typer.Option(help="Contexts in a forward pass.")] = 16,
     dtype: Annotated[
         Literal["bfloat16", "float16", "float32"], typer.Option(help="What the model runs in, and the rows are in.")
     ] = "bfloat16",
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 or auto.")] = "auto",
-    device_map: Annotated[
-        str | None, typer.Option(help="Spread a model that is too large for one device: auto, or a JSON object.")
-    ] = None,
-    compile: Annotated[bool, typer.Option("--compile", help="Run the model through torch.compile.")] = False,
     attn_implementation: Annotated[str, typer.Option(help="As transformers has it: sdpa, eager and others.")] = "sdpa",
     threads: Annotated[int | None, typer.Option(help="CPU threads; torch's own choice if not given.")] = None,
     rank: Annotated[int | None, typer.Option(help="Which worker this is; torchrun's or SLURM's if not given.")] = None,
@@ -188,11 +181,9 @@ def harvest(
         window_rows=window_rows,
         codec=codec,
         level=level,
-        batch_size=batch_size if batch_size == "auto" else _number("--batch-size", batch_size),
+        batch_size=batch_size,
         dtype=dtype,
         device=device,
-        device_map=device_map,
-        compile=compile,
         attn_implementation=attn_implementation,
         dropped_positions=_positions(drop_positions),
         any_hardware=any_hardware,
@@ -381,7 +372,10 @@ def train(
     ] = None,
     config: Annotated[Path | None, typer.Option(help="TOML file with [[sae]] tables, in place of --sae.")] = None,
     batch_size: Annotated[int, typer.Option(help="Rows in a batch.")] = 4096,
-    lr: Annotated[float, typer.Option(help="Learning rate of the SAEs that name none.")] = 1e-3,
+    lr: Annotated[
+        float | None,
+        typer.Option(help="Learning rate of the SAEs that name none; 1e-3, or the paper's from 1e8 rows on."),
+    ] = None,
     lr_warm_up_steps: Annotated[int, typer.Option(help="Linear warm-up of the learning rate.")] = 100,
     l1_warm_up_steps: Annotated[
         int | None, typer.Option(help="Linear warm-up of the sparsity penalty; a tenth of the steps if not given.")
@@ -389,30 +383,65 @@ def train(
     lr_decay_steps: Annotated[
         int | None, typer.Option(help="Linear decay of the learning rate to 0; the last fifth if not given.")
     ] = None,
+    clip_grad_norm: Annotated[
+        float | None, typer.Option(help="Most that the norm of an SAE's gradients may be; slower, off if not given.")
+    ] = None,
+    resample_at: Annotated[
+        str, typer.Option(help="Steps after which silent latents get new directions, for instance 5000,10000.")
+    ] = "",
+    resample_silent_rows: Annotated[
+        int | None, typer.Option(help="Rows of silence before that; half the least distance of the steps if not given.")
+    ] = None,
+    resample_bias: Annotated[
+        Literal["density", "zero"],
+        typer.Option(help="Let them fire as often as the median latent, or as in the paper."),
+    ] = "density",
+    init: Annotated[
+        str | None, typer.Option(help="Folder of a saved SAE, RUN/saes/NAME, from which those that name none go on.")
+    ] = None,
     max_norm_multiple: Annotated[
         float, typer.Option(help="Skip rows over this multiple of the median norm; 0 keeps all.")
     ] = 10.0,
+    skip_nonfinite: Annotated[
+        bool, typer.Option("--skip-nonfinite", help="Leave out rows with a NaN or an infinity.")
+    ] = False,
     data_seed: Annotated[int, typer.Option(help="Seed of the order of rows.")] = 0,
     precision: Annotated[
         Literal["float32", "bfloat16"], typer.Option(help="Of the matrix products; weights are float32.")
     ] = "float32",
     device: Annotated[str | None, typer.Option(help="cpu or cuda; cuda where there is one if not given.")] = None,
-    threads: Annotated[int | None, typer.Option(help="CPU threads; all cores if not given.")] = None,
+    threads: Annotated[
+        int | None, typer.Option(help="CPU threads; all cores, or a rank's share of them, if not given.")
+    ] = None,
+    stack: Annotated[
+        int | None, typer.Option(help="SAEs of one shape trained as one, at most; fewer make more work for ranks.")
+    ] = None,
+    screening: Annotated[
+        bool | None,
+        typer.Option(
+            "--screening/--no-screening", help="Find gates in bfloat16 first, exactly; measured if not given."
+        ),
+    ] = None,
     io: Annotated[
         Literal["mmap", "pread"], typer.Option(help="How files are read: pread on NFS and FUSE, the rows are the same.")
     ] = "mmap",
     checkpoint_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 1000,
+    checkpoint_minutes: Annotated[float, typer.Option(help="Minutes between checkpoints, at most.")] = 10.0,
     log_every: Annotated[int, typer.Option(help="Steps between lines of metrics.jsonl.")] = 50,
+    eval_every: Annotated[
+        int, typer.Option(help="Steps between measurements on some held-out rows; 0 for none.")
+    ] = 500,
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
     """Fit SAEs to the rows of a site, all from one stream of batches.
 
-    Neither the language model nor the text is needed. The same command goes on with a run that was stopped.
+    Neither the language model nor the text is needed. The same command goes on with a run that was stopped. Under
+    torchrun the ranks take the SAEs from a queue, one shape at a time.
     """
-    from gsae.progress import Shown
+    from gsae.progress import TrainingShown
     from gsae.store import UsageError, open_stores
-    from gsae.train import RunConfig, describe_run, estimate, load_sweep, parse_sae
+    from gsae.train import Ranks, RunConfig, describe_run, estimate, load_sweep, parse_sae
     from gsae.train import train as fit
 
     if (sae is None) == (config is None):
@@ -427,20 +456,30 @@ def train(
         lr_warm_up_steps=lr_warm_up_steps,
         l1_warm_up_steps=l1_warm_up_steps,
         lr_decay_steps=lr_decay_steps,
+        clip_grad_norm=clip_grad_norm,
+        resample_at=_steps(resample_at),
+        resample_silent_rows=resample_silent_rows,
+        resample_bias=resample_bias,
+        skip_nonfinite=skip_nonfinite,
         max_norm_multiple=max_norm_multiple,
         precision=precision,
         device=device,
         threads=threads,
+        stack=stack,
+        screening=screening,
         checkpoint_every=checkpoint_every,
+        checkpoint_minutes=checkpoint_minutes,
         log_every=log_every,
-        saes=saes,
+        eval_every=eval_every,
+        saes=tuple(s if s.init or init is None else s.model_copy(update={"init": init}) for s in saes),
     )
     rows = open_stores(stores).site(site, io=io)
+    ranks = Ranks.of(os.environ)
     if dry_run:
-        _print(estimate(rows, run), as_json)
+        _print(estimate(rows, run, ranks), as_json)
         return
-    with Shown() as shown:
-        fit(rows, run, out, lambda event: _show_training(shown, event))
+    with TrainingShown() as shown:
+        fit(rows, run, out, lambda event: _show_training(shown, event), ranks)
     facts = describe_run(out)
     if as_json:
         _print_json(facts)
@@ -517,12 +556,13 @@ def _torch(device: str) -> str:
     return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
 
 
-def _number(option: str, text: str) -> int:
+def _steps(text: str) -> tuple[int, ...]:
     from gsae.store import UsageError
 
-    if not text.isdecimal():
-        raise UsageError(f"{option} {text!r}: give a number or auto.")
-    return int(text)
+    try:
+        return tuple(int(part) for part in text.split(",") if part.strip())
+    except ValueError:
+        raise UsageError(f"--resample-at {text!r}: give steps, for instance 5000,10000.") from None
 
 
 def _positions(text: str) -> tuple[int, ...]:
@@ -554,19 +594,28 @@ def _show_harvest(shown: Any, event: Any) -> None:
 
 
 def _show_training(shown: Any, event: Any) -> None:
-    from gsae.train import Finished, Progress, Started, Stopped
+    from gsae.train import Finished, Left, Progress, Resampled, Started, Stopped
 
     match event:
-        case Started() if event.step:
-            shown.show(f"going on after step {event.step:,}")
+        case Started():
+            begun = f"going on after step {event.step:,}" if event.step else "beginning"
+            groups = f"{len(event.saes)} SAEs in {event.groups} group{'s' if event.groups > 1 else ''}"
+            shares = (
+                "" if event.ranks == 1 else f", of {event.ranks} ranks (OMP_NUM_THREADS does not count, --threads does)"
+            )
+            shown.say(f"{begun}: {groups} on {event.device} with {event.threads} threads{shares}")
+            if event.rows_skipped:
+                shown.say(f"rows left out: {event.rows_skipped:,}, of which not finite: {event.rows_nonfinite:,}")
         case Progress():
-            l0 = "/".join(f"{line['l0']:.0f}" for line in event.metrics[:8])
-            detail = f"L0 {l0}, {event.rows_per_second:,.0f} rows/s, waiting {100 * event.wait_share:.0f} %"
-            shown.show("training", event.step, event.steps, detail)
+            shown.figures(event.step, event.steps, event.rows_per_second, event.wait_share, event.metrics)
         case Stopped():
-            shown.show(f"{event.sae} was stopped at step {event.step:,}: its loss is not finite")
+            shown.say(f"{event.sae} was stopped at step {event.step:,}: its loss is not finite")
+        case Resampled():
+            shown.say(f"{event.sae}: {event.latents:,} silent latents got new directions after step {event.step:,}")
+        case Left():
+            shown.say(f"nothing left to take; others still train {event.groups} groups")
         case Finished(already=True):
-            shown.show("the run is complete: nothing to do")
+            shown.say("the run is complete: nothing to do")
 
 
 def _print(facts: dict[str, Any], as_json: bool) -> None:

@@ -5,10 +5,12 @@ The loops know nothing of it: they report events to a listener, and `cli.py` tur
 
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import Self, TextIO
+from typing import Any, Self, TextIO
 
 from rich.console import Console
+from rich.live import Live
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -18,6 +20,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Table
 
 SECONDS_BETWEEN_LINES = 5.0
 
@@ -66,6 +69,76 @@ class Shown:
     def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
         if self._bars is not None:
             self._bars.stop()
+
+
+class TrainingShown:
+    """A training run on stderr: a live table of its SAEs on a terminal, else a line an SAE every few seconds.
+
+    Use it in a `with`.
+    """
+
+    COLUMNS = ("sae", "L0", "explained variance", "gamma", "loss", "dead", "path", "held-out L0", "held-out e.v.")
+
+    def __init__(self, stream: TextIO | None = None, every: float = SECONDS_BETWEEN_LINES) -> None:
+        """Show on `stream`, stderr if None; `every`: seconds between lines in a log."""
+        self._stream, self._every = stream or sys.stderr, every
+        self._console = Console(file=self._stream)
+        self._live = Live(console=self._console, auto_refresh=False) if self._console.is_terminal else None
+        self._heldout: dict[str, Mapping[str, Any]] = {}
+        self._told = 0.0
+
+    def say(self, text: str) -> None:
+        """Say one thing, above the table."""
+        if self._live is not None:
+            self._console.print(text, highlight=False, markup=False)
+        else:
+            print(text, file=self._stream, flush=True)
+
+    def figures(
+        self, step: int, steps: int, rows_per_second: float, waiting: float, lines: Sequence[Mapping[str, Any]]
+    ) -> None:
+        """Show the newest lines of metrics; waiting: the share of the time that was spent waiting for data."""
+        self._heldout |= {line["sae"]: line["heldout"] for line in lines if "heldout" in line}
+        head = f"step {step:,} of {steps:,} ({100 * step / steps:.0f} %), {rows_per_second:,.0f} rows/s, "
+        head += f"waiting for data {100 * waiting:.0f} %"
+        rows = [self._cells(line) for line in lines]
+        if self._live is not None:
+            table = Table(title=head, title_justify="left", box=None)
+            for column in self.COLUMNS:
+                table.add_column(column, justify="left" if column in ("sae", "path") else "right")
+            for cells in rows:
+                table.add_row(*cells)
+            self._live.update(table, refresh=True)
+        elif step == steps or time.monotonic() - self._told >= self._every:
+            self._told = time.monotonic()
+            print(head, file=self._stream)
+            for cells in rows:
+                told = (f"{name} {cell}" for name, cell in zip(self.COLUMNS[1:], cells[1:], strict=True) if cell != "-")
+                print(f"  {cells[0]}: {', '.join(told)}", file=self._stream, flush=True)
+
+    def _cells(self, line: Mapping[str, Any]) -> list[str]:
+        held = self._heldout.get(line["sae"], {})
+        numbers = (
+            (line["l0"], ".1f"), (line["explained_variance"], ".4f"), (line["gamma"], ".3f"), (line["loss"], ".4f"),
+            (line["dead"], ".1%"),
+        )  # fmt: skip
+        shown = [_number(value, form) for value, form in numbers]
+        path = "stopped" if "stopped" in line else str(line["path"])
+        rest = [_number(held.get("l0"), ".1f"), _number(held.get("explained_variance"), ".4f")]
+        return [str(line["sae"]), *shown, path, *rest]
+
+    def __enter__(self) -> Self:
+        if self._live is not None:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+
+def _number(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
 
 
 def _line(stage: str, done: int, total: int | None, detail: str, rate: float) -> str:

@@ -59,8 +59,7 @@ def _compared(
 
 
 def _surprise(log_probabilities: Tensor, targets: Tensor) -> Tensor:
-    # The head may stand on another device than the embedding.
-    return -log_probabilities.gather(-1, targets[:, None].to(log_probabilities.device))[:, 0].cpu()
+    return -log_probabilities.gather(-1, targets[:, None])[:, 0].cpu()
 
 
 def _log_probabilities(lm: LanguageModel, head: nn.Module, hidden: Tensor) -> Tensor:

@@ -9,7 +9,8 @@ from torch import Tensor
 from gsae.tests.test_sae import random_params
 from gsae.train import elementwise
 from gsae.train.bank import Bank, kernels
-from gsae.train.sae import PARAMS, Params, names
+from gsae.train.params import Params
+from gsae.train.sae import PARAMS, names
 
 F32, F64, BF16 = torch.float32, torch.float64, torch.bfloat16
 

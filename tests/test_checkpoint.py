@@ -10,15 +10,8 @@ from safetensors.torch import load_file, save_file
 
 from gsae.store import CorruptError, GsaeError, IncompatibleError, NotFoundError, SpaceError, Store
 from gsae.tests.test_sae import random_params
-from gsae.train.checkpoint import (
-    CHECKPOINT,
-    Checkpoint,
-    load_checkpoint,
-    replace_file,
-    save_checkpoint,
-    save_sae,
-)
-from gsae.train.sae import load_sae
+from gsae.train.checkpoint import CHECKPOINT, Checkpoint, load_checkpoint, replace_file, save_checkpoint
+from gsae.train.saved import load_sae, save_sae
 
 SCALE = 7.5
 
@@ -122,7 +115,7 @@ def test_a_checkpoint_comes_back_as_it_was(tmp_path: Path) -> None:
     assert {n: t.numpy().tobytes() for n, t in found.tensors.items()} == {
         n: t.numpy().tobytes() for n, t in tensors.items()
     }
-    assert [p.name for p in (tmp_path / "state").iterdir()] == ["checkpoint.safetensors"]
+    assert [p.name for p in tmp_path.iterdir()] == ["checkpoint.safetensors"]
 
 
 @pytest.mark.parametrize("damage", ["cut", "foreign", "empty"])

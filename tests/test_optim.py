@@ -9,7 +9,7 @@ from torch import Tensor
 from gsae.tests.test_sae import random_params
 from gsae.train import optim
 from gsae.train.bank import Adam, Bank, kernels
-from gsae.train.sae import Params
+from gsae.train.params import Params
 
 SAES, D_SAE, D_IN = 2, 13, 9
 IMPLEMENTATIONS = [optim] if kernels is None else [optim, kernels]

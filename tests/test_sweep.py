@@ -46,7 +46,7 @@ def test_a_toml_sweep_means_the_same_as_its_lines(tmp_path: Path) -> None:
         ("gated width=0 l1=1", "width = 0: should be greater than or equal to 1."),
         ("gated width=8 l1=-1", "l1 = -1: should be greater than or equal to 0."),
         ("gated width=8 l1=nan", "l1 = nan: should be a finite number."),
-        ("topk width=8 l1=1", "arch = 'topk': should be 'gated' or 'relu'."),
+        ("topk width=8 l1=1", "arch = 'topk': should be 'gated', 'relu' or 'rescale-shift'."),
         ("gated width=8", "needs 'l1'"),
         ("gated l1=1", "needs 'width'"),
         ("gated width=8 l1=1 width=9", "stands twice"),

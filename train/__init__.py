@@ -6,9 +6,13 @@ Needs the store and nothing of the language model: neither transformers nor data
 from .config import RunConfig, SAEConfig, load_sweep, parse_sae
 from .describe import describe_run, stores_of
 from .estimate import estimate
-from .events import Checkpointed, Event, Finished, Progress, Started, Stopped
+from .events import Checkpointed, Event, Finished, Left, Progress, Resampled, Started, Stopped
 from .folder import read_config
-from .sae import SAE, GatedParams, ReluParams, load_sae
+from .gated import GatedParams
+from .params import Params
+from .ranks import Ranks
+from .relu import ReluParams
+from .saved import SAE, load_sae
 from .trainer import train
 
 __all__ = [
@@ -17,8 +21,12 @@ __all__ = [
     "Event",
     "Finished",
     "GatedParams",
+    "Left",
+    "Params",
     "Progress",
+    "Ranks",
     "ReluParams",
+    "Resampled",
     "RunConfig",
     "SAEConfig",
     "Started",

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from . import elementwise, optim
-from .sae import PARAMS, Params, names
+from .params import Params
+from .sae import PARAMS, names
 
 try:
     from . import kernels

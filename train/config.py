@@ -17,11 +17,25 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from gsae.store import NotFoundError, UsageError
 
-Architecture = Literal["gated", "relu"]
+Architecture = Literal["gated", "relu", "rescale-shift"]
+Variant = Literal["untied", "no_r_mag", "unfrozen"]
 Precision = Literal["float32", "bfloat16"]
 
-# The sweep's short words and the fields they stand for.
-SWEEP_KEYS = {"width": "d_sae", "l1": "l1_coefficient", "lr": "lr", "seed": "seed"}
+# The sweep's short words and the fields they stand for; all but the last two are numbers.
+SWEEP_KEYS = {
+    "width": "d_sae",
+    "l1": "l1_coefficient",
+    "lr": "lr",
+    "seed": "seed",
+    "variant": "variant",
+    "init": "init",
+}
+WORDS = ("variant", "init")
+
+# The paper's learning rates, for runs as long as its own; below that many rows 1e-3 serves both (docs/training.md).
+LONG_RUN_ROWS = 100_000_000
+LONG_RUN_LR = {"gated": 3e-4, "relu": 1e-3, "rescale-shift": 1e-3}
+SHORT_RUN_LR = 1e-3
 
 
 class Settings(BaseModel):
@@ -45,35 +59,66 @@ class Settings(BaseModel):
 
 
 class SAEConfig(Settings):
-    """One SAE of a run. `lr=None` takes the run's; `name=None` is filled in by the run."""
+    """One SAE of a run. `lr=None` takes the run's, or the recipe's; `name=None` is filled in by the run.
+
+    init: folder of a saved SAE to go on from; init_sha256: of its weights, filled in at the run's first start.
+    """
 
     arch: Architecture
     d_sae: int = Field(ge=1)
     l1_coefficient: float = Field(ge=0)  # lambda of Rajamanoharan et al. 2024, eq. 8, on inputs with E||z||^2 = 1
     lr: float | None = Field(default=None, gt=0)
     seed: int = Field(default=0, ge=0, lt=2**63)
+    variant: Variant | None = None
+    init: str | None = None
+    init_sha256: str | None = None
     name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$", max_length=200)
+
+    @model_validator(mode="after")
+    def _checked(self) -> Self:
+        if self.variant is not None and self.arch != "gated":
+            raise ValueError(f"variant = {self.variant}: only gated has variants, not {self.arch}")
+        return self
+
+    @property
+    def kind(self) -> str:
+        """Its architecture with its variant, as `sae.PARAMS` names them."""
+        return f"{self.arch}-{self.variant}" if self.variant else self.arch
 
 
 class RunConfig(Settings):
-    """A run: one site, one stream of batches, any number of SAEs. Steps and warm-ups are counted in batches."""
+    """A run: one site, one stream of batches, any number of SAEs. Steps and warm-ups are counted in batches.
+
+    What is None is decided at the first start and written to config.toml.
+    """
 
     site: str
     batch_size: int = Field(default=4096, ge=1)
     steps: int = Field(ge=1)
     data_seed: int = Field(default=0, ge=0, lt=2**63)
-    lr: float = Field(default=1e-3, gt=0)
+    lr: float | None = Field(default=None, gt=0)  # None: the recipe's, an architecture
     lr_warm_up_steps: int = Field(default=100, ge=0)
     l1_warm_up_steps: int | None = Field(default=None, ge=0)  # None: a tenth of the steps
     lr_decay_steps: int | None = Field(default=None, ge=0)  # None: the last fifth of the steps, linearly to 0
     adam_betas: tuple[float, float] = (0.0, 0.999)
     adam_eps: float = Field(default=1e-8, gt=0)
+    clip_grad_norm: float | None = Field(default=None, gt=0)  # of all gradients of an SAE together
+    resample_at: tuple[int, ...] = ()  # steps after which silent latents are given new directions
+    resample_silent_rows: int | None = Field(default=None, ge=1)  # None: half the least distance of two such steps
+    resample_warm_up_steps: int = Field(default=1000, ge=1)
+    resample_bias: Literal["density", "zero"] = "density"
     max_norm_multiple: float = Field(default=10.0, ge=0)
+    skip_nonfinite: bool = False
     precision: Precision = "float32"
+    screening: bool | None = None
     device: str | None = None
     threads: int | None = Field(default=None, ge=1)
+    stack: int | None = Field(default=None, ge=1)  # SAEs of one shape that are trained as one product, at most
     checkpoint_every: int = Field(default=1000, ge=1)
+    checkpoint_minutes: float = Field(default=10.0, gt=0)
     log_every: int = Field(default=50, ge=1)
+    eval_every: int = Field(default=500, ge=0)  # 0: never
+    eval_rows: int = Field(default=2048, ge=1)
     saes: tuple[SAEConfig, ...] = Field(min_length=1)
 
     @model_validator(mode="after")
@@ -84,12 +129,23 @@ class RunConfig(Settings):
             )
         if not 0 < self.adam_betas[1] < 1:
             raise ValueError(f"adam_betas = {self.adam_betas}: the second must lie between 0 and 1")
+        steps = self.resample_at
+        if list(steps) != sorted(set(steps)) or not all(0 < step < self.steps for step in steps):
+            raise ValueError(f"resample_at = {steps}: give ascending steps between 0 and {self.steps}")
+        for sae in self.saes:
+            if sae.arch == "rescale-shift" and sae.init is None:
+                raise ValueError("a rescale-shift SAE starts from a trained baseline: give init, the folder of one")
         self.named_saes()
         return self
 
+    def lr_of(self, sae: SAEConfig) -> float:
+        """The learning rate of an SAE: its own, the run's, or the recipe's for as many rows."""
+        recipe = LONG_RUN_LR[sae.arch] if self.steps * self.batch_size >= LONG_RUN_ROWS else SHORT_RUN_LR
+        return sae.lr or self.lr or recipe
+
     def named_saes(self) -> tuple[SAEConfig, ...]:
         """The SAEs with learning rate and name filled in; UsageError where two are the same or share a name."""
-        saes = [sae.model_copy(update={"lr": sae.lr or self.lr}) for sae in self.saes]
+        saes = [sae.model_copy(update={"lr": self.lr_of(sae)}) for sae in self.saes]
         alike = Counter(sae.model_copy(update={"name": None}) for sae in saes)
         for sae, count in alike.items():
             if count > 1:
@@ -101,22 +157,51 @@ class RunConfig(Settings):
                 raise UsageError(f"{count} SAEs of the run are called {name!r}; give each a name of its own.")
         return tuple(named)
 
-    def resolved(self, *, device: str, threads: int) -> "RunConfig":
-        """The same run with every default written out; `device` and `threads` stand in where none was asked for."""
-        decay, warm_up = self.lr_decay_steps, self.l1_warm_up_steps
+    def resolved(self, *, device: str, threads: int, ranks: int = 1, screening: bool = False) -> "RunConfig":
+        """The same run with every default written out; the arguments stand in where nothing was asked for.
+
+        ranks: how many processes there are to work off the groups, each of which should find one.
+        """
+        decay, warm_up, saes = self.lr_decay_steps, self.l1_warm_up_steps, self.named_saes()
+        gaps = [b - a for a, b in itertools.pairwise((0, *self.resample_at))]
+        silent = self.batch_size * (min(gaps) // 2) if gaps else None
         return self.model_copy(
             update={
                 "l1_warm_up_steps": -(-self.steps // 10) if warm_up is None else warm_up,
                 "lr_decay_steps": self.steps // 5 if decay is None else decay,
+                "resample_silent_rows": self.resample_silent_rows or silent,
                 "device": self.device or device,
                 "threads": self.threads or threads,
-                "saes": self.named_saes(),
+                "stack": self.stack or _stack_for(saes, ranks),
+                "screening": screening if self.screening is None else self.screening,
+                "saes": saes,
             }
         )
 
+    def groups(self) -> tuple[tuple[SAEConfig, ...], ...]:
+        """The stacks of SAEs of one shape, at most `stack` in each, that are trained one by one or side by side."""
+        return _stacks(self.named_saes(), self.stack or len(self.saes))
+
+
+def _stacks(saes: Sequence[SAEConfig], most: int) -> tuple[tuple[SAEConfig, ...], ...]:
+    shapes: dict[tuple[str, int], list[SAEConfig]] = {}
+    for sae in saes:
+        shapes.setdefault((sae.kind, sae.d_sae), []).append(sae)
+    found = []
+    for alike in shapes.values():
+        parts = -(-len(alike) // most)
+        ends = [len(alike) * part // parts for part in range(parts + 1)]
+        found += [tuple(alike[a:b]) for a, b in itertools.pairwise(ends)]
+    return tuple(found)
+
+
+def _stack_for(saes: Sequence[SAEConfig], ranks: int) -> int:
+    """The largest stacks that leave no rank without one."""
+    return next((most for most in range(len(saes), 1, -1) if len(_stacks(saes, most)) >= ranks), 1)
+
 
 def _short_name(sae: SAEConfig) -> str:
-    return f"{sae.arch}-w{sae.d_sae}-l1_{sae.l1_coefficient:g}-seed{sae.seed}"
+    return f"{sae.kind}-w{sae.d_sae}-l1_{sae.l1_coefficient:g}-seed{sae.seed}"
 
 
 def _name(sae: SAEConfig, shared: Mapping[str, int]) -> str:
@@ -176,7 +261,7 @@ def load_sweep(path: str | Path) -> tuple[SAEConfig, ...]:
 
 def _grid(axes: Mapping[str, Any]) -> tuple[SAEConfig, ...]:
     for key in axes:
-        if key not in ("arch", "name", *SWEEP_KEYS, *SWEEP_KEYS.values()):
+        if key not in ("arch", "name", "init_sha256", *SWEEP_KEYS, *SWEEP_KEYS.values()):
             raise UsageError(_unknown("SAE setting", key, ["arch", *SWEEP_KEYS]))
     for word, field in SWEEP_KEYS.items():
         if word in axes and field in axes and word != field:
@@ -185,6 +270,8 @@ def _grid(axes: Mapping[str, Any]) -> tuple[SAEConfig, ...]:
     for key, values in full.items():
         if not values:
             raise UsageError(f"{key!r} has an empty list.")
+    if full.get("arch") == ["rescale-shift"]:
+        full.setdefault("l1_coefficient", [0.0])  # it has no penalty
     for required in ("arch", "d_sae", "l1_coefficient"):
         if required not in full:
             short = {long: word for word, long in SWEEP_KEYS.items()}.get(required, required)
@@ -193,6 +280,8 @@ def _grid(axes: Mapping[str, Any]) -> tuple[SAEConfig, ...]:
 
 
 def _number(key: str, text: str) -> int | float | str:
+    if key in WORDS:
+        return text
     for kind in (int, float):
         try:
             return kind(text)
@@ -231,5 +320,7 @@ def from_toml(text: str) -> tuple[RunConfig, dict[str, Any]]:
 def _toml(value: Any) -> str:
     if isinstance(value, tuple | list):
         return "[" + ", ".join(_toml(item) for item in value) + "]"
+    if isinstance(value, bool):
+        return str(value).lower()
     # A JSON string is a TOML string once DEL, which TOML wants escaped, is.
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f") if isinstance(value, str) else repr(value)

@@ -1,29 +1,24 @@
 """What a run is and how far it came, as one JSON-ready value: its settings, its SAEs and their last figures."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from gsae.store import NotFoundError
 
 from .config import from_toml
-from .folder import CONFIG, METRICS, read_config
+from .folder import CONFIG, last_lines, read_config
 
 
 def describe_run(run: Path) -> dict[str, Any]:
     """Describe the run in folder `run`; raises NotFoundError where there is none."""
     config = read_config(run)
-    last: dict[str, dict[str, Any]] = {}
-    if (run / METRICS).exists():
-        for line in (run / METRICS).read_text().splitlines():
-            figures = json.loads(line)
-            last[figures["sae"]] = figures
-    step = max((figures["step"] for figures in last.values()), default=0)
+    last = last_lines(run, config)
+    names = [str(sae.name) for sae in config.named_saes()]
+    step = min((last.get(name, {}).get("step", 0) for name in names), default=0)
     saved = {path.parent.name for path in run.glob("saes/*/cfg.json")}
     settings = config.model_dump(mode="json", exclude={"saes"})
-    names = [str(sae.name) for sae in config.named_saes()]
     return {
-        "state": "complete" if set(names) <= saved else "unfinished",
+        "state": "complete" if all(n in saved or "stopped" in last.get(n, {}) for n in names) else "unfinished",
         "step": step,
         **settings,
         "saes": [{"sae": name, **last.get(name, {})} for name in names],

@@ -1,37 +1,103 @@
-"""What a run would take, before anything is begun: parameters, memory, work and the read rate it needs."""
+"""What a run would take, before anything is begun: parameters, memory, work, time, and the read rate it needs.
 
-from typing import Any
+Time is measured, not guessed: some steps of every group on real rows, as the run begins (half of all gates open) and
+with about 50 latents open a row. It costs a few seconds, or less where the work is cut to fewer rows.
+"""
+
+import time
+from typing import Any, cast
+
+import torch
+from torch import Tensor
 
 from gsae.store import Site
 
 from .config import RunConfig
+from .group import Group
+from .inputs import Inputs
+from .memory import available, needed, parameters, reading_bytes
+from .ranks import ALONE, Ranks
+from .sae import PARAMS
+from .trainer import computing_with
 
-# Products with W_enc or W_dec in a step, in units of 2 * rows * d_in * d_sae flops: forward and backward.
-PRODUCTS = {"gated": 7, "relu": 5}
-VECTORS = {"gated": 3, "relu": 1}
+PROBE_FLOPS = 1e11  # a measured step is cut to fewer rows beyond
+PROBE_STEPS, SETTLING_STEPS = 2, 6
+PROBE_L0 = 50
 
 
-def estimate(site: Site, run: RunConfig) -> dict[str, Any]:
-    """Return the figures of `--dry-run` for a run on `site`, in bytes, flops and rows."""
-    summary = site.moments.within(run.max_norm_multiple)
-    saes = run.named_saes()
-    weights = {str(sae.name): 2 * sae.d_sae * site.d_in for sae in saes}
-    parameters = {str(sae.name): weights[str(sae.name)] + VECTORS[sae.arch] * sae.d_sae + site.d_in for sae in saes}
-    widest_stack = sum(sae.d_sae for sae in saes)
+def estimate(site: Site, config: RunConfig, ranks: Ranks = ALONE) -> dict[str, Any]:
+    """Return the figures of `--dry-run` for a run on `site`, in bytes, flops, rows and seconds."""
+    device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    run = config.resolved(device=device, threads=ranks.threads, ranks=ranks.world_size)
+    inputs = Inputs.of(site, run, device)
+    summary = inputs.summary
+    need, there = needed(site, run, ranks), available(device)
+    flops = sum(2 * PARAMS[s.kind].PRODUCTS * run.batch_size * s.d_sae * site.d_in for s in run.saes)
+    read = run.batch_size * site.raw_bytes // site.rows
     return {
         "site": site.name,
         "store_digest": site.store.digest,
         "rows": summary.rows,
         "rows_skipped": summary.skipped,
+        "rows_nonfinite": site.moments.non_finite,
         "batch_size": run.batch_size,
         "steps": run.steps,
         "epochs": run.steps * run.batch_size / summary.rows,
-        "parameters": parameters,
-        # Weights, second moments and a gradient in float32, and two (rows, d_sae) buffers a step.
-        "memory_bytes": 12 * sum(parameters.values()) + 8 * run.batch_size * widest_stack,
-        "reading_memory_bytes": site.batches(
-            run.batch_size, epochs=None
-        ).memory,  # buffers; files are mapped beside them
-        "flops_per_step": sum(PRODUCTS[sae.arch] * run.batch_size * weights[str(sae.name)] for sae in saes),
-        "bytes_read_per_step": run.batch_size * site.raw_bytes // site.rows,
+        "device": device,
+        "threads": run.threads,
+        "groups": len(run.groups()),
+        "learning_rates": {str(sae.name): sae.lr for sae in run.saes},
+        "parameters": {str(sae.name): parameters(sae, site.d_in) for sae in run.saes},
+        "memory_bytes": need,
+        "available_bytes": there,
+        "reading_memory_bytes": reading_bytes(site, run),
+        "flops_per_step": flops,  # of dense steps
+        "flops": flops * run.steps,
+        "bytes_read_per_step": read,
+        **(_measured(run, inputs, read, ranks) if need <= there else {}),
     }
+
+
+def _measured(run: RunConfig, inputs: Inputs, read: int, ranks: Ranks) -> dict[str, Any]:
+    """Seconds of a step, and what follows from them; every rank is taken to have the same share of the groups."""
+    with computing_with(cast(int, run.threads)):
+        pairs = [_step_seconds(number, run, inputs) for number in range(len(run.groups()))]
+    dense, sparse = (sum(column) / ranks.world_size for column in zip(*pairs, strict=True))
+    begun = min(cast(int, run.l1_warm_up_steps), run.steps)
+    return {
+        "measured_step_seconds_at_the_start": dense,
+        f"measured_step_seconds_at_l0_{PROBE_L0}": sparse,
+        "expected_seconds": begun * dense + (run.steps - begun) * sparse,
+        "read_bytes_per_second_needed": read / sparse,
+    }
+
+
+def _step_seconds(number: int, run: RunConfig, inputs: Inputs) -> tuple[float, float]:
+    """Seconds of a step of a group with half of its gates open, and with `PROBE_L0` a row."""
+    saes = run.groups()[number]
+    flops = sum(2 * PARAMS[s.kind].PRODUCTS * run.batch_size * s.d_sae * inputs.site.d_in for s in saes)
+    rows = max(1, round(run.batch_size * min(1.0, PROBE_FLOPS / flops)))
+    group = Group(number, tuple(sae.model_copy(update={"init": None}) for sae in saes), run, inputs)
+    with inputs.site.batches(rows, epochs=None, max_norm_multiple=run.max_norm_multiple, device=inputs.device) as found:
+        x = inputs.scaled(next(found)) - inputs.centre
+    _run_steps(group, x, 1)
+    dense = _run_steps(group, x, PROBE_STEPS)
+    gates = group.bank.params[PARAMS[saes[0].kind].GATE]
+    for index in range(len(saes)):
+        opened = x[:64] @ group.bank.params["W_enc"][index].T
+        most = min(PROBE_L0 * len(opened), opened.numel())
+        gates[index] = -torch.topk(opened.flatten(), most).values[-1]
+    _run_steps(group, x, SETTLING_STEPS)
+    sparse = _run_steps(group, x, PROBE_STEPS)
+    scale = run.batch_size / rows
+    return dense * scale, sparse * scale
+
+
+def _run_steps(group: Group, x: Tensor, steps: int) -> float:
+    """Take some steps on one batch; return the mean seconds of one."""
+    spread = x.square().sum(dtype=torch.float64)
+    started = time.perf_counter()
+    for _ in range(steps):
+        group.advance(x, spread, {})
+        group.failed()  # waits for the device
+    return (time.perf_counter() - started) / steps

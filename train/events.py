@@ -7,14 +7,19 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Started:
-    """The run begins, or goes on after `step` batches. Rows are those of one epoch, within the norm limit."""
+    """Some groups are begun, or gone on with after `step` batches; rows are those of one epoch, within the limit."""
 
     step: int
     steps: int
     saes: tuple[str, ...]
+    groups: int
     rows: int
-    rows_skipped: int
+    rows_skipped: int  # over the norm limit, or not finite
+    rows_nonfinite: int
     epochs: float  # over the whole run
+    device: str
+    threads: int
+    ranks: int
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,15 @@ class Stopped:
 
 
 @dataclass(frozen=True)
+class Resampled:
+    """After `step`, some latents of an SAE that were silent for long got new directions."""
+
+    step: int
+    sae: str
+    latents: int
+
+
+@dataclass(frozen=True)
 class Checkpointed:
     """All that a resume needs is on disk."""
 
@@ -53,7 +67,14 @@ class Finished:
     stopped: tuple[str, ...]
 
 
-Event = Started | Progress | Stopped | Checkpointed | Finished
+@dataclass(frozen=True)
+class Left:
+    """Nothing is left to take, and other processes still train this many groups."""
+
+    groups: int
+
+
+Event = Started | Progress | Stopped | Resampled | Checkpointed | Finished | Left
 Listener = Callable[[Event], None]
 
 

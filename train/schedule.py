@@ -1,6 +1,13 @@
-"""Rates as functions of the step alone, which counts from 1: a resumed run needs no scheduler's state."""
+"""Rates as functions of the step, which counts from 1, and of the last resampling: no scheduler has a state."""
+
+import math
+
+import torch
+from torch import Tensor
 
 from .config import RunConfig
+
+RESAMPLED_LR = 0.1  # of the learning rate, right after a resampling
 
 
 def lr_factor(run: RunConfig, step: int) -> float:
@@ -8,6 +15,16 @@ def lr_factor(run: RunConfig, step: int) -> float:
     warm_up = min(1.0, step / run.lr_warm_up_steps) if run.lr_warm_up_steps else 1.0
     decay = min(1.0, (run.steps - step + 1) / run.lr_decay_steps) if run.lr_decay_steps else 1.0
     return warm_up * decay
+
+
+def recovery(run: RunConfig, step: int, resampled: Tensor) -> Tensor:
+    """Share of the learning rate that a resampling leaves: a tenth, back to all by a cosine (Bricken et al. 2023).
+
+    resampled: (saes,) the step after which latents of each were last resampled, -1 where none was.
+    """
+    done = ((step - resampled) / run.resample_warm_up_steps).clamp(max=1.0)
+    share = RESAMPLED_LR + (1 - RESAMPLED_LR) * (1 - torch.cos(math.pi * done)) / 2
+    return torch.where(resampled < 0, torch.ones_like(share), share)
 
 
 def l1_factor(run: RunConfig, step: int) -> float:

@@ -1,0 +1,110 @@
+"""Any architecture's training step as its file has it: autograd for the gradients, one SAE at a time.
+
+Slower than `bank`, which knows two architectures by heart, and with the same interface; it is for the ablations, for
+what comes as a new file, and for clipped gradients, whose norm is known only once all gradients are there.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from .bank import Adam, Figures
+from .params import Params
+from .sae import PARAMS, names
+
+
+class AutogradBank:
+    """SAEs of one architecture and width: parameters in `params` as (saes, ...), second moments in `moments`."""
+
+    def __init__(
+        self,
+        arch: str,
+        start: list[Params],
+        centre: Tensor,
+        operands: torch.dtype,
+        device: str | torch.device = "cpu",
+        clip: float | None = None,
+    ) -> None:
+        """As `Bank`; clip: most that the norm of all gradients of an SAE may be."""
+        self.arch, self.saes, self._clip = arch, len(start), clip
+        self.params = {name: torch.stack([getattr(one, name) for one in start]).to(device) for name in names(arch)}
+        self.trained = tuple(name for name in names(arch) if name not in PARAMS[arch].FROZEN)
+        self.moments = {name: torch.zeros_like(self.params[name]) for name in self.trained}
+        self.d_sae, self.d_in = self.params["W_dec"].shape[1:]
+        self.centre = centre.to(self.params["b_dec"])
+        # After which step each latent's second moments began: 0, or when `reset` last restarted it.
+        self.born = torch.zeros(self.saes, self.d_sae, dtype=torch.int64, device=device)
+        self.steps = 0
+        self._cast = operands if operands != self.params["b_dec"].dtype else None
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """How each SAE's step is taken."""
+        return ("dense",) * self.saes
+
+    def one(self, index: int) -> Params:
+        """The SAE at one place of the stack, copied to the CPU."""
+        return PARAMS[self.arch](**{name: tensor[index].cpu().clone() for name, tensor in self.params.items()})
+
+    def step(self, x: Tensor, l1_coefficients: Tensor, adam: Adam) -> Figures:
+        """Take one step on x (rows, d_in), scaled inputs less `centre`; a rate of 0 or a lost SAE changes nothing."""
+        self.steps = adam.step
+        z = x + self.centre
+        found = [self._one_step(index, z, l1_coefficients[index], adam) for index in range(self.saes)]
+        return Figures(*(torch.stack(column) for column in zip(*found, strict=True)))
+
+    def _one_step(self, index: int, z: Tensor, l1: Tensor, adam: Adam) -> tuple[Tensor, ...]:
+        leaves = {n: t[index].detach().requires_grad_(n in self.trained) for n, t in self.params.items()}
+        with torch.autocast(z.device.type, self._cast, enabled=self._cast is not None):
+            terms = PARAMS[self.arch](**leaves).terms(z)
+        error = (z - terms.x_hat).square().sum()
+        auxiliary, penalty = terms.auxiliary.sum(), terms.penalty.sum()
+        loss = (error + auxiliary + l1.to(error) * penalty) / len(z)
+        trained = [leaves[name] for name in self.trained]
+        gradients = torch.autograd.grad(loss, trained, allow_unused=True, materialize_grads=True)
+        lr = adam.lr[index] * torch.isfinite(loss.detach())
+        self._update(index, dict(zip(self.trained, self._clipped(gradients), strict=True)), lr, adam)
+        x_hat, fired = terms.x_hat.detach().to(z.dtype), (terms.f.detach() > 0).sum(0, dtype=torch.int32)
+        sums = (error, auxiliary, x_hat.square().sum(), (x_hat * z).sum(), fired.sum(), penalty)
+        return (*(total.detach().double() for total in sums), fired)
+
+    def _clipped(self, gradients: tuple[Tensor, ...]) -> list[Tensor]:
+        if self._clip is None:
+            return list(gradients)
+        norm = torch.stack([g.square().sum() for g in gradients]).sum().sqrt()
+        share = (self._clip / (norm + 1e-6)).clamp(max=1.0)
+        return [g * share for g in gradients]
+
+    def _update(self, index: int, gradients: dict[str, Tensor], lr: Tensor, adam: Adam) -> None:
+        """One Adam step of one SAE: the paper's, with a bias correction of its own for every latent."""
+        for name, g in gradients.items():
+            p, v = self.params[name][index], self.moments[name][index]
+            born = self.born.new_zeros(1) if name == "b_dec" else self.born[index]
+            correction = adam.correction(born).to(p).view(-1, *[1] * (p.dim() - 1))
+            if name == "W_dec":
+                g = g - (g * p).sum(-1, keepdim=True) * p
+            moment = v * adam.beta2 + (1 - adam.beta2) * g * g
+            moved = p - lr.to(p) * g / (moment.sqrt() * correction + adam.eps)
+            if name == "W_dec":
+                moved = moved / moved.norm(dim=-1, keepdim=True)
+            torch.where(lr > 0, moment, v, out=v)
+            torch.where(lr > 0, moved, p, out=p)
+
+    def reset(self, sae: int, latents: Tensor) -> None:
+        """Forget the moments of latents (n,) whose parameters were written anew; their bias correction starts again."""
+        for name, moment in self.moments.items():
+            if name != "b_dec":
+                moment[sae, latents] = 0
+        self.born[sae, latents] = self.steps
+
+    def state(self) -> dict[str, Tensor]:
+        """All that changes, for `restore`."""
+        moments = {f"{name}.second_moment": moment for name, moment in self.moments.items()}
+        return {**self.params, **moments, "born": self.born, "steps": torch.tensor(self.steps)}
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take back what `state` gave, bit for bit."""
+        for name, tensor in self.state().items():
+            tensor.copy_(tensors[name])
+        self.steps = int(tensors["steps"])

@@ -1,0 +1,89 @@
+"""New directions for latents that have gone silent: Bricken et al. 2023's resampling, which the paper uses.
+
+A silent latent gets as its direction an input drawn with probability proportional to its squared loss, an encoder row
+along it of a fifth of the live rows' mean norm, and a fresh optimiser. Two things differ. Directions are taken from
+the decoder's bias on, which is where the encoder reads from; and the bias is set so that the latent fires as often as
+the median live one (`zero` is the rule of Bricken et al.), for at a bias of zero it fires on about half of the rows.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .params import Params
+
+ENCODER_NORM = 0.2  # of the live encoder rows' mean norm
+ROWS_AT_ONCE, LATENTS_AT_ONCE = 1024, 256
+
+
+@dataclass(frozen=True)
+class Revived:
+    """Latents (n,) and their new parameters by name, (n, ...)."""
+
+    latents: Tensor
+    values: dict[str, Tensor]
+
+
+def revived(
+    params: Params, silent: Tensor, z: Tensor, l1_coefficient: float, seed: int, *, zero_bias: bool
+) -> Revived | None:
+    """What the silent latents (d_sae,) of an SAE become, given some of its inputs z (rows, d_in); None without any.
+
+    At most as many latents as there are inputs with a loss; a function of its arguments alone.
+    """
+    losses, fired = _losses(params, z, l1_coefficient)
+    drawn = _draw(losses.square(), int(silent.sum()), seed)
+    if not len(drawn):
+        return None
+    latents = silent.nonzero()[: len(drawn), 0]
+    live = ~silent if not silent.all() else silent
+    directions = torch.nn.functional.normalize(z[drawn].to(params.W_dec) - params.b_dec, dim=1)
+    encoder = directions * (ENCODER_NORM * params.W_enc[live].norm(dim=1).mean())
+    gate = torch.zeros(len(drawn), device=z.device, dtype=params.b_dec.dtype)
+    if not zero_bias:
+        share = float(fired[live].double().median()) / len(z)
+        gate = _bias(encoder, z.to(params.b_dec) - params.b_dec, share)
+    values = {}
+    for name in vars(params):
+        if name.startswith("W_"):
+            values[name] = directions if name == "W_dec" else encoder
+        elif name != "b_dec":
+            values[name] = gate if name == params.GATE else torch.zeros_like(gate)
+    return Revived(latents, values)
+
+
+def _losses(params: Params, z: Tensor, l1_coefficient: float) -> tuple[Tensor, Tensor]:
+    """Each row's loss (rows,), float64, and on how many rows each latent fires (d_sae,)."""
+    losses, fired = [], torch.zeros(len(params.W_dec), dtype=torch.int64, device=z.device)
+    for first in range(0, len(z), ROWS_AT_ONCE):
+        x = z[first : first + ROWS_AT_ONCE].to(params.b_dec)
+        terms = params.terms(x)
+        error = (x - terms.x_hat).square().sum(1) + terms.auxiliary
+        losses.append((error + l1_coefficient * terms.penalty).double())
+        fired += (terms.f > 0).sum(0)
+    return torch.cat(losses), fired
+
+
+def _draw(weights: Tensor, count: int, seed: int) -> Tensor:
+    """Numbers of `count` different rows, fewer if need be, drawn in proportion to their weights (rows,).
+
+    The rows with the smallest exponential variates of these rates (Efraimidis and Spirakis 2006).
+    """
+    uniform = torch.rand(len(weights), dtype=torch.float64, generator=torch.Generator("cpu").manual_seed(seed))
+    keys = -torch.log(uniform.to(weights.device)) / weights
+    possible = int(((weights > 0) & torch.isfinite(weights)).sum())
+    return torch.topk(torch.nan_to_num(keys, nan=torch.inf), min(count, possible), largest=False).indices
+
+
+def _bias(encoder: Tensor, centred: Tensor, share: float) -> Tensor:
+    """Biases (n,) with which encoder rows (n, d_in) exceed 0 on that share of the inputs (rows, d_in), or on one."""
+    if len(centred) < 2:
+        return torch.zeros(len(encoder), device=encoder.device, dtype=encoder.dtype)
+    open_rows = min(max(1, round(share * len(centred))), len(centred) - 1)
+    found = []
+    for first in range(0, len(encoder), LATENTS_AT_ONCE):
+        opened = encoder[first : first + LATENTS_AT_ONCE] @ centred.T
+        highest = torch.topk(opened, open_rows + 1, dim=1).values
+        found.append(-highest[:, -2:].mean(1))
+    return torch.cat(found)
