@@ -40,7 +40,9 @@ def main() -> None:
     try:
         with _clean_stops():
             app(standalone_mode=True)
-    except Exception as error:
+    except SystemExit:  # typer's own end
+        raise
+    except BaseException as error:  # an InterruptedRun passes through every `except Exception`
         if "--debug" in sys.argv:
             raise
         sys.exit(_told(error))
@@ -66,14 +68,15 @@ def _clean_stops() -> Iterator[None]:
             signal.signal(each, handler)
 
 
-def _told(error: Exception) -> int:
+def _told(error: BaseException) -> int:
     """Print an error in one line and return the exit code."""
-    from gsae.store.errors import GsaeError
+    from gsae.store.errors import GsaeError, InterruptedRun
 
-    known = isinstance(error, GsaeError)
-    told = str(error) if known else f"{type(error).__name__}: {error} (a fault of gsae: run again with --debug)"
-    print(f"gsae: {told}", file=sys.stderr)
-    return error.exit_code if isinstance(error, GsaeError) else 1
+    if isinstance(error, (GsaeError, InterruptedRun)):
+        print(f"gsae: {error}", file=sys.stderr)
+        return error.exit_code
+    print(f"gsae: {type(error).__name__}: {error} (a fault of gsae: run again with --debug)", file=sys.stderr)
+    return 1
 
 
 def _version(asked: bool) -> None:
@@ -140,11 +143,15 @@ def harvest(
         Literal["planes", "zstd", "none"], typer.Option(help="zstd is for readers that have standard codecs only.")
     ] = "planes",
     level: Annotated[int, typer.Option(help="Of the codec: planes 0 (fast) or 1 (small).")] = 1,
-    batch_size: Annotated[int, typer.Option(help="Contexts in a forward pass.")] = 16,
+    batch_size: Annotated[str, typer.Option(help="Contexts in a forward pass, or auto for as many as fit.")] = "16",
     dtype: Annotated[
         Literal["bfloat16", "float16", "float32"], typer.Option(help="What the model runs in, and the rows are in.")
     ] = "bfloat16",
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 or auto.")] = "auto",
+    device_map: Annotated[
+        str | None, typer.Option(help="Spread a model that is too large for one device: auto, or a JSON object.")
+    ] = None,
+    compile: Annotated[bool, typer.Option("--compile", help="Run the model through torch.compile.")] = False,
     attn_implementation: Annotated[str, typer.Option(help="As transformers has it: sdpa, eager and others.")] = "sdpa",
     threads: Annotated[int | None, typer.Option(help="CPU threads; torch's own choice if not given.")] = None,
     rank: Annotated[int | None, typer.Option(help="Which worker this is; torchrun's or SLURM's if not given.")] = None,
@@ -181,9 +188,11 @@ def harvest(
         window_rows=window_rows,
         codec=codec,
         level=level,
-        batch_size=batch_size,
+        batch_size=batch_size if batch_size == "auto" else _number("--batch-size", batch_size),
         dtype=dtype,
         device=device,
+        device_map=device_map,
+        compile=compile,
         attn_implementation=attn_implementation,
         dropped_positions=_positions(drop_positions),
         any_hardware=any_hardware,
@@ -563,6 +572,14 @@ def _steps(text: str) -> tuple[int, ...]:
         return tuple(int(part) for part in text.split(",") if part.strip())
     except ValueError:
         raise UsageError(f"--resample-at {text!r}: give steps, for instance 5000,10000.") from None
+
+
+def _number(option: str, text: str) -> int:
+    from gsae.store import UsageError
+
+    if not text.isdecimal():
+        raise UsageError(f"{option} {text!r}: give a number or auto.")
+    return int(text)
 
 
 def _positions(text: str) -> tuple[int, ...]:

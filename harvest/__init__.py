@@ -5,18 +5,12 @@ turns site names into places in it, `capture` runs it as far as the sites need, 
 there cost. Imports nothing but `gsae.store`; transformers and datasets are imported when first needed.
 """
 
+from .compiled import compiled
 from .config import HarvestConfig
-from .lm import (
-    LanguageModel,
-    Provenance,
-    capture,
-    load_lm,
-    load_meta,
-    load_planned,
-    load_tokenizer,
-    tokenizer_sha256,
-)
-from .pipeline import Finished, Left, Running, Stage, harvest
+from .events import Finished, Left, Running, Stage
+from .lm import LanguageModel, Provenance, capture
+from .loading import load_lm, load_meta, load_planned, load_tokenizer, tokenizer_sha256
+from .pipeline import harvest
 from .planning import estimate, request
 from .predictions import Edit, effects
 from .sites import offered, resolve, split_names
@@ -39,6 +33,7 @@ __all__ = [
     "Stage",
     "Worker",
     "capture",
+    "compiled",
     "documents",
     "effects",
     "estimate",

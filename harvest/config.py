@@ -24,8 +24,9 @@ class HarvestConfig(BaseModel):
     model, dataset: a builtin, a local path or a Hub id. skip_documents, max_documents: take at most so many documents,
     after so many; a harvest that skips what another took is its continuation. rows: train rows wanted, None for all
     that the text has. heldout: share of the documents kept for evaluation, None for enough to hold 2^17 rows but at
-    most a tenth. batch_size: contexts in a forward pass. level: of the codec (`planes` 0 or 1, `zstd` 1 to 22).
-    threads: of the CPU, None for torch's own choice.
+    most a tenth. batch_size: contexts in a forward pass, "auto" for what fits. level: of the codec (`planes` 0 or 1,
+    `zstd` 1 to 22). device_map: spreads the model over devices, in place of `device`. compile: run it through
+    torch.compile. threads: of the CPU, None for torch's own choice. force: begin without room on the disk.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -46,12 +47,15 @@ class HarvestConfig(BaseModel):
     window_rows: Positive = 1 << 18
     codec: Literal["planes", "zstd", "none"] = "planes"
     level: int = 1
-    batch_size: Positive = 16
+    batch_size: Positive | Literal["auto"] = 16
     dtype: Dtype = "bfloat16"
     device: Name = "cpu"
     attn_implementation: Name = "sdpa"
     dropped_positions: tuple[Annotated[int, Field(ge=0)], ...] = ()
+    device_map: Name | None = None
+    compile: bool = False
     any_hardware: bool = False
+    force: bool = False
     threads: Positive | None = None
 
     @field_validator("window_rows")
@@ -68,6 +72,8 @@ class HarvestConfig(BaseModel):
             raise ValueError(f"level: got {self.level}; codec {self.codec} needs {low} to {high}")
         if self.codec == "planes" and self.dtype == "float32":
             raise ValueError("codec: planes is for 16-bit rows; dtype float32 needs codec zstd or none")
+        if self.compile and self.device_map:
+            raise ValueError("compile: not together with a device_map, whose hooks move tensors inside of the layers")
         beyond = [p for p in self.dropped_positions if p >= self.context_size]
         if beyond:
             raise ValueError(f"dropped_positions: got {beyond[0]}; needs less than {self.context_size}")

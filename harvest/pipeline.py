@@ -1,18 +1,14 @@
-"""The harvest: tokens, then the plan, then one window after the other, then the manifest.
+"""The harvest: tokens, then the plan, then one window after the other (`windows.py`), then the manifest.
 
-A window is made alone: its contexts are run in the batches that `gsae.store.order` dictates, each row goes straight
-to its place in the window's buffer, and a background thread encodes and publishes one window while the model runs
-the next. So a harvest may be killed anywhere and the same command goes on at the first window that has no record.
-Memory: the model, the tokens and two windows a site. Several workers each make their share (`workers.py`).
+What is published stays, so a harvest may be killed anywhere and the same command goes on at the first window that has
+no record. Several workers each make their share (`workers.py`).
 """
 
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,24 +18,23 @@ from gsae.store import (
     ContextsSpec,
     IncompatibleError,
     Plan,
-    Split,
     Store,
-    all_windows,
     contexts,
-    empty_rows,
     is_complete,
     open_store,
-    order,
     publish,
-    scatter,
-    unsigned,
     writer,
 )
 
+from .compiled import compiled
 from .config import HarvestConfig
-from .lm import LanguageModel, capture, load_lm
+from .events import Finished, Left, Listen, Stage
+from .lm import LanguageModel
+from .loading import load_lm
+from .memory import choose_batch_size
 from .planning import Request, Rows, check_same, make_plan, model_source, request, rows_of
-from .tokens import BlockTokenised, tokenise
+from .tokens import tokenise
+from .windows import due_windows, make_windows
 from .workers import ALONE, Worker, device_of
 
 # What a killed harvest may have left before it had a plan.
@@ -49,44 +44,14 @@ PATIENCE_SECONDS, POLL_SECONDS = 10.0, 0.25
 Tokens = NDArray[np.int32]
 
 
-@dataclass(frozen=True)
-class Stage:
-    """The harvest begins something that takes a while."""
-
-    name: Literal["reading the text", "loading the model", "running the model", "writing the manifest"]
-
-
-@dataclass(frozen=True)
-class Running:
-    """The model has run a batch; of the `total` rows that were due when this call began, `rows` are made."""
-
-    rows: int
-    total: int
-
-
-@dataclass(frozen=True)
-class Finished:
-    """The store is complete; this call made `windows` of its windows: 0 when it was complete before."""
-
-    windows: int
-
-
-@dataclass(frozen=True)
-class Left:
-    """This worker is done, having made `windows` windows; those `missing`, as `train-00003`, are other workers'."""
-
-    windows: int
-    missing: tuple[str, ...]
-
-
-Event = Stage | BlockTokenised | Running | Finished | Left
-Listen = Callable[[Event], None]
 Load = Callable[[HarvestConfig], LanguageModel]
 
 
 def load_configured(config: HarvestConfig) -> LanguageModel:
     """Load the language model that the settings name."""
-    return load_lm(config.model, config.revision, config.dtype, config.device, config.attn_implementation)
+    return load_lm(
+        config.model, config.revision, config.dtype, config.device, config.attn_implementation, config.device_map
+    )
 
 
 def harvest(
@@ -123,17 +88,21 @@ def _harvest(config: HarvestConfig, out: Path, listen: Listen, load: Load, own: 
     listen(Stage("reading the text"))
     spec = begun.contexts if begun is not None else _write_contexts(asked, out, listen)
     plan, made = begun, 0
-    if plan is None or _due(plan, out, own):
+    if plan is None or due_windows(plan, out, own):
         tokens, split = contexts.read_contexts(out, spec)
         rows = rows_of(asked, tokens, split)
         listen(Stage("loading the model"))
         lm = load(config)
+        if config.compile:
+            lm = compiled(lm, asked.sites)
         if begun is not None:
             check_same(begun, asked, model_source(lm), out)
-        plan = begun or make_plan(asked, model_source(lm), spec, (rows.train.rows, rows.heldout.rows))
+        plan = begun or _settled(asked, lm, spec, rows, tokens, out, listen)
         writer.write_plan(out, plan)
         listen(Stage("running the model"))
-        made = _run(plan, tokens, rows, lm, out, own, listen)
+        if due := due_windows(plan, out, own):
+            make_windows(plan, due, rows, tokens, lm, out, listen)
+        made = len(due)
     if own.world_size > 1 and (missing := _missing(out, plan)):
         listen(Left(made, missing))
         return None
@@ -142,6 +111,26 @@ def _harvest(config: HarvestConfig, out: Path, listen: Listen, load: Load, own: 
     publish.sweep(out)
     listen(Finished(made))
     return open_store(out)
+
+
+def _settled(
+    asked: Request, lm: LanguageModel, spec: ContextsSpec, rows: Rows, tokens: Tokens, out: Path, listen: Listen
+) -> Plan:
+    """Return the plan of a new store, with a batch size that fits; another worker may have settled it meanwhile."""
+    size = asked.config.batch_size
+    if size == "auto":
+        listen(Stage("finding the batch size"))
+        size = choose_batch_size(lm, asked.sites, tokens)
+    plan = make_plan(asked, model_source(lm), spec, (rows.train.rows, rows.heldout.rows), size)
+    try:
+        writer.write_plan(out, plan)
+    except IncompatibleError:
+        first = writer.read_plan(out)
+        if first is None:
+            raise
+        check_same(first, asked, model_source(lm), out)
+        return first
+    return plan
 
 
 @contextmanager
@@ -197,70 +186,9 @@ def _write_contexts(asked: Request, out: Path, listen: Listen) -> ContextsSpec:
     return contexts.write_contexts(out, values, made.ended_early)
 
 
-def _due(plan: Plan, out: Path, own: Worker) -> list[tuple[Split, int]]:
-    """Return the windows of a worker that have no record, in the order of work."""
-    numbers = {window: number for number, window in enumerate(all_windows(plan))}
-    return [window for window in writer.unfinished(out, plan) if own.takes(numbers[window])]
-
-
 def _missing(out: Path, plan: Plan) -> tuple[str, ...]:
     """Wait a little for other workers, and return the windows that still have no record."""
     deadline = time.monotonic() + PATIENCE_SECONDS
     while (missing := writer.unfinished(out, plan)) and time.monotonic() < deadline:
         time.sleep(POLL_SECONDS)
     return tuple(f"{split}-{window:05d}" for split, window in missing)
-
-
-def _run(plan: Plan, tokens: Tokens, rows: Rows, lm: LanguageModel, out: Path, own: Worker, listen: Listen) -> int:
-    """Make every window of this worker that has no record, and return how many that were."""
-    due = _due(plan, out, own)
-    layouts = {"train": rows.train, "heldout": rows.heldout}
-    total = sum(layouts[split].window(w).rows for split, w in due)
-    made = 0
-
-    def heard(count: int) -> None:
-        nonlocal made
-        made += count
-        listen(Running(made, total))
-
-    with ThreadPoolExecutor(1, thread_name_prefix="gsae-write") as background:
-        writing: Future[None] | None = None
-        for split, w in due:
-            window = layouts[split].window(w)
-            values, source = _activations(plan, split, window, tokens, rows.mask, lm, heard)
-            if writing is not None:
-                writing.result()
-            writing = background.submit(writer.write_window, out, plan, split, w, values, source)
-        if writing is not None:
-            writing.result()
-    return len(due)
-
-
-def _activations(
-    plan: Plan,
-    split: Split,
-    window: order.Window,
-    tokens: Tokens,
-    mask: order.Mask,
-    lm: LanguageModel,
-    heard: Callable[[int], None],
-) -> tuple[dict[str, NDArray[Any]], NDArray[np.int64]]:
-    """Run the contexts of a window; return each site's rows (rows, d_in) as bit patterns, and their sources."""
-    stored = order.stored_order(window, split, plan.seed)
-    places = order.inverse(stored)
-    kind = unsigned(plan.model.dtype)
-    buffers = {site.name: empty_rows(window.rows, site.d_in, kind) for site in plan.sites}
-    before = -window.skip  # laid rows of the window before this batch; the first context may have begun in another
-    for batch in order.batches(len(window.contexts), plan.batch_size):
-        own = window.contexts[batch]
-        found = capture(lm, plan.sites, torch.from_numpy(tokens[own]))
-        rows = torch.from_numpy(mask[own])
-        count = int(mask[own].sum())
-        first, last = max(-before, 0), min(count, window.rows - before)
-        for name, activations in found.items():
-            values = activations[rows.to(activations.device)][first:last]
-            bits = values.to("cpu").contiguous().view(getattr(torch, kind.__name__)).numpy()
-            scatter(bits, buffers[name], places[before + first : before + last])
-        before += count
-        heard(last - first)
-    return buffers, window.sources(mask[window.contexts])[stored]

@@ -24,6 +24,7 @@ from gsae.store import (
     ModelSource,
     Plan,
     SiteSpec,
+    Split,
     TokenizerSource,
     UsageError,
     changed_fields,
@@ -32,7 +33,8 @@ from gsae.store import (
 )
 
 from .config import HarvestConfig
-from .lm import LanguageModel, load_meta, load_tokenizer, tokenizer_sha256
+from .lm import LanguageModel
+from .loading import load_meta, load_tokenizer, tokenizer_sha256
 from .models import find
 from .sites import resolve
 from .text import documents
@@ -40,6 +42,7 @@ from .tokens import SpecialIds, special_ids
 
 LIBRARIES = ("gsae", "torch", "transformers", "tokenizers", "numcodecs", "numpy")
 HARDWARE = ("model.accelerator", "model.threads")
+COUNTED_CONTEXTS = 4096
 
 
 @dataclass(frozen=True)
@@ -60,13 +63,15 @@ class Request:
 class Rows:
     """Which rows the tokens give.
 
-    split: (contexts,) 0 train, 1 held out. mask: (contexts, context_size) which positions are rows.
     train, heldout: the laid-out contexts of each split.
     """
 
-    mask: NDArray[np.bool_]
     train: order.Layout
     heldout: order.Layout
+
+    def of(self, split: Split) -> order.Layout:
+        """Return the layout of a split."""
+        return self.train if split == "train" else self.heldout
 
 
 def request(config: HarvestConfig) -> Request:
@@ -102,10 +107,11 @@ def request(config: HarvestConfig) -> Request:
 def rows_of(asked: Request, tokens: NDArray[np.int32], split: NDArray[np.uint8]) -> Rows:
     """Lay out the rows of `tokens` (contexts, context_size) as the settings say."""
     config = asked.config
-    mask = order.row_mask(tokens, asked.special.excluded_ids, config.dropped_positions)
-    counts = mask.sum(axis=1, dtype=np.int64)
+    counts = np.empty(len(tokens), np.int64)
+    for at in range(0, len(tokens), COUNTED_CONTEXTS):
+        mask = order.row_mask(tokens[at : at + COUNTED_CONTEXTS], asked.special.excluded_ids, config.dropped_positions)
+        counts[at : at + COUNTED_CONTEXTS] = mask.sum(axis=1, dtype=np.int64)
     return Rows(
-        mask,
         order.layout(split, counts, "train", config.seed, config.window_rows, config.rows),
         order.layout(split, counts, "heldout", config.seed, config.window_rows, None),
     )
@@ -122,11 +128,15 @@ def model_source(lm: LanguageModel) -> ModelSource:
         attn_implementation=lm.source.attn_implementation,
         accelerator=lm.source.accelerator,
         threads=torch.get_num_threads() if lm.device.type == "cpu" else None,
+        device_map=lm.source.device_map,
+        compile=lm.source.compile,
     )
 
 
-def make_plan(asked: Request, model: ModelSource, contexts: ContextsSpec, rows: tuple[int, int]) -> Plan:
-    """Return the plan; rows: train and held-out."""
+def make_plan(
+    asked: Request, model: ModelSource, contexts: ContextsSpec, rows: tuple[int, int], batch_size: int
+) -> Plan:
+    """Return the plan; rows: train and held-out. batch_size: the one asked for, or found."""
     config = asked.config
     widest = max(site.d_in for site in asked.sites)
     return Plan(
@@ -150,7 +160,7 @@ def make_plan(asked: Request, model: ModelSource, contexts: ContextsSpec, rows: 
         seed=config.seed,
         window_rows=config.window_rows,
         chunk_rows=chunk_rows(widest, config.dtype, config.window_rows),
-        batch_size=config.batch_size,
+        batch_size=batch_size,
         codec=config.codec,
         level=config.level,
         versions={name: found for name in LIBRARIES if (found := _version(name))},
@@ -168,10 +178,13 @@ def check_same(begun: Plan, asked: Request, model: ModelSource | None, out: Path
         "revision": asked.model_revision,
         "dtype": config.dtype,
         "attn_implementation": config.attn_implementation,
+        "device_map": config.device_map,
+        "compile": config.compile,
     }
     source = model or begun.model.model_copy(update=unloaded)
     contexts = begun.contexts.model_copy(update={"context_size": config.context_size})
-    plan = make_plan(asked, source, contexts, (begun.rows, begun.heldout_rows))
+    size = begun.batch_size if config.batch_size == "auto" else config.batch_size
+    plan = make_plan(asked, source, contexts, (begun.rows, begun.heldout_rows), size)
     changed = changed_fields(plan.model_dump(mode="json"), begun.model_dump(mode="json"))
     if config.any_hardware:
         changed = [change for change in changed if change[0] not in HARDWARE]

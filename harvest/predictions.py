@@ -59,7 +59,8 @@ def _compared(
 
 
 def _surprise(log_probabilities: Tensor, targets: Tensor) -> Tensor:
-    return -log_probabilities.gather(-1, targets[:, None])[:, 0].cpu()
+    # The head may stand on another device than the embedding.
+    return -log_probabilities.gather(-1, targets[:, None].to(log_probabilities.device))[:, 0].cpu()
 
 
 def _log_probabilities(lm: LanguageModel, head: nn.Module, hidden: Tensor) -> Tensor:

@@ -10,8 +10,9 @@ import difflib
 import hashlib
 import inspect
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal
 
 import torch
@@ -46,7 +47,8 @@ def resolve(model: Any, names: Iterable[str]) -> tuple[SiteSpec, ...]:
     and the output of any module. Raises UsageError for a name that is none of these, is not in this model, or comes
     twice.
     """
-    sites = tuple(site for name in names for site in _sites(model, name))
+    decoder = cache(lambda: _decoder(model))
+    sites = tuple(site for name in names for site in _sites(model, name, decoder))
     found: set[str] = set()
     for site in sites:
         if site.name in found:
@@ -64,6 +66,12 @@ def offered(model: Any) -> Iterator[SiteSpec]:
                 yield _site(decoder, kind, number)
 
 
+def layers(model: Any) -> dict[str, nn.Module]:
+    """Return the decoder layers of a transformers model by their paths; raises UsageError without any."""
+    decoder = _decoder(model)
+    return {f"{decoder.path}.{number}": layer for number, layer in enumerate(decoder.layers)}
+
+
 @dataclass(frozen=True)
 class Decoder:
     """The layers of a model, where they are in it, and the width of its residual stream."""
@@ -73,7 +81,7 @@ class Decoder:
     d_model: int
 
 
-def _sites(model: Any, name: str) -> Iterator[SiteSpec]:
+def _sites(model: Any, name: str, find_decoder: Callable[[], Decoder]) -> Iterator[SiteSpec]:
     """Yield the sites that a name stands for."""
     if name.startswith("module:"):
         yield _module_site(model, name)
@@ -82,7 +90,7 @@ def _sites(model: Any, name: str) -> Iterator[SiteSpec]:
     if parts is None:
         raise UsageError(f"Site {name!r} is not a site. A site is {KINDS}, for instance mlp.10.{_nearest(model, name)}")
     try:
-        decoder = _decoder(model)
+        decoder = find_decoder()
     except UsageError as error:
         raise UsageError(f"Site {name!r}: {error}") from None
     kind: Kind = parts[1]  # type: ignore[assignment]

@@ -47,10 +47,11 @@ class RemoteError(GsaeError):
     exit_code = 75
 
 
-class InterruptedRun(GsaeError):  # noqa: N818  (an interruption is no error of anyone's)
-    """The run stopped cleanly on a signal; the same command goes on from here."""
+class InterruptedRun(BaseException):
+    """The run stopped cleanly on a signal; the same command goes on from here.
 
-    exit_code = 143
+    Like KeyboardInterrupt no `Exception`, so that nothing which guards against a library's failures takes it for one.
+    """
 
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)

@@ -67,7 +67,7 @@ class SiteSpec(Frozen):
 
 
 class ModelSource(Frozen):
-    """The language model and how it ran."""
+    """The language model and how it ran; the last two are written only where they say something."""
 
     id: Text
     revision: Text | None
@@ -76,6 +76,13 @@ class ModelSource(Frozen):
     attn_implementation: Text
     accelerator: Text
     threads: int | None
+    device_map: Text | None = None
+    compile: bool = False
+
+    @model_serializer(mode="wrap")
+    def _without_absent(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields: dict[str, Any] = handler(self)
+        return {name: value for name, value in fields.items() if value or name not in ("device_map", "compile")}
 
 
 class TokenizerSource(Frozen):

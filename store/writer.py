@@ -54,8 +54,8 @@ def write_window(
     rows: Mapping[str, NDArray[Any]],
     source: NDArray[np.int64],
     threads: int | None = None,
-) -> None:
-    """Write one window: a shard file for each site and the sources, then its record.
+) -> Record:
+    """Write one window: a shard file for each site and the sources, then its record, which is returned.
 
     rows: for each site's name its rows (rows, d_in) in stored order, values or bit patterns.
     source: (rows,) context * context_size + position. threads: None for all cores; bytes do not depend on it.
@@ -75,6 +75,7 @@ def write_window(
     record = Record(schema_version=SCHEMA_VERSION, split=split, window=window, arrays=entries, moments=moments)
     _check_open(root, split, window)
     publish_bytes(root, record_name(split, window), canonical_json(record.model_dump(mode="json")))
+    return record
 
 
 def _check_open(root: Path, split: Split, window: int) -> None:

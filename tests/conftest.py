@@ -30,6 +30,15 @@ def memory(tmp_path: Path) -> Iterator[Path]:
     shutil.rmtree(folder)
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """One thread of torch's: tiny models are slower with more, and far slower on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 # --- language models: tiny, random, in transformers' own layout ---
 
 

@@ -1,0 +1,203 @@
+"""Rows on their way to a window: copied on a stream of their own, never overtaken, never overwritten too early."""
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from gsae.harvest.moving import LEAD, HostCopier, Mover, PinnedCopier
+
+
+class SlowCopier:
+    """Copies into one buffer a slot, as the pinned one does, and only when it is let."""
+
+    def __init__(self) -> None:
+        self.buffers: dict[tuple[int, str], Tensor] = {}
+        self.held: set[tuple[int, str]] = set()
+        self.let = threading.Semaphore(0)
+
+    def send(self, rows: Tensor, slot: tuple[int, str]) -> Callable[[], Tensor]:
+        assert slot not in self.held, "a slot is used again before its rows are in their places"
+        self.held.add(slot)
+        self.buffers[slot] = rows.clone()
+
+        def arrived() -> Tensor:
+            self.let.acquire()
+            self.held.remove(slot)
+            return self.buffers[slot]
+
+        return arrived
+
+    def mark(self) -> float:
+        return 0.0
+
+    def seconds(self, begin: float, end: float) -> float:
+        return 1.0
+
+
+def batches(count: int, rows: int, width: int) -> tuple[list[Tensor], list[np.ndarray], np.ndarray]:
+    places = np.random.default_rng(0).permutation(count * rows)
+    values = torch.randn(count * rows, width, dtype=torch.bfloat16)
+    expected = np.empty((count * rows, width), np.uint16)
+    expected[places] = values.view(torch.uint16).numpy()
+    return list(values.split(rows)), np.split(places, count), expected
+
+
+def test_at_most_a_lead_of_batches_is_under_way_and_all_arrive() -> None:
+    values, places, expected = batches(7, 20, 32)
+    copier, out, sent = SlowCopier(), np.empty_like(batches(7, 20, 32)[2]), list[int]()
+
+    def put_all(mover: Mover) -> None:
+        for number, (rows, to) in enumerate(zip(values, places, strict=True)):
+            mover.put({"a": rows}, {"a": out}, to, 0.0)
+            sent.append(number)
+
+    with Mover(copier) as mover:
+        thread = threading.Thread(target=put_all, args=(mover,))
+        thread.start()
+        for number in range(7):
+            while len(sent) < min(number + LEAD, 7):  # it gets as far as the lead allows
+                thread.join(0.001)
+            assert len(sent) == min(number + LEAD, 7)
+            copier.let.release()
+        thread.join()
+        mover.drain()
+        assert mover.busy_seconds == 7.0
+    assert np.array_equal(out, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_bits_are_kept(dtype: torch.dtype) -> None:
+    rows = torch.tensor([[1.0, float("nan")], [-0.0, float("-inf")]]).to(dtype)
+    kind = {2: np.uint16, 4: np.uint32}[rows.itemsize]
+    out = np.zeros((3, 2), kind)
+    with Mover(HostCopier()) as mover:
+        mover.put({"a": rows}, {"a": out}, np.array([2, 0]), mover.mark()).result()
+    bits = {2: torch.uint16, 4: torch.uint32}[rows.itemsize]
+    assert np.array_equal(out[[2, 0]], rows.view(bits).numpy())
+    assert not out[1].any()
+
+
+def test_an_error_on_the_way_ends_the_harvest() -> None:
+    class Failing(HostCopier):
+        def send(self, rows: Tensor, slot: tuple[int, str]) -> Callable[[], Tensor]:
+            def arrived() -> Tensor:
+                raise RuntimeError("the device is gone")
+
+            return arrived
+
+    with Mover(Failing()) as mover:
+        moved = mover.put({"a": torch.ones(1, 1)}, {"a": np.empty((1, 1), np.uint32)}, np.array([0]), 0.0)
+        with pytest.raises(RuntimeError, match="gone"):
+            moved.result()
+        with pytest.raises(RuntimeError, match="gone"):
+            mover.drain()
+
+
+class Cuda:
+    """Stands for torch.cuda: notes what is asked of streams and events, in order."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+        cuda = self
+
+        class Event:
+            def __init__(self, enable_timing: bool = False) -> None:
+                self.enable_timing = enable_timing
+
+            def record(self, stream: Any) -> None:
+                cuda.calls.append(f"record on {stream}")
+
+            def synchronize(self) -> None:
+                cuda.calls.append("synchronize")
+
+            def elapsed_time(self, end: Any) -> float:
+                assert self.enable_timing
+                assert end.enable_timing
+                return 250.0
+
+        class Stream:
+            def __init__(self, device: Any) -> None:
+                cuda.calls.append("new stream")
+
+            def wait_stream(self, other: Any) -> None:
+                cuda.calls.append(f"wait for {other}")
+
+            def record_event(self) -> Event:
+                cuda.calls.append("record the end of the copy")
+                return Event()
+
+        self.Event, self.Stream = Event, Stream
+
+    def current_stream(self, device: Any) -> str:
+        return "the passes"
+
+    def stream(self, stream: Any) -> Any:
+        from contextlib import nullcontext
+
+        self.calls.append("on the side stream")
+        return nullcontext()
+
+
+class OnDevice:
+    """Rows of which the copier only learns what it needs."""
+
+    device = torch.device("cuda:0")
+
+    def __init__(self, rows: Tensor, cuda: Cuda) -> None:
+        self.rows, self.cuda, self.shape, self.dtype = rows, cuda, rows.shape, rows.dtype
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def record_stream(self, stream: Any) -> None:
+        self.cuda.calls.append("keep the rows for the side stream")
+
+
+def test_a_copy_waits_for_the_pass_and_is_waited_for_before_it_is_read() -> None:
+    """The order of what CUDA is asked to do; that CUDA then does it is not tested here: it has not run on a GPU."""
+    cuda, pinned = Cuda(), list[tuple[int, ...]]()
+
+    class Buffer:
+        def __init__(self, rows: int) -> None:
+            self.rows = rows
+
+        def __len__(self) -> int:
+            return self.rows
+
+        def __getitem__(self, part: slice) -> "Buffer":
+            return Buffer(part.stop)
+
+        def copy_(self, rows: Any, non_blocking: bool) -> None:
+            assert non_blocking
+            cuda.calls.append("copy")
+
+    def empty(shape: tuple[int, ...], dtype: torch.dtype, pin_memory: bool) -> Any:
+        assert pin_memory
+        pinned.append(tuple(shape))
+        return Buffer(shape[0])
+
+    copier = PinnedCopier(torch.device("cuda:0"), cuda, empty)
+    began = copier.mark()
+    arrived = copier.send(OnDevice(torch.ones(5, 2), cuda), (0, "a"))  # type: ignore[arg-type]
+    assert cuda.calls == [
+        "record on the passes",
+        "new stream",
+        "wait for the passes",
+        "on the side stream",
+        "copy",
+        "record the end of the copy",
+        "keep the rows for the side stream",
+    ]
+    assert len(arrived()) == 5
+    assert cuda.calls[-1] == "synchronize"
+    copier.send(OnDevice(torch.ones(3, 2), cuda), (0, "a"))  # type: ignore[arg-type]
+    copier.send(OnDevice(torch.ones(6, 2), cuda), (0, "a"))  # type: ignore[arg-type]
+    assert pinned == [(5, 2), (6, 2)]  # a slot's buffer is used again while it is large enough
+    assert copier.seconds(began, copier.mark()) == 0.25
+    rows = torch.ones(2, 2)
+    assert copier.send(rows, (1, "a"))() is rows  # from a layer on the CPU
