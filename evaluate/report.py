@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from gsae.store import SpaceError, UsageError
+from gsae.train import RunConfig
 
 from .pareto import SCORES, Point, Score, band, compare, non_dominated
 from .runs import MAX_POINTS, Curve, Density, Evaluation, Run, read_run, thin
@@ -47,7 +48,7 @@ COLUMNS = (
     *("architecture", "d_sae", "l1_coefficient", "lr", "seed", "site"),
 )
 ERRORS = ("l0", "ce_loss_score", "kl_div_score", "explained_variance", "gamma")  # whose standard errors are shown
-NO_OPTIONS = ("adam_betas", "adam_eps", "store", "sae")  # settings of config.toml that no option of `gsae train` sets
+NO_OPTIONS = ("store", "sae", "init_sha256")  # parts of config.toml that are no settings of `gsae train`
 FACTS = {
     "model_name": "Language model",
     "model_revision": "Model revision",
@@ -272,17 +273,21 @@ def _commands(run: Run) -> Iterator[str]:
     words = ["gsae", "train", *(str(_scrub(path)) for path in where)]
     for key, value in config.items():
         option = f"--{key.replace('_', '-')}"
-        if key in NO_OPTIONS or value in ([], False):
-            continue
-        words += [option] if value is True else [option, _word(value)]
+        if key not in NO_OPTIONS and value not in ([], False) and value != _default(key):
+            words += [option] if value is True else [option, _word(value)]
     for sae in saes:
-        arch, *rest = (
-            sae[key] if key == "arch" else f"{key}={_word(sae[key])}" for key in ("arch", *sorted({*sae} - {"arch"}))
-        )
+        keys = ("arch", *sorted({*sae} - {"arch", *NO_OPTIONS}))
+        arch, *rest = (sae[key] if key == "arch" else f"{key}={_word(sae[key])}" for key in keys)
         words += ["--sae", " ".join(map(str, (arch, *rest)))]
     yield shlex.join([*words, "--out", run.name])
     model = any(e.ce_loss_score is not None for e in run.evaluations)
     yield shlex.join(["gsae", "eval", run.name, *([] if model else ["--no-model"])])
+
+
+def _default(setting: str) -> Any:
+    """What a training takes where a setting is not given; one that it works out itself has None."""
+    field = RunConfig.model_fields.get(setting)
+    return list(field.default) if field and isinstance(field.default, tuple) else field and field.default
 
 
 def _word(value: Any) -> str:
