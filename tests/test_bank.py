@@ -7,10 +7,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from gsae.tests.test_sae import random_params
-from gsae.train import elementwise
+from gsae.train import dense, elementwise
 from gsae.train.bank import Bank, kernels
-from gsae.train.params import Params
-from gsae.train.sae import PARAMS, names
+from gsae.train.dense import Gradients
+from gsae.train.sae import PARAMS, Params, names
+from gsae.train.stack import Figures
 
 F32, F64, BF16 = torch.float32, torch.float64, torch.bfloat16
 
@@ -24,6 +25,10 @@ def bank_of(start: list[Params], arch: str, operands: torch.dtype, *, compiled: 
     return bank
 
 
+def gradients_of(bank: Bank, x: Tensor, l1: Tensor) -> tuple[Gradients, Figures]:
+    return dense.gradients(bank.stack, x, bank.centre, l1, bank.elementwise, bank.scratch)
+
+
 def by_autograd(arch: str, sae: Params, z: Tensor, l1: float) -> tuple[dict[str, Tensor], Tensor]:
     leaves = {name: getattr(sae, name).double().requires_grad_() for name in names(arch)}
     loss = PARAMS[arch](**leaves).loss(z.double(), l1)
@@ -35,7 +40,7 @@ def inputs(rows: int, d_in: int, dtype: torch.dtype, seed: int = 0) -> Tensor:
 
 
 def assert_gradients_equal(arch: str, start: list[Params], z: Tensor, l1: Tensor, bank: Bank, within: float) -> None:
-    gradients, figures = bank.gradients(z - bank.centre, l1)
+    gradients, figures = gradients_of(bank, z - bank.centre, l1)
     losses = (figures.squared_error + figures.auxiliary_error + l1 * figures.l1) / len(z)
     for i, sae in enumerate(start):
         expected, loss = by_autograd(arch, sae, z, float(l1[i]))
@@ -87,14 +92,14 @@ def test_with_bfloat16_products_compiled_and_plain_differ_by_rounding_alone(arch
     start = [random_params(arch, 32, 64, i, F32) for i in range(2)]
     l1, z = torch.tensor([0.1, 0.2], dtype=F64), inputs(128, 32, F32)
     plain, compiled = (bank_of(start, arch, BF16, compiled=c) for c in (False, True))
-    (expected, a), (own, b) = (bank.gradients(z - bank.centre, l1) for bank in (plain, compiled))
+    (expected, a), (own, b) = (gradients_of(bank, z - bank.centre, l1) for bank in (plain, compiled))
     assert torch.equal(a.fired, b.fired)
     torch.testing.assert_close(own.full_W_enc(), expected.full_W_enc(), rtol=0.02, atol=1e-3)
     torch.testing.assert_close(own.W_dec, expected.W_dec, rtol=0.02, atol=1e-3)
     for name, gradient in expected.vectors.items():
         torch.testing.assert_close(own.vectors[name], gradient, rtol=0.02, atol=1e-3)
     # And both lie as near to float32 as rounding operands to 8 bits allows.
-    exact = bank_of(start, arch, F32, compiled=True).gradients(z - plain.centre, l1)[0].full_W_enc()
+    exact = gradients_of(bank_of(start, arch, F32, compiled=True), z - plain.centre, l1)[0].full_W_enc()
     assert (own.full_W_enc() - exact).norm() < 0.05 * exact.norm()
 
 
@@ -106,7 +111,7 @@ def test_figures_are_sums_over_the_batch(compiled: bool, operands: torch.dtype) 
     sae = random_params("gated", 24, 50, 1, F32)
     bank = bank_of([sae], "gated", operands, compiled=compiled)
     z = inputs(100, 24, F32)
-    _, figures = bank.gradients(z - bank.centre, torch.tensor([0.1], dtype=F64))
+    _, figures = gradients_of(bank, z - bank.centre, torch.tensor([0.1], dtype=F64))
     f = sae.encode(z)
     x_hat = sae.decode(f)
     near = {"rtol": 1e-5 if operands == F32 else 0.02, "atol": 0.0, "check_dtype": False}
@@ -126,7 +131,7 @@ def test_a_nan_anywhere_is_seen_in_the_loss(arch: str, compiled: bool, name: str
     start = [random_params(arch, 8, 16, i, F32) for i in range(2)]
     getattr(start[1], names(arch)[3] if name == "bias" else name).view(-1)[3] = float("nan")
     bank = bank_of(start, arch, F32, compiled=compiled)
-    _, figures = bank.gradients(inputs(40, 8, F32), torch.tensor([0.1, 0.1], dtype=F64))
+    _, figures = gradients_of(bank, inputs(40, 8, F32), torch.tensor([0.1, 0.1], dtype=F64))
     loss = figures.squared_error + figures.auxiliary_error + figures.l1
     assert loss[0].isfinite()
     assert not loss[1].isfinite()

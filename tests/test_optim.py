@@ -8,8 +8,9 @@ from torch import Tensor
 
 from gsae.tests.test_sae import random_params
 from gsae.train import optim
-from gsae.train.bank import Adam, Bank, kernels
-from gsae.train.params import Params
+from gsae.train.bank import Bank, kernels
+from gsae.train.optim import Adam
+from gsae.train.sae import Params
 
 SAES, D_SAE, D_IN = 2, 13, 9
 IMPLEMENTATIONS = [optim] if kernels is None else [optim, kernels]
@@ -95,8 +96,7 @@ def test_decoder_rows_have_unit_norm_after_every_step(arch: str, operands: torch
     bank = Bank(arch, start, torch.zeros(12), operands)
     lr, l1 = torch.tensor([0.1, 1e-3]), torch.tensor([0.1, 0.3], dtype=torch.float64)
     for step in range(1, 11):
-        gradients, _ = bank.gradients(noise(64, 12, seed=step), l1)
-        bank.update(gradients, Adam(lr, 0.999, 1e-8, step))
+        bank.step(noise(64, 12, seed=step), l1, Adam(lr, 0.999, 1e-8, step))
         norms = bank.params["W_dec"].norm(dim=-1)
         torch.testing.assert_close(norms, torch.ones_like(norms), rtol=1e-6, atol=0)
     assert not torch.equal(bank.params["W_dec"][0], start[0].W_dec)

@@ -11,26 +11,28 @@ from torch import Tensor
 
 def gated_forward(
     pre: Tensor, shift: Tensor, b_gate: Tensor, b_mag: Tensor, r_mag: Tensor, acts: Tensor
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """Open the gates: Rajamanoharan et al. 2024, eqs. 6 and 7.
 
     pre (saes, d_sae, rows): W_enc x, from which `shift` (saes, d_sae) = W_enc b_dec is taken. acts (2, saes, d_sae,
-    rows) receives the features f and relu(pi_gate). Returns how many rows each latent fired on, and the sum of its
-    relu(pi_gate), both (saes, d_sae).
+    rows) receives the features f and relu(pi_gate). Returns on how many rows each latent fired and was open, and the
+    sum of its relu(pi_gate), all (saes, d_sae).
     """
     a = pre.to(b_gate.dtype) - shift[..., None]
     pi_gate = a + b_gate[..., None]
     f = (pi_gate > 0) * torch.relu(torch.exp(r_mag)[..., None] * a + b_mag[..., None])
     open_gates = torch.relu(pi_gate)
     acts[0], acts[1] = f, open_gates
-    return (f > 0).sum(2, dtype=torch.int32), open_gates.sum(2)
+    fired, opened = ((t > 0).sum(2, dtype=torch.int32) for t in (f, open_gates))
+    return fired, opened, open_gates.sum(2)
 
 
-def relu_forward(pre: Tensor, shift: Tensor, b_enc: Tensor, acts: Tensor) -> tuple[Tensor, Tensor]:
+def relu_forward(pre: Tensor, shift: Tensor, b_enc: Tensor, acts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The baseline's features, eq. 2, into acts (1, saes, d_sae, rows); returns as `gated_forward` does."""
     f = torch.relu(pre.to(b_enc.dtype) + (b_enc - shift)[..., None])
     acts[0] = f
-    return (f > 0).sum(2, dtype=torch.int32), f.sum(2)
+    fired = (f > 0).sum(2, dtype=torch.int32)
+    return fired, fired, f.sum(2)
 
 
 def errors(recon: Tensor, x: Tensor, offset: Tensor, centre: Tensor) -> tuple[Tensor, Tensor]:

@@ -100,24 +100,25 @@ _total = numba.njit(cache=True, error_model="numpy")(_add_up)
 
 def gated_forward(
     pre: Tensor, shift: Tensor, b_gate: Tensor, b_mag: Tensor, r_mag: Tensor, acts: Tensor
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """As `elementwise.gated_forward`."""
-    fired, sums = torch.empty_like(shift, dtype=torch.int32), torch.empty_like(shift)
+    fired, opened = torch.empty((2, *shift.shape), dtype=torch.int32)
+    sums = torch.empty_like(shift)
     rows = pre.shape[2]
     _gated_forward(
         _array(pre.view(-1, rows)), *map(_flat, (shift, b_gate, b_mag, r_mag.exp())),
-        _array(acts.view(2, -1, rows)), _flat(fired), _flat(sums),
+        _array(acts.view(2, -1, rows)), _flat(fired), _flat(opened), _flat(sums),
     )  # fmt: skip
-    return fired, sums
+    return fired, opened, sums
 
 
-def relu_forward(pre: Tensor, shift: Tensor, b_enc: Tensor, acts: Tensor) -> tuple[Tensor, Tensor]:
+def relu_forward(pre: Tensor, shift: Tensor, b_enc: Tensor, acts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """As `elementwise.relu_forward`."""
     fired, sums = torch.empty_like(shift, dtype=torch.int32), torch.empty_like(shift)
     rows = pre.shape[2]
     arrays = _array(pre.view(-1, rows)), _flat(b_enc - shift), _array(acts.view(-1, rows))
     _relu_forward(*arrays, _flat(fired), _flat(sums))
-    return fired, sums
+    return fired, fired, sums
 
 
 def gated_backward(
@@ -146,13 +147,13 @@ def _flat(tensor: Tensor) -> Any:
     return tensor.reshape(-1).numpy()
 
 
-def _loop_gated_forward(pre, shift, b_gate, b_mag, rate, acts, fired, sums):
+def _loop_gated_forward(pre, shift, b_gate, b_mag, rate, acts, fired, opened, sums):
     latents, rows = pre.shape
     for block in numba.prange(-(-latents // BLOCK)):
-        opened = np.empty(rows, np.float32)
+        gates = np.empty(rows, np.float32)
         for j in range(block * BLOCK, min(latents, (block + 1) * BLOCK)):
             c, bg, bm, scale = shift[j], b_gate[j], b_mag[j], rate[j]
-            count = np.int32(0)
+            count, shown = np.int32(0), np.int32(0)
             for r in range(rows):
                 a = _load(pre[j, r]) - c
                 gate, mag = a + bg, scale * a + bm
@@ -161,9 +162,10 @@ def _loop_gated_forward(pre, shift, b_gate, b_mag, rate, acts, fired, sums):
                 f = f if gate > ZERO else gate  # a NaN gate stays one
                 acts[0, j, r] = _store(f, acts[0, j, r])
                 acts[1, j, r] = _store(gate, acts[1, j, r])
-                opened[r] = gate
+                gates[r] = gate
                 count += np.int32(f > ZERO)
-            fired[j], sums[j] = count, _total(opened)
+                shown += np.int32(gate > ZERO)
+            fired[j], opened[j], sums[j] = count, shown, _total(gates)
 
 
 def _loop_relu_forward(pre, bias, acts, fired, sums):

@@ -5,8 +5,24 @@ step (Rajamanoharan et al. 2024, appendix D). Everything is in place; a rate of 
 whatever its gradient holds. `kernels` has the compiled twins of the two functions for weight matrices.
 """
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Adam:
+    """What the optimiser needs for one step: rates (saes,), 0 for an SAE that is stopped; step counts from 1."""
+
+    lr: Tensor
+    beta2: float
+    eps: float
+    step: int
+
+    def correction(self, born: Tensor) -> Tensor:
+        """Bias correction of the square root of second moments that began after step `born`; as it, float64."""
+        return (1 - self.beta2 ** (self.step - born).double()).rsqrt()
 
 
 def adam_decoder(
