@@ -168,7 +168,7 @@ def ours(d_in: int, d_sae: int, l0: int, path: str, cpu: bool, arch: str = "gate
 
     def step() -> None:
         figures = bank.step(x, l1, Adam(lr, 0.999, 1e-8, next(steps)))
-        opened = float(figures.opened) / ROWS
+        opened = float(figures.l0) / ROWS
         assert abs(opened - l0) < 2 + l0 / 10, f"L0 is {opened}, not {l0}"
 
     return lambda: timed(step, cpu)

@@ -10,7 +10,8 @@ from gsae.tests.test_sae import random_params
 from gsae.train import dense, elementwise
 from gsae.train.bank import Bank, kernels
 from gsae.train.dense import Gradients
-from gsae.train.sae import PARAMS, Params, names
+from gsae.train.params import Params
+from gsae.train.sae import PARAMS, names
 from gsae.train.stack import Figures
 
 F32, F64, BF16 = torch.float32, torch.float64, torch.bfloat16
@@ -26,7 +27,7 @@ def bank_of(start: list[Params], arch: str, operands: torch.dtype, *, compiled: 
 
 
 def gradients_of(bank: Bank, x: Tensor, l1: Tensor) -> tuple[Gradients, Figures]:
-    return dense.gradients(bank.stack, x, bank.centre, l1, bank.elementwise, bank.scratch)
+    return dense.gradients(bank.stack, x, bank.centre, l1, bank.elementwise, bank.scratch)[:2]
 
 
 def by_autograd(arch: str, sae: Params, z: Tensor, l1: float) -> tuple[dict[str, Tensor], Tensor]:

@@ -10,7 +10,7 @@ from gsae.tests.test_sae import random_params
 from gsae.train import optim
 from gsae.train.bank import Bank, kernels
 from gsae.train.optim import Adam
-from gsae.train.sae import Params
+from gsae.train.params import Params
 
 SAES, D_SAE, D_IN = 2, 13, 9
 IMPLEMENTATIONS = [optim] if kernels is None else [optim, kernels]

@@ -14,7 +14,8 @@ from gsae.train import sparse_plain
 from gsae.train.bank import Bank, kernel_threads, sparse_kernels
 from gsae.train.open_gates import ByLatent, Errors
 from gsae.train.optim import Adam
-from gsae.train.sae import PARAMS, Params, names
+from gsae.train.params import Params
+from gsae.train.sae import PARAMS, names
 from gsae.train.stack import Scratch
 
 F32, F64 = torch.float32, torch.float64

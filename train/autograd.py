@@ -9,9 +9,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from .bank import Adam, Figures
+from .optim import Adam
 from .params import Params
 from .sae import PARAMS, names
+from .stack import Figures
 
 
 class AutogradBank:

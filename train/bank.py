@@ -15,13 +15,14 @@ from torch import Tensor
 
 from . import dense, elementwise, optim, sparse, sparse_plain
 from .optim import Adam
-from .sae import PARAMS, Params, names
+from .params import Params
+from .sae import PARAMS, names
 from .stack import Figures, Scratch, Stack
 
 try:
-    from . import kernels, sparse_kernels
+    from . import kernels, screening, sparse_kernels
 except ImportError:  # without numba everything works, slower
-    kernels = sparse_kernels = None  # type: ignore[assignment]
+    kernels = screening = sparse_kernels = None  # type: ignore[assignment]
 
 # Share of open gates up to which the sparse step is the cheaper one (bench/step.py), and that at which it is taken up.
 CROSSOVER = {"gated": 0.12, "relu": 0.12}
@@ -38,12 +39,13 @@ class Bank:
 
     def __init__(
         self, arch: str, start: list[Params], centre: Tensor, operands: torch.dtype, device: str | torch.device = "cpu",
-        *, path: str | None = None,
+        *, path: str | None = None, screened: bool = False,
     ) -> None:  # fmt: skip
         """`start` are the SAEs at step 0, `centre` (d_in) the mean of the scaled inputs.
 
         `operands` is the type of the dense products' operands; weights stay in the type of `start`. `path` ("dense"
         or "sparse") is the step that all take for good; None, the cheaper one. A GPU has the dense one only.
+        `screened` lets the sparse step find its gates by a bfloat16 product, which is exact, where numba is there.
         """
         self.arch, self.saes = arch, len(start)
         stacked = {name: torch.stack([getattr(one, name) for one in start]).to(device) for name in names(arch)}
@@ -58,10 +60,14 @@ class Bank:
         self.fixed = "dense" if self.centre.device.type != "cpu" else path
         self.sparse = torch.full((self.saes,), self.fixed == "sparse")
         self.operands = {name: stacked[name].to(operands) for name in ("W_enc", "W_dec")}
-        self.scratch = Scratch(self.centre.device)
+        self.scratch, self._sparse_scratch = Scratch(self.centre.device), Scratch(self.centre.device)
+        compilable = kernels is not None and centre.dtype == torch.float32
+        # Of SAEs on the sparse path: their encoders in bfloat16, made anew whenever anything but that path moved them.
+        self.screened = screened and compilable
+        self.screens: dict[int, Any] = {}
         # Either module, under one set of signatures.
         weights = self.operands["W_enc"]
-        compiled = kernels is not None and kernels.usable(weights) and centre.dtype == torch.float32
+        compiled = compilable and kernels.usable(weights)
         self.elementwise: Any = kernels if compiled else elementwise
         self.adam: Any = kernels if compiled else optim
         self.passes: Any = sparse_plain if sparse_kernels is None else sparse_kernels
@@ -105,6 +111,7 @@ class Bank:
 
     def _cast_weights(self, which: slice | int = slice(None)) -> None:
         """Bring the dense products' operands up to date."""
+        self.screens.clear()
         for name, operand in self.operands.items():
             if operand is not self.params[name]:
                 operand[which].copy_(self.params[name][which])
@@ -118,45 +125,45 @@ class Bank:
         figures of the first are NaN.
         """
         if self.centre.device.type != "cpu":
-            figures = self._dense(slice(None), x, l1_coefficients, adam)
+            figures, _ = self._dense(slice(None), x, l1_coefficients, adam)
         else:
             figures = Figures.none(self.saes, self.d_sae)
             running = adam.lr > 0
             for sae in (running & self.sparse).nonzero()[:, 0].tolist():
                 self._sparse(sae, x, l1_coefficients, adam, figures)
             for some in _runs((running & ~self.sparse).tolist()):
-                figures.put(some, self._dense(some, x, l1_coefficients, adam))
-            self._choose(figures, len(x))
+                own, opened = self._dense(some, x, l1_coefficients, adam)
+                figures.put(some, own)
+                if self.fixed is None:
+                    self.sparse[some] |= opened <= TAKEN_UP * CROSSOVER[self.arch] * len(x) * self.d_sae
+            if self.sparse.all():
+                self.scratch.kept.clear()  # the dense step's buffers are larger than the weights
         self.steps = adam.step
         return figures
 
-    def _dense(self, some: slice, x: Tensor, l1_coefficients: Tensor, adam: Adam) -> Figures:
+    def _dense(self, some: slice, x: Tensor, l1_coefficients: Tensor, adam: Adam) -> tuple[Figures, Tensor]:
+        """Take the dense step; also returns how many gates were open."""
         stack, l1 = self.stack[some], l1_coefficients[some]
-        gradients, figures = dense.gradients(stack, x, self.centre, l1, self.elementwise, self.scratch)
+        gradients, figures, opened = dense.gradients(stack, x, self.centre, l1, self.elementwise, self.scratch)
         rates = torch.where(torch.isfinite(figures.loss(l1)), adam.lr[some], 0)
         dense.update(stack, gradients, replace(adam, lr=rates), self.adam)
-        return figures
+        return figures, opened
 
     def _sparse(self, sae: int, x: Tensor, l1_coefficients: Tensor, adam: Adam, figures: Figures) -> None:
         """Take the sparse step, or, where too many gates are open, let the SAE take the dense one."""
         one, own = self.stack[sae], replace(adam, lr=adam.lr[sae])
+        if self.screened and sae not in self.screens:
+            self.screens[sae] = screening.Screen.of(one.params["W_enc"])
         share = 1.0 if self.fixed else CROSSOVER[self.arch]
         limit = int(share * len(x) * self.d_sae)
-        taken = sparse.step(one, x, self.centre, float(l1_coefficients[sae]), own, limit, self.passes, self.scratch)
+        passes, l1 = (self.passes, self.screens.get(sae), self._sparse_scratch), float(l1_coefficients[sae])
+        taken = sparse.step(one, x, self.centre, l1, own, limit, *passes)
         if taken is None:
             sparse.catch_up(one, adam.beta2, adam.step - 1)
             self._cast_weights(sae)
             self.sparse[sae] = False
         else:
             figures.put(sae, taken)
-
-    def _choose(self, figures: Figures, rows: int) -> None:
-        """Let SAEs on the dense path whose gates have shut take the sparse one from the next step on."""
-        if self.fixed is None:
-            share = figures.opened / (rows * self.d_sae)
-            self.sparse |= share <= TAKEN_UP * CROSSOVER[self.arch]
-            if self.sparse.all():
-                self.scratch.kept.pop(("acts", self.centre.dtype), None)
 
 
 def _runs(chosen: list[bool]) -> Iterator[slice]:

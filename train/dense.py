@@ -39,8 +39,9 @@ class Gradients:
 
 def gradients(
     stack: Stack, x: Tensor, centre: Tensor, l1_coefficients: Tensor, elementwise: ModuleType, scratch: Scratch
-) -> tuple[Gradients, Figures]:
-    """All gradients of eq. 8 (or 4) at x (rows, d_in), the scaled inputs less `centre`; with the batch's sums.
+) -> tuple[Gradients, Figures, Tensor]:
+    """All gradients of eq. 8 (or 4) at x (rows, d_in), the scaled inputs less `centre`; with the batch's sums
+    and how many gates were open (saes,).
 
     l1_coefficients (saes,). The gradients live in buffers that the next call overwrites.
     """
@@ -78,8 +79,8 @@ def gradients(
 
     error, auxiliary, norm, inner = sums.unbind(1)
     l0, total, gates = (counted.sum(1, dtype=torch.float64) for counted in (fired, penalty, opened))
-    figures = Figures(error, auxiliary, norm, inner, l0, total, gates, fired)
-    return Gradients(dW_enc, dW_dec, biases, da_sum, offset), figures
+    figures = Figures(error, auxiliary, norm, inner, l0, total, fired)
+    return Gradients(dW_enc, dW_dec, biases, da_sum, offset), figures, gates
 
 
 def update(stack: Stack, g: Gradients, adam: Adam, module: ModuleType) -> None:

@@ -14,15 +14,17 @@ from torch import Tensor
 from gsae.store import IncompatibleError
 
 from .autograd import AutogradBank
-from .bank import Adam, Bank, Figures
+from .bank import Bank
 from .checkpoint import Checkpoint
 from .config import RunConfig, SAEConfig
 from .inputs import Inputs
+from .optim import Adam
 from .params import Params
 from .resample import revived
 from .sae import FAST, PARAMS, initial, started_from
 from .saved import load_sae, weights_sha256
 from .schedule import l1_factor, lr_factor, recovery
+from .stack import Figures
 
 DEAD_ROWS = 10_000_000  # a latent is dead once silent for this many training rows, or one epoch's if those are fewer
 TOTALS = ("loss", "squared_error", "l1", "l0", "norm", "inner")

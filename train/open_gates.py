@@ -32,7 +32,7 @@ class Errors:
 
     errors (rows, d_in): by the reconstruction, 2 (x_hat - x) / rows, and `total` (d_in) their sum over the rows.
     records (n, 4): feature, derivative by pi_mag, by pi_gate (of the baseline: 0, by its feature), encoder product.
-    sums (6) float64: the first six of `Figures`.
+    sums (6) float64: those of `Figures`.
     """
 
     errors: Tensor

@@ -43,7 +43,6 @@ class Figures:
     inner: Tensor  # x_hat . x
     l0: Tensor
     l1: Tensor  # of relu(pi_gate), or of the baseline's features
-    opened: Tensor  # gates
     fired: Tensor  # rows that each latent fired on
 
     def loss(self, l1_coefficients: Tensor) -> Tensor:
@@ -53,8 +52,8 @@ class Figures:
     @classmethod
     def of(cls, sums: Tensor, fired: Tensor) -> "Figures":
         """From the sums, in order, and `fired`."""
-        error, auxiliary, norm, inner, l0, l1, opened = sums
-        return cls(error, auxiliary, norm, inner, l0, l1, opened, fired)
+        error, auxiliary, norm, inner, l0, l1 = sums
+        return cls(error, auxiliary, norm, inner, l0, l1, fired)
 
     @classmethod
     def none(cls, saes: int, d_sae: int) -> "Figures":

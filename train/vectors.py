@@ -53,10 +53,12 @@ class _Loop:
         function = cgutils.get_or_insert_function(self.builder.module, ir.FunctionType(kind, [kind] * 3), name)
         return self.builder.call(function, [a, b, c])
 
-    def spread(self, value: Any) -> Any:
+    def spread(self, value: Any, lanes: int | None = None) -> Any:
         """A scalar in every lane."""
-        start = self.builder.insert_element(ir.Constant(self.vector, ir.Undefined), value, ir.IntType(32)(0))
-        zeros = ir.Constant(ir.VectorType(ir.IntType(32), self.lanes), [0] * self.lanes)
+        lanes = lanes or self.lanes
+        empty = ir.Constant(ir.VectorType(self.scalar, lanes), ir.Undefined)
+        start = self.builder.insert_element(empty, value, ir.IntType(32)(0))
+        zeros = ir.Constant(ir.VectorType(ir.IntType(32), lanes), [0] * lanes)
         return self.builder.shuffle_vector(start, start, zeros)
 
     def total(self, vector: Any) -> Any:
@@ -187,3 +189,30 @@ def lowest(typingctx, bits):
 def count_bits(typingctx, bits):
     """How many bits are set."""
     return types.intp(types.uint64), lambda context, builder, sig, args: builder.ctpop(args[0])
+
+
+@intrinsic
+def maybe_above(typingctx, values, row, biases, by_norm, by_rest, start, norm, rest, share):
+    """As `above` for values in bfloat16's bits that are off by at most
+
+    share * |value| + norm * by_norm (n) + rest * by_rest (n): bits of those that may be above minus their bias.
+    """
+    one = biases.dtype
+    return types.uint64(values, types.intp, biases, by_norm, by_rest, types.intp, one, one, one), _maybe_above
+
+
+def _maybe_above(context, builder, sig, args):
+    loop = _Loop(context, builder, sig.args[2].dtype)
+    kind, words = ir.VectorType(loop.scalar, BITS), ir.VectorType(ir.IntType(32), BITS)
+    row, _ = loop.row(sig.args[0], args[0], args[1])
+    place = builder.bitcast(builder.gep(row, [args[5]]), ir.VectorType(ir.IntType(16), BITS).as_pointer())
+    bits = builder.zext(builder.load(place, align=2), words)
+    value = builder.bitcast(builder.shl(bits, ir.Constant(words, [16] * BITS)), kind)
+    size = builder.bitcast(builder.and_(builder.bitcast(value, words), ir.Constant(words, [0x7FFFFFFF] * BITS)), kind)
+    total = value
+    loaded = [loop.load(loop.row(sig.args[at], args[at])[0], args[5], kind) for at in (2, 3, 4)]
+    norm, rest, share = (loop.spread(args[at], BITS) for at in (6, 7, 8))
+    for factor, term in ((share, size), (norm, loaded[1]), (rest, loaded[2])):
+        total = builder.fadd(total, builder.fmul(factor, term))
+    total = builder.fadd(total, loaded[0])
+    return builder.bitcast(builder.fcmp_unordered(">", total, ir.Constant(kind, [0.0] * BITS)), ir.IntType(64))
