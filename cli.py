@@ -428,7 +428,8 @@ def train(
     screening: Annotated[
         bool | None,
         typer.Option(
-            "--screening/--no-screening", help="Find gates in bfloat16 first, exactly; measured if not given."
+            "--screening/--no-screening",
+            help="Find open gates in bfloat16 first, exactly; if not given, on CPUs with bfloat16 products.",
         ),
     ] = None,
     io: Annotated[

@@ -34,6 +34,11 @@ def kernel_threads(count: int) -> AbstractContextManager[None]:
     return kernels.threads(count) if kernels is not None else nullcontext()
 
 
+def screening_pays() -> bool:
+    """Whether this CPU multiplies bfloat16 several times faster than float32."""
+    return kernels is not None and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
 class Bank:
     """A stack of SAEs: parameters in `params` as (saes, ...), second moments of the same shapes in `moments`."""
 

@@ -20,6 +20,7 @@ import torch
 
 from gsae.store import CorruptError, IncompatibleError, NotFoundError, Site, UsageError
 
+from .bank import screening_pays
 from .checkpoint import load_checkpoint, replace_file
 from .config import RunConfig, SAEConfig, from_toml, to_toml
 from .ranks import Ranks
@@ -59,7 +60,8 @@ def _new(config: RunConfig, ranks: Ranks) -> RunConfig:
     hashed = [s.model_copy(update={"init_sha256": weights_sha256(s.init)}) if s.init else s for s in config.saes]
     device = "cuda" if torch.cuda.is_available() else "cpu"
     new = config.model_copy(update={"saes": tuple(hashed)})
-    return new.resolved(device=device, threads=ranks.threads, ranks=ranks.world_size)
+    screening = screening_pays()
+    return new.resolved(device=device, threads=ranks.threads, ranks=ranks.world_size, screening=screening)
 
 
 def _same(run: Path, config: RunConfig, site: Site) -> RunConfig:

@@ -211,7 +211,7 @@ def bank_for(kind: str, start: list[Params], run: RunConfig, inputs: Inputs) -> 
     """The bank that trains SAEs of a kind: the fast one where there is one and gradients are not clipped."""
     operands = getattr(torch, run.precision)
     if kind in FAST and run.clip_grad_norm is None:
-        return Bank(kind, start, inputs.centre, operands, inputs.device)
+        return Bank(kind, start, inputs.centre, operands, inputs.device, screened=bool(run.screening))
     return AutogradBank(kind, start, inputs.centre, operands, inputs.device, run.clip_grad_norm)
 
 
