@@ -25,6 +25,7 @@ def test_a_run_killed_around_every_write_of_its_folder_completes_to_the_same_byt
     for found in found_by(around_every_write, tiny_store, {memory / "even": 0, memory / "odd": 1}):
         assert found["faults"] == []
         assert found["calls"] > 50
+        assert found["resampled"] > 0
 
 
 def test_runs_that_save_every_1_7_and_100_steps_stopped_at_20_random_moments_end_alike(
@@ -33,3 +34,4 @@ def test_runs_that_save_every_1_7_and_100_steps_stopped_at_20_random_moments_end
     (found,) = found_by(at_random, tiny_store, {memory / "random": 7})
     assert found["faults"] == []
     assert found["found"] >= 20
+    assert found["resampled"] > 0

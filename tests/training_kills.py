@@ -16,15 +16,17 @@ from gsae.store import InterruptedRun, open_store
 from gsae.tests.calls import kill_at, recorded
 from gsae.tests.children import files
 from gsae.train import Event, Progress, RunConfig, parse_sae, train
+from gsae.train.checkpoint import load_checkpoint
 
-SAES = parse_sae("gated width=8 l1=.1,.3") + parse_sae("relu width=8 l1=.1")
+SAES = parse_sae("gated width=16 l1=.1,3") + parse_sae("relu width=16 l1=3")
 
 
 def config(**settings: Any) -> RunConfig:
     """A run of two groups that resamples in its middle."""
     usual = {"site": "mlp.1", "steps": 4, "batch_size": 32, "log_every": 1, "threads": 1, "device": "cpu", "saes": SAES,
              "resample_at": (2,), "resample_silent_rows": 1, "resample_warm_up_steps": 2, "eval_every": 3,
-             "eval_rows": 16, "checkpoint_every": 2}  # fmt: skip
+             "eval_rows": 16, "checkpoint_every": 2,
+             "lr": 0.02, "lr_warm_up_steps": 0, "l1_warm_up_steps": 0}  # fmt: skip
     return RunConfig(**(usual | settings))
 
 
@@ -50,6 +52,12 @@ def kept(out: Path) -> dict[str, bytes]:
     return {name: data for name, data in files(out).items() if name != "config.toml" and not name.endswith(".tmp")}
 
 
+def resampled(out: Path) -> int:
+    """How many SAEs of a run were given new directions."""
+    states = [load_checkpoint(folder, only=("resampled",)) for folder in sorted((out / "state").iterdir())]
+    return sum(int((state.tensors["resampled"] >= 0).sum()) for state in states if state is not None)
+
+
 def train_into(store: Path, settings: dict[str, Any], listen: Callable[[Event], None], out: Path) -> None:
     """Train, or go on."""
     train(open_store(store).site("mlp.1"), config(**settings), out, listen)
@@ -66,7 +74,7 @@ def around_every_write(store: Path, folder: Path, first: int) -> None:
     """
     whole, out, faults = folder / "whole", folder / "run", []
     # The bank that needs no compiled code, which every forked process would have to load.
-    run = partial(train_into, store, {"clip_grad_norm": 1.0, "saes": SAES[1:]}, nothing)
+    run = partial(train_into, store, {"clip_grad_norm": 1e9, "saes": SAES[1:], "lr": 0.5}, nothing)
     with open_store(store).site("mlp.1").batches(32) as batches:
         next(batches)
 
@@ -84,7 +92,7 @@ def around_every_write(store: Path, folder: Path, first: int) -> None:
             faults.append(f"killed at call {number}, it does not go on")
         if kept(out) != expected:
             faults.append(f"killed at call {number}, it ends in other files")
-    (folder / "found.json").write_text(json.dumps({"calls": calls, "faults": faults}))
+    (folder / "found.json").write_text(json.dumps({"calls": calls, "faults": faults, "resampled": resampled(whole)}))
 
 
 def at_random(store: Path, folder: Path, kills: int) -> None:
@@ -103,7 +111,9 @@ def at_random(store: Path, folder: Path, kills: int) -> None:
             faults.append(f"with a checkpoint every {every} steps it does not go on")
         if kept(out) != expected:
             faults.append(f"with a checkpoint every {every} steps it ends in other files")
-    (folder / "found.json").write_text(json.dumps({"found": found, "faults": faults}))
+    (folder / "found.json").write_text(
+        json.dumps({"found": found, "faults": faults, "resampled": resampled(folder / "whole")})
+    )
 
 
 class Stopping:

@@ -1,0 +1,428 @@
+"""How many rows a second does `gsae train` learn from, next to SAELens and dictionary_learning, and as well as they?
+
+Run as `.venv/bin/python bench/train.py [--store STORE --site SITE]` after `make bench-peers`; without a store it
+harvests one with SmolLM2 from the language reference. The limit is the encoder's matrix product: a dense step takes 7
+of them, a sparse one little more than one.
+
+Speed: whole runs of ours, from the first batch to the saved SAEs and with the dense beginning, for one SAE and for
+eight; the peers, whose steps are dense and all alike, over some steps between ours, fed from memory. Eight SAEs of a
+peer take eight times one. Decoding is measured as the CPU time of reading the same rows alone; decodes are counted.
+
+Quality: our step as it chooses its path, our dense autograd, and dictionary_learning's Gated trainer, started alike and
+at equal rows, order and settings, three seeds each, on held-out rows.
+"""
+
+import argparse
+import json
+import math
+import site as environment
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import time
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import mean, median, stdev
+from typing import Any
+
+PEER = Path(".venv-peers/bin/python")
+SITE = "mlp.10"
+TARGETS = {"one_over_saelens": 5.0, "one_over_dictionary_learning": 5.0,
+           "eight_over_saelens": 5.0, "eight_over_dictionary_learning": 5.0}  # fmt: skip
+MOST_DECODING, MOST_WAITING = 0.02, 0.02
+# Differences of means that count as noise: three standard deviations of the seeds, or this much of a figure.
+NOISE = {"l0": 0.03, "explained_variance": 0.005, "gamma": 0.005}
+L1_OF_EIGHT = (0.04, 0.05, 0.06, 0.08, 0.1, 0.13, 0.17, 0.22)
+
+
+def main() -> int:
+    """Print one JSON line a measurement and the verdict; return 0 when it is met."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--store", type=Path, help="a store to train from, in place of one harvested here")
+    parser.add_argument("--site", default=SITE)
+    parser.add_argument("--part", choices=("speed", "quality"), action="append", help="both if not given")
+    parser.add_argument("--width", type=int, default=4096)
+    parser.add_argument("--batch-size", type=int, default=1024)
+    parser.add_argument("--steps", type=int, default=600, help="of our runs")
+    parser.add_argument("--peer-steps", type=int, default=12, help="of each measurement of a peer")
+    parser.add_argument("--l1", type=float, default=0.1, help="of the single SAE")
+    parser.add_argument("--quality-width", type=int, default=1024)
+    parser.add_argument("--quality-steps", type=int, default=1200)
+    parser.add_argument("--quality-batch-size", type=int, default=512)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--peer", choices=("saelens", "dictionary_learning", "quality"), help=argparse.SUPPRESS)
+    parser.add_argument("--packages", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.peer is not None:
+        environment.addsitedir(options.packages)
+        warnings.simplefilter("ignore")
+        print(json.dumps(PEERS[options.peer](options)), flush=True)
+        return 0
+    if not PEER.exists():
+        parser.error(f"{PEER} is not there. Run `make bench-peers` first, from the repository root.")
+    parts = options.part or ["speed", "quality"]
+    with tempfile.TemporaryDirectory() as folder:
+        options.work = Path(folder)
+        options.store = options.store or harvested(options.work / "store", options.site)
+        figures: dict[str, Any] = {}
+        for part in parts:
+            figures |= speed(options) if part == "speed" else quality(options)
+    met = all(figures.pop("_met").values()) if "_met" in figures else True
+    print(json.dumps({"bench": "train", "met": met, **figures, "targets": TARGETS}))
+    return 0 if met else 1
+
+
+def harvested(root: Path, site: str) -> Path:
+    """Harvest a store of some 80,000 rows with the language model that comes as a package."""
+    command = [
+        sys.executable,
+        "-m",
+        "gsae.cli",
+        "harvest",
+        "--model",
+        "builtin:smollm2-135m",
+        "--dataset",
+        "builtin:pydoc",
+    ]
+    command += ["--context-size", "256", "--heldout", "0.1", "--window-rows", "16384", "--batch-size", "8"]
+    command += ["--device", "cpu", "--site", site, "--out", str(root)]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    return root
+
+
+def say(**figures: Any) -> None:
+    """Print one line."""
+    print(json.dumps({k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in figures.items()}), flush=True)
+
+
+# -- speed
+
+
+def speed(options: argparse.Namespace) -> dict[str, Any]:
+    """Whole runs of ours between measurements of the peers; their ratios."""
+    names = ("saelens", "dictionary_learning")
+    rates: dict[str, list[float]] = {name: [] for name in names}
+    warm_up(options)
+    ours: dict[int, dict[str, float]] = {}
+    for count in (1, 8, None):
+        for name in names:
+            rates[name].append(float(in_peers(options, name)["rows_per_second"]))
+        if count is not None:
+            ours[count] = our_run(options, count)
+            say(what="gsae train", saes=count, **ours[count])
+    for name in names:
+        say(what=name, rows_per_second=median(rates[name]), of=[round(rate, 1) for rate in rates[name]])
+    reading = reading_seconds(options)
+    ratios = {
+        f"{word}_over_{name}": ours[count]["rows_per_second"] * count / median(rates[name])
+        for word, count in (("one", 1), ("eight", 8))
+        for name in names
+    }
+    rest = {
+        "decoding": max(reading / ours[count]["cpu_seconds"] for count in ours),
+        "waiting": max(ours[count]["waiting"] for count in ours),
+        "most_decodes_of_a_chunk": ours[8]["most_decodes"],
+        "epochs_begun": ours[8]["epochs_begun"],
+    }
+    met = [ratios[name] >= least for name, least in TARGETS.items()]
+    met += [rest["decoding"] <= MOST_DECODING, rest["waiting"] <= MOST_WAITING]
+    met.append(rest["most_decodes_of_a_chunk"] <= rest["epochs_begun"])
+    say(what="speed", met=all(met), **ratios, **rest)
+    return {name: float(f"{value:.4g}") for name, value in (ratios | rest).items()} | {"_met": {"speed": all(met)}}
+
+
+def warm_up(options: argparse.Namespace) -> None:
+    """Have everything compiled."""
+    our_run(options, 1, steps=30)
+
+
+def our_run(options: argparse.Namespace, count: int, steps: int | None = None) -> dict[str, float]:
+    """Train some SAEs from the store to their files; what it took, from the first batch on."""
+    from gsae.store import open_store
+    from gsae.store.mapped import Shard
+    from gsae.train import Event, Finished, Progress, RunConfig, Started, parse_sae, train
+
+    l1 = options.l1 if count == 1 else ",".join(map(str, L1_OF_EIGHT[:count]))
+    site = open_store(options.store).site(options.site)
+    decodes: Counter[tuple[Any, ...]] = Counter()
+    decode = Shard.decode_into
+
+    def counted(shard: Shard, chunk: int, *rest: Any) -> None:
+        decodes[shard.path, chunk] += 1
+        decode(shard, chunk, *rest)
+
+    began = cpu = ended = spent = waited = 0.0
+    done = 0
+    last: list[Any] = []
+
+    def listen(event: Event) -> None:
+        nonlocal began, cpu, ended, spent, waited, done, last
+        if isinstance(event, Started):
+            began, cpu = time.perf_counter(), time.process_time()
+        if isinstance(event, Progress):
+            seconds = options.batch_size * (event.step - done) / event.rows_per_second
+            done = event.step
+            waited += event.wait_share * seconds
+            last = list(event.metrics)
+        if isinstance(event, Finished):
+            ended, spent = time.perf_counter(), time.process_time()
+
+    config = RunConfig(
+        site=options.site,
+        steps=steps or options.steps,
+        batch_size=options.batch_size,
+        device="cpu",
+        saes=parse_sae(f"gated width={options.width} l1={l1}"),
+    )
+    with tempfile.TemporaryDirectory(dir=options.work) as out:
+        Shard.decode_into = counted  # type: ignore[method-assign]
+        try:
+            train(site, config, Path(out) / "run", listen)
+        finally:
+            Shard.decode_into = decode  # type: ignore[method-assign]
+    rows = config.steps * config.batch_size
+    ahead = site.batches(config.batch_size, epochs=None).memory // (2 * site.d_in)
+    return {
+        "rows_per_second": rows / (ended - began),
+        "seconds": ended - began,
+        "cpu_seconds": spent - cpu,
+        "waiting": waited / (ended - began),
+        "decodes": sum(decodes.values()),
+        "most_decodes": max(decodes.values()),
+        "epochs_begun": math.ceil((rows + ahead) / site.rows),
+        "l0": mean(line["l0"] for line in last),
+        "paths": sorted({line["path"] for line in last}),  # type: ignore[dict-item]
+    }
+
+
+def reading_seconds(options: argparse.Namespace) -> float:
+    """CPU seconds of reading as many rows as a run has, and doing nothing with them."""
+    from gsae.store import open_store
+
+    site = open_store(options.store).site(options.site)
+    with site.batches(options.batch_size, epochs=None, max_norm_multiple=10) as batches:
+        next(batches)
+        started = time.process_time()
+        for _ in range(options.steps):
+            next(batches)
+        spent = time.process_time() - started
+    say(what="reading alone", cpu_seconds=spent)
+    return spent
+
+
+# -- quality
+
+
+def quality(options: argparse.Namespace) -> dict[str, Any]:
+    """Our path, our dense autograd and dictionary_learning at equal rows and settings; whether they differ."""
+    found = {
+        "ours": our_quality(options, None),
+        "ours_dense": our_quality(options, 1e9),  # a limit that nothing reaches: dense autograd, and nothing clipped
+        "dictionary_learning": in_peers(options, "quality")["figures"],
+    }
+    for name, seeds in found.items():
+        columns = {key: [one[key] for one in seeds] for key in NOISE}
+        means = {key: mean(column) for key, column in columns.items()}
+        say(what="quality", trainer=name, **means, **{f"{key}_sd": spread(column) for key, column in columns.items()})
+    differences = {}
+    within = True
+    for other in ("ours_dense", "dictionary_learning"):
+        for key, share in NOISE.items():
+            a, b = ([one[key] for one in found[name]] for name in ("ours", other))
+            difference = mean(a) - mean(b)
+            differences[f"{key}_less_{other}"] = float(f"{difference:.3g}")
+            within &= abs(difference) <= max(3 * max(spread(a), spread(b)), share * abs(mean(b)))
+    say(what="quality", met=within, **differences)
+    return {"quality_within_noise": within, **differences, "_met": {"quality": within}}
+
+
+def spread(column: list[float]) -> float:
+    """Standard deviation over the seeds."""
+    return stdev(column) if len(column) > 1 else 0.0
+
+
+def our_quality(options: argparse.Namespace, clip: float | None) -> list[dict[str, float]]:
+    """Figures on held-out rows of one SAE a seed."""
+    from gsae.store import open_store
+    from gsae.train import RunConfig, load_sae, parse_sae, train
+
+    seeds = ",".join(map(str, range(options.seeds)))
+    config = RunConfig(
+        site=options.site,
+        steps=options.quality_steps,
+        batch_size=options.quality_batch_size,
+        lr=1e-3,
+        device="cpu",
+        clip_grad_norm=clip,
+        saes=parse_sae(f"gated width={options.quality_width} l1={options.l1} seed={seeds}"),
+    )
+    store = open_store(options.store)
+    scale, x = scaled_heldout(store, options.site)
+    with tempfile.TemporaryDirectory(dir=options.work) as folder:
+        out = Path(folder) / "run"
+        train(store.site(options.site), config, out)
+        saes = [load_sae(out / "saes" / str(sae.name)) for sae in config.named_saes()]
+    return [figures_of(x, sae.encode(x), sae.decode(sae.encode(x))) for sae in saes for x in [x / scale]]
+
+
+def scaled_heldout(store: Any, site: str) -> tuple[float, Any]:
+    """The scale of a run, and held-out rows within its norm limit, scaled."""
+    summary = store.site(site).moments.within(10)
+    rows = store.site(site, "heldout")[:8192].float()
+    scale = summary.mean_square_norm**-0.5
+    return scale, rows[rows.norm(dim=1) < summary.norm_limit] * scale
+
+
+def figures_of(x: Any, f: Any, x_hat: Any) -> dict[str, float]:
+    """L0, explained variance and gamma of reconstructions x_hat of x (rows, d_in)."""
+    error, total = (x - x_hat).square().sum(), (x - x.mean(0)).square().sum()
+    return {
+        "l0": float((f > 0).sum() / len(x)),
+        "explained_variance": float(1 - error / total),
+        "gamma": float(x_hat.square().sum() / (x_hat * x).sum()),
+    }
+
+
+# -- in the peers' environment
+
+
+def in_peers(options: argparse.Namespace, peer: str) -> dict[str, Any]:
+    """Run this script in the peers' environment, with our packages behind theirs; its answer."""
+    kept = ("store", "site", "width", "batch_size", "steps", "peer_steps", "l1", "quality_width", "quality_steps",
+            "quality_batch_size", "seeds")  # fmt: skip
+    command = [str(PEER), __file__, "--peer", peer, "--packages", sysconfig.get_path("purelib")]
+    for name in kept:
+        command += [f"--{name.replace('_', '-')}", str(getattr(options, name))]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return answer
+
+
+def from_memory(options: argparse.Namespace) -> list[Any]:
+    """Some scaled float32 batches."""
+    from gsae.store import open_store
+
+    store = open_store(options.store)
+    scale, _ = scaled_heldout(store, options.site)
+    with store.site(options.site).batches(options.batch_size, epochs=None, max_norm_multiple=10) as batches:
+        return [next(batches).float() * scale for _ in range(8)]
+
+
+class Timed(Iterator[Any]):
+    """Batches from memory, round and round, that know when the first `skipped` of them had been used."""
+
+    def __init__(self, batches: list[Any], skipped: int) -> None:
+        self.batches, self.left, self.number = batches, skipped, 0
+        self.began = 0.0
+
+    def __next__(self) -> Any:
+        if self.left == 0:
+            self.began = time.perf_counter()
+        self.left -= 1
+        self.number += 1
+        return self.batches[self.number % len(self.batches)]
+
+    def rate(self, rows: int) -> dict[str, float]:
+        """Rows a second since then."""
+        return {"rows_per_second": rows / (time.perf_counter() - self.began)}
+
+
+SKIPPED = 3
+
+
+def dictionary_learning(options: argparse.Namespace) -> dict[str, float]:
+    """`trainSAE` with its Gated trainer, from memory."""
+    from dictionary_learning.training import trainSAE
+
+    steps = options.peer_steps + SKIPPED
+    batches = Timed(from_memory(options), SKIPPED)
+    trainer = gated_trainer([])
+    config = settings(trainer, options, steps, seed=0, width=options.width, d_in=batches.batches[0].shape[1])
+    trainSAE(batches, [config], steps, device="cpu")
+    return batches.rate(options.peer_steps * options.batch_size)
+
+
+def saelens(options: argparse.Namespace) -> dict[str, float]:
+    """`SAETrainer` with its Gated SAE, from memory."""
+    from sae_lens import GatedTrainingSAE, GatedTrainingSAEConfig
+    from sae_lens.config import LoggingConfig, SAETrainerConfig
+    from sae_lens.training.sae_trainer import SAETrainer
+
+    batches = Timed(from_memory(options), SKIPPED)
+    d_in = batches.batches[0].shape[1]
+    sae = GatedTrainingSAE(GatedTrainingSAEConfig(d_in=d_in, d_sae=options.width, l1_coefficient=options.l1))
+    config = SAETrainerConfig(
+        total_training_samples=(options.peer_steps + SKIPPED) * options.batch_size,
+        train_batch_size_samples=options.batch_size,
+        lr=1e-3,
+        lr_end=1e-3,
+        logger=LoggingConfig(log_to_wandb=False),
+    )
+    SAETrainer(config, sae, batches).fit()
+    return batches.rate(options.peer_steps * options.batch_size)
+
+
+def gated_trainer(made: list[Any], mean_row: Any = None) -> Any:
+    """Their Gated trainer, kept where it can be found, and started from the mean row as ours is."""
+    from dictionary_learning.trainers.gdm import GatedSAETrainer
+
+    class Kept(GatedSAETrainer):  # type: ignore[misc]
+        def __init__(self, **settings: Any) -> None:
+            super().__init__(**settings)
+            if mean_row is not None:
+                self.ae.decoder_bias.data.copy_(mean_row)
+            made.append(self)
+
+    return Kept
+
+
+def settings(trainer: Any, options: argparse.Namespace, steps: int, *, seed: int, width: int, d_in: int) -> Any:
+    """Our recipe in their words."""
+    warm_up = min(100, steps // 2)
+    return {
+        "trainer": trainer,
+        "steps": steps,
+        "activation_dim": d_in,
+        "dict_size": width,
+        "layer": 10,
+        "lm_name": "smollm2",
+        "lr": 1e-3,
+        "l1_penalty": options.l1,
+        "warmup_steps": warm_up,
+        "sparsity_warmup_steps": max(1, steps // 10),
+        "decay_start": max(warm_up, steps // 10, steps - steps // 5) + 1,
+        "device": "cpu",
+        "seed": seed,
+    }
+
+
+def peer_quality(options: argparse.Namespace) -> dict[str, Any]:
+    """Figures on held-out rows of their Gated SAE, one a seed, trained on the rows that ours sees, in its order."""
+    import torch
+    from dictionary_learning.training import trainSAE
+
+    from gsae.store import open_store
+
+    store = open_store(options.store)
+    scale, x = scaled_heldout(store, options.site)
+    mean_row = torch.from_numpy(store.site(options.site).moments.within(10).mean * scale).float()
+    made: list[Any] = []
+    steps, d_in = options.quality_steps, x.shape[1]
+    configs = [
+        settings(gated_trainer(made, mean_row), options, steps, seed=seed, width=options.quality_width, d_in=d_in)
+        for seed in range(options.seeds)
+    ]
+    site = store.site(options.site)
+    with site.batches(options.quality_batch_size, epochs=None, max_norm_multiple=10) as batches:
+        trainSAE((rows.float() * scale for rows in batches), configs, steps, device="cpu")
+    with torch.no_grad():
+        return {"figures": [figures_of(x, t.ae.encode(x), t.ae.decode(t.ae.encode(x))) for t in made]}
+
+
+PEERS = {"saelens": saelens, "dictionary_learning": dictionary_learning, "quality": peer_quality}
+
+if __name__ == "__main__":
+    sys.exit(main())
