@@ -40,7 +40,7 @@ def main() -> None:
     try:
         with _clean_stops():
             app(standalone_mode=True)
-    except SystemExit:  # typer's own end
+    except (SystemExit, KeyboardInterrupt):
         raise
     except BaseException as error:  # an InterruptedRun passes through every `except Exception`
         if "--debug" in sys.argv:
@@ -152,19 +152,25 @@ def harvest(
         str | None, typer.Option(help="Spread a model that is too large for one device: auto, or a JSON object.")
     ] = None,
     compile: Annotated[bool, typer.Option("--compile", help="Run the model through torch.compile.")] = False,
-    attn_implementation: Annotated[str, typer.Option(help="As transformers has it: sdpa, eager and others.")] = "sdpa",
+    attn_implementation: Annotated[
+        str | None, typer.Option(help="As transformers has it: sdpa, eager, ...; its own choice if not given.")
+    ] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads; torch's own choice if not given.")] = None,
     rank: Annotated[int | None, typer.Option(help="Which worker this is; torchrun's or SLURM's if not given.")] = None,
     world_size: Annotated[int | None, typer.Option(help="How many workers there are, if any --rank is given.")] = None,
     any_hardware: Annotated[bool, typer.Option(help="Go on with a store that other hardware began.")] = False,
     dry_run: DryRun = False,
+    do_probe: Annotated[
+        bool, typer.Option("--probe/--no-probe", help="Let --dry-run measure time and ratio, if the weights are here.")
+    ] = True,
+    force: Annotated[bool, typer.Option("--force", help="Begin without room on the disk.")] = False,
     as_json: Json = False,
 ) -> None:
     """Run a language model over a text and write the activations at some sites to a store.
 
     The same command goes on with a harvest that was stopped.
     """
-    from gsae.harvest import HarvestConfig, estimate, harvest, request, split_names, worker
+    from gsae.harvest import HarvestConfig, estimate, harvest, is_at_hand, probe, request, split_names, worker
     from gsae.progress import Shown
     from gsae.store import UsageError, describe
 
@@ -197,10 +203,13 @@ def harvest(
         dropped_positions=_positions(drop_positions),
         any_hardware=any_hardware,
         threads=threads,
+        force=force,
     )
     own = worker(rank, world_size, os.environ)
     if dry_run:
-        _print(estimate(request(config)), as_json)
+        asked = request(config)
+        measured = probe(asked) if do_probe and is_at_hand(model, revision) else None
+        _print(estimate(asked, Path(out), measured), as_json)
         return
     with Shown() as shown:
         made = harvest(config, Path(out), lambda event: _show_harvest(shown, event), own=own)
@@ -604,11 +613,18 @@ def _show_harvest(shown: Any, event: Any) -> None:
         case BlockTokenised():
             shown.show("tokens", event.rows, detail=f"{event.documents:,} documents, {event.rows:,} rows")
         case Running():
-            shown.show("running the model", event.rows, event.total, detail="rows")
+            shown.show("running the model", event.rows, event.total, _rate(event))
         case Finished(windows=0):
             shown.show("the store is complete: nothing to do")
         case Finished() | Left():
             shown.show(f"wrote {event.windows} windows")
+
+
+def _rate(event: Any) -> str:
+    """What a harvest's line says beside its rows."""
+    ratio = f", ratio {event.written / event.raw:.3f}" if event.raw else ""
+    rate, waiting = event.tokens / max(event.seconds, 1e-9), 100 * event.waiting
+    return f"rows, {rate:,.0f} tokens/s, {event.written / 1e9:.2f} GB written{ratio}, device waiting {waiting:.0f} %"
 
 
 def _show_training(shown: Any, event: Any) -> None:

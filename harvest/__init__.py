@@ -7,11 +7,13 @@ there cost. Imports nothing but `gsae.store`; transformers and datasets are impo
 
 from .compiled import compiled
 from .config import HarvestConfig
+from .estimate import estimate, probe
 from .events import Finished, Left, Running, Stage
 from .lm import LanguageModel, Provenance, capture
 from .loading import load_lm, load_meta, load_planned, load_tokenizer, tokenizer_sha256
+from .models import is_at_hand
 from .pipeline import harvest
-from .planning import estimate, request
+from .planning import request
 from .predictions import Edit, effects
 from .sites import offered, resolve, split_names
 from .text import Dataset, documents
@@ -38,11 +40,13 @@ __all__ = [
     "effects",
     "estimate",
     "harvest",
+    "is_at_hand",
     "load_lm",
     "load_meta",
     "load_planned",
     "load_tokenizer",
     "offered",
+    "probe",
     "request",
     "resolve",
     "special_ids",

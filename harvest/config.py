@@ -21,12 +21,13 @@ Dtype = Literal["bfloat16", "float16", "float32"]
 class HarvestConfig(BaseModel):
     """The settings of one harvest.
 
-    model, dataset: a builtin, a local path or a Hub id. skip_documents, max_documents: take at most so many documents,
-    after so many; a harvest that skips what another took is its continuation. rows: train rows wanted, None for all
-    that the text has. heldout: share of the documents kept for evaluation, None for enough to hold 2^17 rows but at
-    most a tenth. batch_size: contexts in a forward pass, "auto" for what fits. level: of the codec (`planes` 0 or 1,
-    `zstd` 1 to 22). device_map: spreads the model over devices, in place of `device`. compile: run it through
-    torch.compile. threads: of the CPU, None for torch's own choice. force: begin without room on the disk.
+    model, dataset: a builtin, a local path or a Hub id. skip_documents, max_documents: take at most so many
+    documents, after so many; a harvest that skips what another took is its continuation. rows: train rows wanted,
+    None for all that the text has. heldout: share of the documents kept for evaluation, None for enough to hold
+    2^17 rows but at most a tenth. batch_size: contexts in a forward pass, "auto" for what fits. level: of the codec
+    (`planes` 0 or 1, `zstd` 1 to 22). device_map: spreads the model over devices, in place of `device`. compile:
+    run it through torch.compile. attn_implementation: transformers' own choice for the model if None. threads: of
+    the CPU, None for torch's own choice. force: begin without room on the disk.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -50,7 +51,7 @@ class HarvestConfig(BaseModel):
     batch_size: Positive | Literal["auto"] = 16
     dtype: Dtype = "bfloat16"
     device: Name = "cpu"
-    attn_implementation: Name = "sdpa"
+    attn_implementation: Name | None = None
     dropped_positions: tuple[Annotated[int, Field(ge=0)], ...] = ()
     device_map: Name | None = None
     compile: bool = False

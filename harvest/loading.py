@@ -18,6 +18,7 @@ import torch
 
 from gsae.store import IncompatibleError, ModelSource, NotFoundError, SpaceError, UsageError
 
+from .config import HarvestConfig
 from .hub import one_line, quiet
 from .lm import LanguageModel, Provenance
 from .models import Source, find, light_directory, weights_directory, weights_sha256
@@ -30,13 +31,14 @@ def load_lm(
     revision: str | None = None,
     dtype: str = "bfloat16",
     device: str = "cpu",
-    attn_implementation: str = "sdpa",
+    attn_implementation: str | None = None,
     device_map: str | None = None,
 ) -> LanguageModel:
     """Load a builtin, a local directory, a `.gguf` file or a Hub id.
 
     device: torch's name of one, or "auto" for an accelerator where there is one. device_map: accelerate's name of one
-    ("auto"), or a JSON object of devices by module; it takes the place of `device`. Raises NotFoundError where there is
+    ("auto"), or a JSON object of devices by module; it takes the place of `device`. attn_implementation: None for what
+    transformers has for this model, sdpa for most. Raises NotFoundError where there is
     no such model, UsageError where it, the device or the map cannot be used, SpaceError where it does not fit.
     """
     place = _device(device)
@@ -56,11 +58,29 @@ def load_lm(
         weights,
         tokenizer_sha256(tokenizer),
         dtype,
-        attn_implementation,
+        loaded.config._attn_implementation,
         " + ".join(sorted({accelerator(torch.device(d)) for d in _devices(loaded)})) if spread else accelerator(place),
         device_map,
     )
     return LanguageModel(loaded, tokenizer, provenance)
+
+
+def load_configured(config: HarvestConfig) -> LanguageModel:
+    """Load the language model that a harvest's settings name."""
+    return load_lm(
+        config.model, config.revision, config.dtype, config.device, config.attn_implementation, config.device_map
+    )
+
+
+@contextmanager
+def cpu_threads(count: int | None) -> Iterator[None]:
+    """Let torch use `count` threads of the CPU inside; None leaves its choice."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def load_planned(planned: ModelSource, model: str | None, device: str = "cpu") -> LanguageModel:
@@ -83,7 +103,7 @@ def load_tokenizer(model: str, revision: str | None = None) -> Any:
     return _tokenizer(find(model, revision, weights=False))
 
 
-def load_meta(model: str, revision: str | None = None, attn_implementation: str = "sdpa") -> Any:
+def load_meta(model: str, revision: str | None = None, attn_implementation: str | None = None) -> Any:
     """Return the model without weights, on the `meta` device: its modules, widths and config, in a second."""
     source = find(model, revision, weights=False)
     directory = light_directory(source)
@@ -120,7 +140,7 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _load(source: Source, dtype: str, attn_implementation: str, spread: str | dict[str, Any] | None) -> Any:
+def _load(source: Source, dtype: str, attn_implementation: str | None, spread: str | dict[str, Any] | None) -> Any:
     """Return the model and transformers' report on its weights."""
     directory = weights_directory(source, dtype)
     options: dict[str, Any] = {}

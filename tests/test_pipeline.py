@@ -1,5 +1,6 @@
 """The harvest: rows are the model's own bits, whatever was killed on the way; bad input loses nothing."""
 
+import itertools
 import resource
 from collections.abc import Iterator
 from pathlib import Path
@@ -258,3 +259,16 @@ def test_a_text_that_ends_early_says_how_many_rows_there_are(tiny_llama: Path, t
     store = harvest(config(tiny_llama, rows=10**7, sites=("mlp.0",), window_rows=1 << 16), tmp_path / "store")
     assert store.plan.contexts.ended_early
     assert store.plan.rows == store.site("mlp.0").rows < 10**7
+
+
+def test_what_is_running_adds_up(tiny_llama: Path, tmp_path: Path) -> None:
+    events: list[Any] = []
+    store = harvest(config(tiny_llama, rows=3000, sites=("mlp.0", "attn.1")), tmp_path / "s", events.append)
+    assert store is not None
+    running = [e for e in events if isinstance(e, Running)]
+    last = running[-1]
+    assert last.raw == (store.plan.rows + store.plan.heldout_rows) * 2 * 32 * 2
+    assert last.written == sum(a.file.size for w in store.manifest.windows for a in w.arrays)
+    assert last.tokens >= store.plan.contexts.contexts * 64
+    assert all(0 <= e.busy <= e.seconds and 0 <= e.waiting <= 1 for e in running)
+    assert all(getattr(a, k) <= getattr(b, k) for a, b in itertools.pairwise(running) for k in ("tokens", "written"))

@@ -1,6 +1,5 @@
 """Sites mean what they say, in every family: checked against the arithmetic of the residual stream."""
 
-from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
@@ -9,92 +8,7 @@ from torch import Tensor
 
 from gsae.harvest import LanguageModel, capture, offered, resolve, split_names
 from gsae.store import UsageError
-
-SIZES = {
-    "vocab_size": 64,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 12,  # heads concatenated are 48 wide, not 32
-    "initializer_range": 0.3,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
-
-
-@dataclass(frozen=True)
-class Family:
-    """How a family's layers are built, written down from its own code: what the sites are checked against.
-
-    layers, final: the paths of the list of layers and of the norm after it. attention: the path of an attention in its
-    layer, whose output is what it adds; projection: of the output projection in it. between: the module whose input is
-    the residual stream between attention and MLP, None where both read the same (parallel).
-    """
-
-    layers: str = "model.layers"
-    final: str = "model.norm"
-    attention: str = "self_attn"
-    projection: str = "o_proj"
-    between: str | None = "post_attention_layernorm"
-    settings: dict[str, Any] = field(default_factory=dict)
-    without: tuple[str, ...] = ()
-    config: str = ""
-    model: str = ""
-
-
-NO_HEADS = ("head_dim", "num_key_value_heads")
-GPT2_LIKE = {"layers": "transformer.h", "final": "transformer.ln_f", "attention": "attn", "without": NO_HEADS}
-SELF_ATTENTION = {"attention": "self_attention", "projection": "dense"}
-FAMILIES = {
-    "Llama": Family(),
-    "Mistral": Family(),
-    "Mixtral": Family(settings={"num_local_experts": 4}),
-    "Qwen2": Family(),
-    "Qwen3": Family(),
-    "Qwen3Moe": Family(settings={"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}),
-    "Gemma": Family(),
-    "Gemma2": Family(between="pre_feedforward_layernorm"),
-    "Gemma3": Family(between="pre_feedforward_layernorm", config="Gemma3TextConfig"),
-    "Phi3": Family(),
-    "Olmo2": Family(between="mlp"),
-    "Glm4": Family(),
-    "StableLm": Family(without=("head_dim",)),
-    "GPT2": Family(**GPT2_LIKE, projection="c_proj", between="ln_2", model="GPT2LMHeadModel"),
-    "GPTBigCode": Family(**GPT2_LIKE, projection="c_proj", between="ln_2"),
-    "GPTJ": Family(**GPT2_LIKE, projection="out_proj", between=None, settings={"rotary_dim": 4}),
-    "GPTNeoX": Family(
-        layers="gpt_neox.layers",
-        final="gpt_neox.final_layer_norm",
-        attention="attention",
-        projection="dense",
-        between=None,
-        without=NO_HEADS,
-    ),
-    "OPT": Family(
-        layers="model.decoder.layers",
-        final="model.decoder.final_layer_norm",
-        projection="out_proj",
-        between="final_layer_norm",
-        settings={"word_embed_proj_dim": 32, "ffn_dim": 48},
-        without=(*NO_HEADS, "intermediate_size"),
-    ),
-    "Falcon": Family(**(GPT2_LIKE | SELF_ATTENTION), between=None),
-    "Bloom": Family(**(GPT2_LIKE | SELF_ATTENTION)),
-}
-
-
-def built(family: str, device: str = "cpu") -> Any:
-    import transformers
-
-    own = FAMILIES[family]
-    config = getattr(transformers, own.config or f"{family}Config")
-    sizes = {name: value for name, value in SIZES.items() if name not in own.without}
-    with torch.random.fork_rng(), torch.device(device):
-        torch.manual_seed(0)
-        return getattr(transformers, own.model or f"{family}ForCausalLM")(config(**sizes, **own.settings)).eval()
+from gsae.tests.families import FAMILIES, built
 
 
 def watched(model: Any, paths: list[str], tokens: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
