@@ -129,8 +129,20 @@ def harvest(
     dataset_revision: Annotated[str | None, typer.Option(help="Revision of the dataset on the Hub.")] = None,
     split: Annotated[str, typer.Option(help="Split of the dataset.")] = "train",
     text_field: Annotated[str, typer.Option(help="Field that holds the text.")] = "text",
+    token_field: Annotated[
+        str | None, typer.Option(help="Field that holds token ids, used as they are, in place of text.")
+    ] = None,
+    shuffle_documents: Annotated[
+        int | None,
+        typer.Option(
+            metavar="SEED", help="Shuffle documents: a local file whole, of a Hub dataset each 16,384 among themselves."
+        ),
+    ] = None,
     skip_documents: Annotated[int, typer.Option(help="Documents to leave out at the beginning.")] = 0,
     max_documents: Annotated[int | None, typer.Option(help="Documents to take at most; all if not given.")] = None,
+    repeat: Annotated[
+        bool, typer.Option("--repeat", help="Read the text again until there are as many rows as wanted.")
+    ] = False,
     context_size: Annotated[int, typer.Option(help="Tokens in a context, BOS included.")] = 1024,
     heldout: Annotated[
         float | None,
@@ -159,6 +171,9 @@ def harvest(
     rank: Annotated[int | None, typer.Option(help="Which worker this is; torchrun's or SLURM's if not given.")] = None,
     world_size: Annotated[int | None, typer.Option(help="How many workers there are, if any --rank is given.")] = None,
     any_hardware: Annotated[bool, typer.Option(help="Go on with a store that other hardware began.")] = False,
+    only_tokens: Annotated[
+        bool, typer.Option("--only-tokens", help="Stop when the tokens are written; needs no weights and no GPU.")
+    ] = False,
     dry_run: DryRun = False,
     do_probe: Annotated[
         bool, typer.Option("--probe/--no-probe", help="Let --dry-run measure time and ratio, if the weights are here.")
@@ -170,7 +185,17 @@ def harvest(
 
     The same command goes on with a harvest that was stopped.
     """
-    from gsae.harvest import HarvestConfig, estimate, harvest, is_at_hand, probe, request, split_names, worker
+    from gsae.harvest import (
+        HarvestConfig,
+        estimate,
+        harvest,
+        harvest_tokens,
+        is_at_hand,
+        probe,
+        request,
+        split_names,
+        worker,
+    )
     from gsae.progress import Shown
     from gsae.store import UsageError, describe
 
@@ -184,8 +209,11 @@ def harvest(
         dataset_revision=dataset_revision,
         split=split,
         text_field=text_field,
+        token_field=token_field,
+        shuffle_documents=shuffle_documents,
         skip_documents=skip_documents,
         max_documents=max_documents,
+        repeat=repeat,
         sites=tuple(name for part in site for name in split_names(part)),
         rows=rows,
         context_size=context_size,
@@ -211,11 +239,20 @@ def harvest(
         measured = probe(asked) if do_probe and is_at_hand(model, revision) else None
         _print(estimate(asked, Path(out), measured), as_json)
         return
+    made = None
     with Shown() as shown:
-        made = harvest(config, Path(out), lambda event: _show_harvest(shown, event), own=own)
+        if only_tokens:
+            harvest_tokens(config, Path(out), lambda event: _show_harvest(shown, event))
+        else:
+            made = harvest(config, Path(out), lambda event: _show_harvest(shown, event), own=own)
     facts = describe(Path(out))
     if as_json:
         _print_json(facts)
+        return
+    if only_tokens:
+        _say_early_end(facts, rows)
+        print(f"{out} has its tokens: {facts['contexts']:,} contexts of {facts['context_size']:,}, which give")
+        print(f"{facts['rows']['train']:,} train and {facts['rows']['heldout']:,} held-out rows.")
         return
     if made is None:
         missing = facts["missing_windows"]
@@ -225,13 +262,16 @@ def harvest(
         )
         print(f"Who ends last publishes {out}; a worker that died is run again.")
         return
-    if facts["text_ended_early"]:
-        print(
-            f"The text ended early: it has {facts['rows']['train']:,} train rows of {rows:,} wanted.", file=sys.stderr
-        )
+    _say_early_end(facts, rows)
     ratios = ", ".join(f"{name} {m['ratio']:.3f}" for name, m in facts["moments"].items())
     print(f"{out}: {facts['rows']['train']:,} train and {facts['rows']['heldout']:,} held-out rows, digest")
     print(f"{facts['digest']}; of raw {facts['dtype']}: {ratios}")
+
+
+def _say_early_end(facts: dict[str, Any], wanted: int | None) -> None:
+    if facts["text_ended_early"]:
+        have = facts["rows"]["train"]
+        print(f"The text ended early: it has {have:,} train rows of {wanted:,} wanted.", file=sys.stderr)
 
 
 @app.command()

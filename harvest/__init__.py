@@ -12,18 +12,19 @@ from .events import Finished, Left, Running, Stage
 from .lm import LanguageModel, Provenance, capture
 from .loading import load_lm, load_meta, load_planned, load_tokenizer, tokenizer_sha256
 from .models import is_at_hand
-from .pipeline import harvest
+from .pipeline import harvest, harvest_tokens
 from .planning import request
 from .predictions import Edit, effects
 from .sites import offered, resolve, split_names
-from .text import Dataset, documents
-from .tokens import BlockTokenised, Contexts, SpecialIds, special_ids, tokenise
+from .text import Document, Text, documents
+from .tokenising import write_tokens
+from .tokens import Block, BlockTokenised, SpecialIds, special_ids, tokenise
 from .workers import Worker, worker
 
 __all__ = [
+    "Block",
     "BlockTokenised",
-    "Contexts",
-    "Dataset",
+    "Document",
     "Edit",
     "Finished",
     "HarvestConfig",
@@ -33,6 +34,7 @@ __all__ = [
     "Running",
     "SpecialIds",
     "Stage",
+    "Text",
     "Worker",
     "capture",
     "compiled",
@@ -40,6 +42,7 @@ __all__ = [
     "effects",
     "estimate",
     "harvest",
+    "harvest_tokens",
     "is_at_hand",
     "load_lm",
     "load_meta",
@@ -54,4 +57,5 @@ __all__ = [
     "tokenise",
     "tokenizer_sha256",
     "worker",
+    "write_tokens",
 ]

@@ -21,10 +21,12 @@ Dtype = Literal["bfloat16", "float16", "float32"]
 class HarvestConfig(BaseModel):
     """The settings of one harvest.
 
-    model, dataset: a builtin, a local path or a Hub id. skip_documents, max_documents: take at most so many
-    documents, after so many; a harvest that skips what another took is its continuation. rows: train rows wanted,
-    None for all that the text has. heldout: share of the documents kept for evaluation, None for enough to hold
-    2^17 rows but at most a tenth. batch_size: contexts in a forward pass, "auto" for what fits. level: of the codec
+    model, dataset: a builtin, a local path or a Hub id. text_field: what holds the text; token_field: what holds token
+    ids, which are then used as they are. shuffle_documents: seed of the documents' order; source order if None.
+    skip_documents, max_documents: take at most so many documents of that order, after so many; a harvest that skips
+    what another took is its continuation. repeat: read these again until there are `rows`. rows: train rows wanted,
+    None for all that the text has. heldout: share of the documents kept for evaluation, None for enough to hold 2^17
+    rows but at most a tenth. batch_size: contexts in a forward pass, "auto" for what fits. level: of the codec
     (`planes` 0 or 1, `zstd` 1 to 22). device_map: spreads the model over devices, in place of `device`. compile:
     run it through torch.compile. attn_implementation: transformers' own choice for the model if None. threads: of
     the CPU, None for torch's own choice. force: begin without room on the disk.
@@ -38,6 +40,9 @@ class HarvestConfig(BaseModel):
     dataset_revision: Name | None = None
     split: Name = "train"
     text_field: Name = "text"
+    token_field: Name | None = None
+    shuffle_documents: Annotated[int, Field(ge=0, lt=1 << 63)] | None = None
+    repeat: bool = False
     skip_documents: Annotated[int, Field(ge=0, lt=1 << 53)] = 0
     max_documents: Positive | None = None
     sites: Annotated[tuple[Name, ...], Field(min_length=1)]
@@ -75,6 +80,8 @@ class HarvestConfig(BaseModel):
             raise ValueError("codec: planes is for 16-bit rows; dtype float32 needs codec zstd or none")
         if self.compile and self.device_map:
             raise ValueError("compile: not together with a device_map, whose hooks move tensors inside of the layers")
+        if self.repeat and self.rows is None:
+            raise ValueError("repeat: a text is read again for a number of rows; needs rows")
         beyond = [p for p in self.dropped_positions if p >= self.context_size]
         if beyond:
             raise ValueError(f"dropped_positions: got {beyond[0]}; needs less than {self.context_size}")

@@ -80,15 +80,18 @@ def _probe(asked: Request, load: Callable[[HarvestConfig], LanguageModel]) -> Pr
 
 def _some_contexts(asked: Request) -> NDArray[np.int32]:
     """Return the contexts (contexts, context_size) of the first documents."""
-    return tokenise(
-        [text[:PROBE_CHARACTERS] for text in islice(asked.texts, PROBE_DOCUMENTS)],
+    documents = islice(asked.text.read(), PROBE_DOCUMENTS)
+    size = asked.config.context_size
+    blocks = tokenise(
+        [each._replace(content=each.content[:PROBE_CHARACTERS]) for each in documents],
         asked.tokenizer,
-        context_size=asked.config.context_size,
+        context_size=size,
         rows=None,
         heldout=0.0,
         seed=asked.config.seed,
         dropped_positions=asked.config.dropped_positions,
-    ).tokens
+    )
+    return np.concatenate([np.empty((0, size), np.int32), *(block.tokens for block in blocks)])
 
 
 def _ratio(config: HarvestConfig, rows: Tensor) -> float:
@@ -115,7 +118,7 @@ def estimate(asked: Request, out: Path, found: Probe | None = None) -> dict[str,
     seconds = None if found is None or contexts is None else contexts * config.context_size / found.tokens_per_second
     return {
         "model": asked.model_id,
-        "dataset": asked.dataset.id,
+        "dataset": asked.text.source.id,
         "sites": {site.name: {"d_in": site.d_in, "module": site.module} for site in asked.sites},
         "context_size": config.context_size,
         "batch_size": found.batch_size if found else config.batch_size,

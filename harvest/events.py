@@ -12,7 +12,12 @@ class Stage:
     """The harvest begins something that takes a while."""
 
     name: Literal[
-        "reading the text", "loading the model", "finding the batch size", "running the model", "writing the manifest"
+        "reading the text",
+        "waiting for another worker's tokens",
+        "loading the model",
+        "finding the batch size",
+        "running the model",
+        "writing the manifest",
     ]
 
 

@@ -7,7 +7,6 @@ no record. Several workers each make their share (`workers.py`).
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -33,12 +32,12 @@ from .lm import LanguageModel
 from .loading import cpu_threads, load_configured
 from .memory import choose_batch_size
 from .planning import Request, Rows, check_same, make_plan, model_source, request, rows_of
-from .tokens import tokenise
+from .tokenising import write_tokens
 from .windows import due_windows, make_windows
 from .workers import ALONE, Worker, device_of
 
 # What a killed harvest may have left before it had a plan.
-BEFORE_THE_PLAN = {"contexts", "documents", publish.TMP}
+BEFORE_THE_PLAN = {"contexts", "documents", "tokens", publish.TMP}
 PATIENCE_SECONDS, POLL_SECONDS = 10.0, 0.25
 
 Tokens = NDArray[np.int32]
@@ -68,20 +67,26 @@ def harvest(
         return _harvest(config, out, listen, load, own)
 
 
-def _harvest(config: HarvestConfig, out: Path, listen: Listen, load: Load, own: Worker) -> Store | None:
-    begun = writer.read_plan(out)
+def harvest_tokens(config: HarvestConfig, out: Path, listen: Listen = lambda event: None) -> None:
+    """Write the tokens of the store `out` and stop there: `harvest` goes on with them, on this machine or another.
+
+    Needs the model's config and tokenizer, not its weights. Raises as `harvest` does.
+    """
+    begun, asked = _begin(config, out)
     if begun is None:
-        _check_fresh(out)
-    asked = request(config)
-    if begun is not None:
-        check_same(begun, asked, None, out)
-        if is_complete(out):
-            return _already_complete(out, listen)
+        publish.sweep(out)
+        _tokens(asked, out, listen)
+        publish.sweep(out)
+
+
+def _harvest(config: HarvestConfig, out: Path, listen: Listen, load: Load, own: Worker) -> Store | None:
+    begun, asked = _begin(config, out)
+    if is_complete(out):
+        return _already_complete(out, listen)
     publish.sweep(out)
     if begun is None and config.rows is not None:
         check_room(asked, config.rows, out)
-    listen(Stage("reading the text"))
-    spec = begun.contexts if begun is not None else _write_contexts(asked, out, listen)
+    spec = begun.contexts if begun is not None else _tokens(asked, out, listen)
     plan, made = begun, 0
     if plan is None or due_windows(plan, out, own):
         tokens, split = contexts.read_contexts(out, spec)
@@ -107,6 +112,22 @@ def _harvest(config: HarvestConfig, out: Path, listen: Listen, load: Load, own: 
     publish.sweep(out)
     listen(Finished(made))
     return open_store(out)
+
+
+def _begin(config: HarvestConfig, out: Path) -> tuple[Plan | None, Request]:
+    """Return the plan that `out` was begun with, if any, and what is asked for, which is the same."""
+    begun = writer.read_plan(out)
+    if begun is None:
+        _check_fresh(out)
+    asked = request(config)
+    if begun is not None:
+        check_same(begun, asked, None, out)
+    return begun, asked
+
+
+def _tokens(asked: Request, out: Path, listen: Listen) -> ContextsSpec:
+    listen(Stage("reading the text"))
+    return write_tokens(asked, out, listen, lambda: listen(Stage("waiting for another worker's tokens")))
 
 
 def _rows_left(begun: Plan | None, rows: Rows, out: Path) -> int:
@@ -154,29 +175,6 @@ def _check_fresh(out: Path) -> None:
     foreign = sorted({p.name for p in out.iterdir()} - BEFORE_THE_PLAN) if out.is_dir() else []
     if foreign and writer.read_plan(out) is None:  # another worker may just have begun
         raise IncompatibleError(f"{out} is not empty and no store: it has {foreign[0]!r}. Give an empty folder.")
-
-
-def _write_contexts(asked: Request, out: Path, listen: Listen) -> ContextsSpec:
-    config = asked.config
-    made = tokenise(
-        asked.texts,
-        asked.tokenizer,
-        context_size=config.context_size,
-        rows=config.rows,
-        heldout=config.heldout_share,
-        seed=config.seed,
-        dropped_positions=config.dropped_positions,
-        first=config.skip_documents,
-        listen=listen,
-    )
-    values: dict[str, NDArray[Any]] = {
-        "contexts/tokens": made.tokens,
-        "contexts/split": made.split,
-        "documents/start": made.document_start,
-        "documents/id": made.document_id,
-        "documents/split": made.document_split,
-    }
-    return contexts.write_contexts(out, values, made.ended_early)
 
 
 def _missing(out: Path, plan: Plan) -> tuple[str, ...]:

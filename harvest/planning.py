@@ -4,10 +4,8 @@ Names, widths, tokenizer and text are known in a second, so a wrong site or a ch
 is loaded or written; the plan is completed when the model is there. Which rows exist follows from the tokens alone.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +17,13 @@ from gsae.store import (
     DTYPE_BYTES,
     SCHEMA_VERSION,
     ContextsSpec,
-    DatasetSource,
     IncompatibleError,
     ModelSource,
     Plan,
     SiteSpec,
     Split,
     TokenizerSource,
+    TokensPlan,
     UsageError,
     changed_fields,
     chunk_rows,
@@ -37,9 +35,10 @@ from .lm import LanguageModel
 from .loading import load_meta, load_tokenizer, tokenizer_sha256
 from .models import find
 from .sites import resolve
-from .text import documents
+from .text import Text, documents
 from .tokens import SpecialIds, special_ids
 
+TEXT_LIBRARIES = ("gsae", "datasets", "tokenizers")
 LIBRARIES = ("gsae", "torch", "transformers", "tokenizers", "numcodecs", "numpy")
 HARDWARE = ("model.accelerator", "model.threads")
 COUNTED_CONTEXTS = 4096
@@ -57,8 +56,7 @@ class Request:
     sites: tuple[SiteSpec, ...]
     tokenizer: Any
     special: SpecialIds
-    dataset: DatasetSource
-    texts: Iterator[str]
+    text: Text
 
 
 @dataclass(frozen=True)
@@ -78,8 +76,17 @@ class Rows:
 
 def request(config: HarvestConfig) -> Request:
     """Find model, sites, tokenizer and text; raises what each of them raises when it is not there."""
-    dataset, texts = documents(config.dataset, config.dataset_revision, config.split, config.text_field)
-    end = None if config.max_documents is None else config.skip_documents + config.max_documents
+    text = documents(
+        config.dataset,
+        config.dataset_revision,
+        config.split,
+        config.token_field or config.text_field,
+        tokenised=config.token_field is not None,
+        shuffle_seed=config.shuffle_documents,
+        skip=config.skip_documents,
+        maximum=config.max_documents,
+        repeat=config.repeat,
+    )
     source = find(config.model, config.revision, weights=False)
     meta = load_meta(config.model, config.revision, config.attn_implementation)
     limit = getattr(meta.config.get_text_config(), "max_position_embeddings", None)
@@ -95,16 +102,7 @@ def request(config: HarvestConfig) -> Request:
         sites=resolve(meta, config.sites),
         tokenizer=tokenizer,
         special=special_ids(tokenizer),
-        dataset=DatasetSource(
-            id=dataset.id,
-            revision=dataset.revision,
-            split=dataset.split,
-            text_field=dataset.text_field,
-            sha256=dataset.sha256,
-            skip_documents=config.skip_documents,
-            max_documents=config.max_documents,
-        ),
-        texts=islice(texts, config.skip_documents, end),
+        text=text,
     )
 
 
@@ -146,14 +144,8 @@ def make_plan(
     return Plan(
         schema_version=SCHEMA_VERSION,
         model=model,
-        tokenizer=TokenizerSource(
-            id=asked.model_id,
-            sha256=tokenizer_sha256(asked.tokenizer),
-            bos_id=asked.special.bos_id,
-            eos_id=asked.special.eos_id,
-            excluded_ids=asked.special.excluded_ids,
-        ),
-        dataset=asked.dataset,
+        tokenizer=_tokenizer_source(asked),
+        dataset=asked.text.source,
         contexts=contexts,
         sites=asked.sites,
         requested_rows=config.rows,
@@ -167,7 +159,23 @@ def make_plan(
         batch_size=batch_size,
         codec=config.codec,
         level=config.level,
-        versions={name: found for name in LIBRARIES if (found := _version(name))},
+        versions=_versions(LIBRARIES),
+    )
+
+
+def make_tokens_plan(asked: Request) -> TokensPlan:
+    """Return what determines the tokens, which are written before there is a plan."""
+    config = asked.config
+    return TokensPlan(
+        schema_version=SCHEMA_VERSION,
+        tokenizer=_tokenizer_source(asked),
+        dataset=asked.text.source,
+        context_size=config.context_size,
+        requested_rows=config.rows,
+        heldout=config.heldout_share,
+        dropped_positions=config.dropped_positions,
+        seed=config.seed,
+        versions=_versions(TEXT_LIBRARIES),
     )
 
 
@@ -192,13 +200,42 @@ def check_same(begun: Plan, asked: Request, model: ModelSource | None, out: Path
     changed = changed_fields(plan.model_dump(mode="json"), begun.model_dump(mode="json"))
     if config.any_hardware:
         changed = [change for change in changed if change[0] not in HARDWARE]
+    hint = " Use --any-hardware to go on all the same." if {c[0] for c in changed} <= set(HARDWARE) else ""
+    _refuse(changed, out, hint)
+
+
+def check_same_tokens(begun: TokensPlan, asked: Request, out: Path, made: bool) -> None:
+    """Refuse to go on with tokens that were begun with other settings, naming them (IncompatibleError).
+
+    made: they are all there, so that it does not matter with which libraries.
+    """
+    plan = make_tokens_plan(asked)
+    if made:
+        plan = plan.model_copy(update={"versions": begun.versions})
+    _refuse(changed_fields(plan.model_dump(mode="json"), begun.model_dump(mode="json")), out)
+
+
+def _refuse(changed: list[tuple[str, Any, Any]], out: Path, hint: str = "") -> None:
     if changed:
         named = "; ".join(f"{field} was {was!r}, now {now!r}" for field, was, now in changed[:3])
         more = f"; and {len(changed) - 3} more" if len(changed) > 3 else ""
-        hint = " Use --any-hardware to go on all the same." if {c[0] for c in changed} <= set(HARDWARE) else ""
         raise IncompatibleError(
             f"{out} was begun with other settings: {named}{more}. Use those, or another folder.{hint}"
         )
+
+
+def _tokenizer_source(asked: Request) -> TokenizerSource:
+    return TokenizerSource(
+        id=asked.model_id,
+        sha256=tokenizer_sha256(asked.tokenizer),
+        bos_id=asked.special.bos_id,
+        eos_id=asked.special.eos_id,
+        excluded_ids=asked.special.excluded_ids,
+    )
+
+
+def _versions(libraries: tuple[str, ...]) -> dict[str, str]:
+    return {name: found for name in libraries if (found := _version(name))}
 
 
 def _version(package: str) -> str | None:

@@ -1,19 +1,25 @@
-"""Where the text comes from: documents in source order, and the provenance that names exactly this text.
+"""Where the text comes from: documents with their places in the source, and the provenance that names exactly these.
 
-A `builtin:pydoc` that every Python has, local files and Hub data sets, the last two through `datasets`,
-streamed, so a text is never held whole. A `.txt` file is one document (no rule for blank lines fits every
-text); a line of `.jsonl` or a row of `.parquet` is one. It costs one extra pass over a local file, for its
-hash.
+A `builtin:pydoc` that every Python has, local files and Hub data sets, the last two through `datasets`, streamed, so a
+text is never held whole. A `.txt` file is one document (no rule for blank lines fits every text); a line of `.jsonl` or
+a row of `.parquet` is one. It costs one extra pass over a local file, for its hash. Shuffled, a local file is permuted
+as a whole, for which `datasets` lays it down in its own cache; of a Hub text, which is never there as a whole, each
+2^14 documents are permuted in memory. The permutations are the store's own, so they never change with a library.
 """
 
 import hashlib
+import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from gsae.store import NotFoundError, UsageError
+import numpy as np
+from numpy.typing import NDArray
+
+from gsae.store import DatasetSource, NotFoundError, UsageError, order
 
 from .hub import explain, one_line, pin, quiet
 
@@ -28,42 +34,91 @@ FORMATS: dict[str, tuple[str, dict[str, str]]] = {
 }
 REPEATS_OVER = 20
 PART_CHARACTERS = 8000
+ROWS_AT_A_TIME = 256
+SHUFFLE_WITHIN = 1 << 14
+
+Content = str | NDArray[np.int32]
+
+
+class Document(NamedTuple):
+    """A document: its place in the source, its text or token ids (tokens,), and whether it was read before."""
+
+    place: int
+    content: Content
+    again: bool = False
 
 
 @dataclass(frozen=True)
-class Dataset:
-    """Provenance of a text.
+class Text:
+    """A text: its provenance, and `read`, which reads its documents from the first one on at each call."""
 
-    id: a builtin's name, a local file's name without its folder, or a Hub id. revision: the Hub commit.
-    sha256: of the local file, or of a builtin's joined texts; None where the Hub's commit says it.
-    """
-
-    id: str
-    revision: str | None
-    split: str
-    text_field: str
-    sha256: str | None
+    source: DatasetSource
+    read: Callable[[], Iterator[Document]]
 
 
 def documents(
-    dataset: str, revision: str | None = None, split: str = "train", text_field: str = "text"
-) -> tuple[Dataset, Iterator[str]]:
-    """Return a text's provenance and its documents in source order.
+    dataset: str,
+    revision: str | None = None,
+    split: str = "train",
+    field: str = "text",
+    *,
+    tokenised: bool = False,
+    shuffle_seed: int | None = None,
+    skip: int = 0,
+    maximum: int | None = None,
+    repeat: bool = False,
+) -> Text:
+    """Return a text: `maximum` documents (None: all) after `skip`, in source order or shuffled; for ever by `repeat`.
 
-    dataset: `builtin:pydoc`, a local `.jsonl[.gz|.zst]`, `.txt` or `.parquet` file, or a Hub id
-    (`owner/name`, or `owner/name:config`). Raises NotFoundError where there is no such text. It, or the first
-    step of the iterator that meets it, raises UsageError for a missing field, a row that is no text, or a
-    text without any.
+    dataset: `builtin:pydoc`, a local `.jsonl[.gz|.zst]`, `.txt` or `.parquet` file, or a Hub id (`owner/name`, or
+    `owner/name:config`). field: what holds the text or, where it is `tokenised`, the token ids. Raises NotFoundError
+    where there is no such text. It, or the first step of a reading that meets it, raises UsageError for a missing
+    field, a row that is not what the field should hold, or a text without any.
     """
     if dataset.startswith("builtin:"):
-        source, texts = _builtin(dataset)
+        found = _builtin(dataset, tokenised, shuffle_seed)
     elif ending := next((e for e in FORMATS if dataset.endswith(e)), None):
-        source, texts = _local(Path(dataset).expanduser(), ending, text_field)
+        found = _local(Path(dataset).expanduser(), ending, field, tokenised, shuffle_seed)
     elif Path(dataset).expanduser().exists():
         raise UsageError(f"Text {dataset!r} is of no known format. Known are files in {', '.join(FORMATS)}.")
     else:
-        source, texts = _hub(dataset, revision, split, text_field)
-    return source, _not_empty(texts, source.id)
+        found = _hub(dataset, revision, split, field, tokenised, shuffle_seed)
+    source = found.source.model_copy(
+        update={
+            "skip_documents": skip,
+            "max_documents": maximum,
+            "tokenised": tokenised,
+            "shuffle_seed": shuffle_seed,
+            "repeat": repeat,
+        }
+    )
+    end = None if maximum is None else skip + maximum
+
+    def once() -> Iterator[Document]:
+        return itertools.islice(_not_empty(found.read(), source.id), skip, end)
+
+    return Text(source, partial(_again_and_again, once) if repeat else once)
+
+
+def _again_and_again(once: Callable[[], Iterator[Document]]) -> Iterator[Document]:
+    yield from once()
+    while True:
+        empty = True
+        for document in once():
+            empty = False
+            yield document._replace(again=True)
+        if empty:
+            return
+
+
+def _not_empty(documents: Iterator[Document], name: str) -> Iterator[Document]:
+    empty = True
+    for document in documents:
+        content = document.content
+        empty = empty and not (content.strip() if isinstance(content, str) else len(content))
+        yield document
+    if empty:
+        raise UsageError(f"Text {name!r} is empty: it has no document with any text in it.")
 
 
 def pydoc() -> list[str]:
@@ -101,15 +156,18 @@ def _parts(paragraphs: list[str]) -> list[str]:
     return parts
 
 
-def _builtin(name: str) -> tuple[Dataset, Iterator[str]]:
+def _builtin(name: str, tokenised: bool, shuffle_seed: int | None) -> Text:
     if name != PYDOC:
         raise NotFoundError(f"There is no text {name!r}. There is: {PYDOC}.")
+    _check_text(name, tokenised)
     texts = pydoc()
     digest = hashlib.sha256("\0".join(texts).encode()).hexdigest()
-    return Dataset(PYDOC, None, "train", "text", digest), iter(texts)
+    places = range(len(texts)) if shuffle_seed is None else _permutation(len(texts), shuffle_seed)
+    source = DatasetSource(id=PYDOC, revision=None, split="train", text_field="text", sha256=digest)
+    return Text(source, lambda: (Document(place, texts[place]) for place in places))
 
 
-def _local(path: Path, ending: str, text_field: str) -> tuple[Dataset, Iterator[str]]:
+def _local(path: Path, ending: str, field: str, tokenised: bool, shuffle_seed: int | None) -> Text:
     try:
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -118,34 +176,74 @@ def _local(path: Path, ending: str, text_field: str) -> tuple[Dataset, Iterator[
     except OSError as error:
         raise NotFoundError(f"Text {str(path)!r} cannot be read: {error.strerror}.") from None
     builder, options = FORMATS[ending]
-    field = "text" if builder == "text" else text_field
-    stream = _load(path.name, builder, data_files=str(path.resolve()), split="train", **options)
-    return Dataset(path.name, None, "train", field, digest), _texts(stream, path.name, field)
+    if builder == "text":
+        _check_text(path.name, tokenised)
+        field = "text"
+    load = partial(_load, path.name, builder, data_files=str(path.resolve()), split="train", **options)
+    source = DatasetSource(id=path.name, revision=None, split="train", text_field=field, sha256=digest)
+    rows = partial(_rows, path.name, field, tokenised)
+    if shuffle_seed is None:
+        stream = load(streaming=True)
+        return Text(source, lambda: rows(stream, itertools.count()))
+
+    def permuted() -> Iterator[Document]:
+        table = load(streaming=False)
+        places = _permutation(0 if table is None else len(table), shuffle_seed)
+        return rows(table and table.select(places), places)
+
+    return Text(source, permuted)
 
 
-def _hub(name: str, revision: str | None, split: str, text_field: str) -> tuple[Dataset, Iterator[str]]:
+def _hub(name: str, revision: str | None, split: str, field: str, tokenised: bool, shuffle_seed: int | None) -> Text:
     repository, _, config = name.partition(":")
     commit = pin("dataset", repository, revision)
-    stream = _load(name, repository, name=config or None, revision=commit, split=split)
-    return Dataset(name, commit, split, text_field, None), _texts(stream, name, text_field)
+    stream = _load(name, repository, name=config or None, revision=commit, split=split, streaming=True)
+    source = DatasetSource(id=name, revision=commit, split=split, text_field=field, sha256=None)
+    rows = partial(_rows, name, field, tokenised)
+    if shuffle_seed is None:
+        return Text(source, lambda: rows(stream, itertools.count()))
+    within = source.model_copy(update={"shuffle_within": SHUFFLE_WITHIN})
+    return Text(within, lambda: _shuffled(rows(stream, itertools.count()), shuffle_seed))
+
+
+def _check_text(name: str, tokenised: bool) -> None:
+    if tokenised:
+        raise UsageError(f"Text {name!r} has no field with token ids: it is text. Leave out --token-field.")
+
+
+def _permutation(n: int, seed: int, index: int = 0) -> list[int]:
+    places: list[int] = order.permutation(n, seed, order.Stream.DOCUMENTS, index).tolist()
+    return places
+
+
+def _shuffled(documents: Iterator[Document], seed: int) -> Iterator[Document]:
+    """Permute each SHUFFLE_WITHIN documents among themselves."""
+    for index in itertools.count():
+        block = list(itertools.islice(documents, SHUFFLE_WITHIN))
+        if not block:
+            return
+        yield from (block[i] for i in _permutation(len(block), seed, index))
 
 
 def _load(dataset: str, builder: str, **options: Any) -> Any:
-    """Return `datasets`' stream, or None for a file that has no rows at all."""
-    with quiet():
+    """Return `datasets`' stream or table, or None for a file that has no rows at all."""
+    with quiet(bars=options["streaming"]):
         from datasets import load_dataset
 
         try:
-            return load_dataset(builder, streaming=True, **options)
+            return load_dataset(builder, **options)
         except StopIteration:  # what the json builder raises for a file without a line
             return None
         except Exception as error:  # arrow's, the Hub's, the system's and its own types
             raise explain("dataset", dataset, error) from None
 
 
-def _texts(stream: Any, name: str, field: str) -> Iterator[str]:
-    batches = iter(()) if stream is None else stream.iter(batch_size=256)
-    row = 0
+def _rows(name: str, field: str, tokenised: bool, table: Any, places: Iterable[int]) -> Iterator[Document]:
+    """Read the documents of a stream or table of `datasets`, which stand at `places` in the source."""
+    content: Callable[[Any], Content | None] = _token_ids if tokenised else _text
+    needed = "a list of token ids is needed" if tokenised else "text is needed (for token ids: --token-field)"
+    batches = iter(()) if table is None else table.iter(batch_size=ROWS_AT_A_TIME)
+    place, row = iter(places), 0
     while True:
         with quiet():
             try:
@@ -159,17 +257,21 @@ def _texts(stream: Any, name: str, field: str) -> Iterator[str]:
         if field not in batch:
             raise UsageError(f"Text {name!r} has no field {field!r}. It has: {', '.join(sorted(batch))}.")
         for value in batch[field]:
-            if not isinstance(value, str):
+            held = content(value)
+            if held is None:
                 found = "nothing" if value is None else f"a value of type {type(value).__name__}"
-                raise UsageError(f"Text {name!r}, row {row}: field {field!r} holds {found}; text is needed.")
-            yield value
+                raise UsageError(f"Text {name!r}, row {row}: field {field!r} holds {found}; {needed}.")
+            yield Document(next(place), held)
             row += 1
 
 
-def _not_empty(texts: Iterator[str], name: str) -> Iterator[str]:
-    empty = True
-    for text in texts:
-        empty = empty and not text.strip()
-        yield text
-    if empty:
-        raise UsageError(f"Text {name!r} is empty: it has no document with any text in it.")
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def _token_ids(value: Any) -> NDArray[np.int32] | None:
+    if not isinstance(value, list):
+        return None
+    ids = np.asarray(value or np.empty(0, np.int64))
+    fits = ids.ndim == 1 and ids.dtype.kind in "iu" and (not len(ids) or 0 <= ids.min() <= ids.max() < 1 << 31)
+    return ids.astype(np.int32) if fits else None

@@ -1,27 +1,43 @@
 """Documents to contexts: which are held out, how they are packed, where tokenising stops.
 
-Text is taken in blocks of 1024 documents and each split of a block is packed by itself, so a block's contexts
-depend on nothing else and tokenising can be spread or resumed. The price is one padded context per block and
-split, and documents that share a context attend to one another across an EOS. Tokens are held in memory, four
-bytes each.
+Text is taken in blocks of 1024 documents and each split of a block is packed by itself, so a block's contexts depend on
+nothing else: blocks are made side by side, and begun anywhere, to the same bytes. The price is one padded context per
+block and split, and documents that share a context attend to one another across an EOS.
+
+The tokenizer's own threads (rayon) take all cores for the documents of a block, without Python's lock; two blocks at a
+time, so that one is read, hashed and packed while another is encoded. Processes of our own would add copies of the
+text and of the tokenizer, and were not faster: outside the tokenizer there is under a tenth of the work.
+`RAYON_NUM_THREADS` limits the cores. Beside a few blocks of text, some 100 bytes are held for each token of 2^22
+characters, or of the longest document.
 """
 
+import copy
 import hashlib
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from itertools import islice
-from typing import Any
+import itertools
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gsae.store import UsageError, order
 
+from .text import Content, Document
+
 BLOCK_DOCUMENTS = 1024
+ENCODED_CHARACTERS = 1 << 22
+AT_A_TIME = 2
 TRAIN, HELDOUT = 0, 1
 
 Ints = NDArray[np.int64]
 Tokens = NDArray[np.int32]
+Encode = Callable[[list[Content]], list[Tokens]]
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -39,23 +55,23 @@ class SpecialIds:
 
 
 @dataclass(frozen=True)
-class Contexts:
-    """A text as the language model sees it, all contexts in source order.
+class Block:
+    """The contexts of a block of documents as the language model sees them, train before held out.
 
-    tokens: int32 (contexts, context_size). split: uint8 (contexts,), 0 train, 1 held out.
-    document_start: int64 (documents,) flat index into `tokens` of each document's first token, ascending;
-    document_id: int64 (documents,) its place in the source; document_split: uint8 (documents,).
-    documents_read: documents taken from the source, empty ones included. ended_early: the text had fewer
-    train rows than were asked for.
+    tokens: int32 (contexts, context_size). split: uint8 (contexts,), 0 train, 1 held out. start: int64 (documents,)
+    flat index into `tokens` of each document's first token, ascending; id: int64 (documents,) its place in the source;
+    document_split: uint8 (documents,). read: documents taken from the source, empty ones included. rows: of train and
+    of the held-out contexts. again: documents were read that had been read before.
     """
 
     tokens: Tokens
     split: NDArray[np.uint8]
-    document_start: Ints
-    document_id: Ints
+    start: Ints
+    id: Ints
     document_split: NDArray[np.uint8]
-    documents_read: int
-    ended_early: bool
+    read: int
+    rows: tuple[int, int]
+    again: bool
 
 
 @dataclass(frozen=True)
@@ -78,7 +94,7 @@ def special_ids(tokenizer: Any) -> SpecialIds:
 
 
 def tokenise(
-    documents: Iterable[str],
+    documents: Iterable[Document],
     tokenizer: Any,
     *,
     context_size: int,
@@ -86,42 +102,30 @@ def tokenise(
     heldout: float,
     seed: int,
     dropped_positions: tuple[int, ...] = (),
-    first: int = 0,
-    listen: Callable[[BlockTokenised], None] = lambda event: None,
-) -> Contexts:
-    """Turn `documents` into contexts until they hold `rows` train rows (None: all the text).
+) -> Iterator[Block]:
+    """Turn `documents` into blocks of contexts, in order, until these hold `rows` train rows (None: all the text).
 
-    heldout: share of the documents that are held out. first: the first document's place in the source. Raises
-    UsageError where no train row comes out.
+    heldout: share of the documents that are held out; of what is read again these are left out, as rows to evaluate on
+    are worth nothing twice. Raises UsageError for token ids that the tokenizer does not have.
     """
     special = special_ids(tokenizer)
-    blocks: list[_Block] = []
-    read = found = contexts = 0
-    source = iter(documents)
-    while texts := list(islice(source, BLOCK_DOCUMENTS)):
-        ids = _encode(tokenizer, texts)
-        held = np.array([is_held_out(text, heldout, seed) for text in texts])
-        block = _pack_block(ids, held, first + read, context_size, special)
-        counts = _rows(block, special, dropped_positions)
-        if rows is not None and found + int(counts.sum()) >= rows:
-            block = _without_surplus(block, counts, rows - found)
-            counts = _rows(block, special, dropped_positions)
-        blocks.append(block)
-        read, found, contexts = read + len(texts), found + int(counts.sum()), contexts + len(block.tokens)
-        listen(BlockTokenised(read, contexts, found))
-        if rows is not None and found >= rows:
-            break
-    if not found:
-        raise UsageError(
-            f"The text gives no train rows: {read} documents, {contexts} contexts, a share of {heldout:g} "
-            f"of the documents held out. More documents or a smaller share are needed."
-        )
-    return _joined(blocks, context_size, read, rows is not None and found < rows)
+    rule = partial(_rows, special=special, dropped_positions=dropped_positions)
+    make = partial(
+        _block, encode=_encoder(tokenizer), special=special, rule=rule, size=context_size, heldout=heldout, seed=seed
+    )
+    found = 0
+    for block in _side_by_side(make, _blocks_of(documents)):
+        enough = rows is not None and found + block.rows[0] >= rows
+        yield _without_surplus(block, rule, rows - found) if rows is not None and enough else block
+        found += block.rows[0]
+        if enough:
+            return
 
 
-def is_held_out(text: str, heldout: float, seed: int) -> bool:
-    """Say whether a document is held out; equal texts always fall on the same side."""
-    index = int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:8], "big")
+def is_held_out(content: Content, heldout: float, seed: int) -> bool:
+    """Say whether a document is held out; equal ones always fall on the same side."""
+    data = content.encode("utf-8", "surrogatepass") if isinstance(content, str) else content.astype("<i4").tobytes()
+    index = int.from_bytes(hashlib.sha256(data).digest()[:8], "big")
     return order.word(seed, order.Stream.HELDOUT, index) < int(heldout * 2**64)
 
 
@@ -146,81 +150,125 @@ def pack(documents: list[Tokens], context_size: int, first: int, eos: int) -> tu
     return tokens, starts // body * context_size + 1 + starts % body
 
 
-@dataclass(frozen=True)
-class _Block:
-    """Contexts of one block, train first, as in `Contexts`; starts count from the block's first token."""
-
-    tokens: Tokens
-    split: NDArray[np.uint8]
-    start: Ints
-    id: Ints
-    document_split: NDArray[np.uint8]
+def _blocks_of(documents: Iterable[Document]) -> Iterator[list[Document]]:
+    source = iter(documents)
+    while block := list(itertools.islice(source, BLOCK_DOCUMENTS)):
+        yield block
 
 
-def _encode(tokenizer: Any, texts: list[str]) -> list[Tokens]:
-    # `split_special_tokens`: '<|im_start|>' in a text is ordinary; `verbose` would warn of long documents.
-    encoded = tokenizer(
-        texts,
-        add_special_tokens=False,
-        split_special_tokens=True,
-        return_attention_mask=False,
-        return_token_type_ids=False,
-        verbose=False,
-    )
-    return [np.asarray(ids, np.int32) for ids in encoded["input_ids"]]
+def _side_by_side(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+    """Yield `function` of each item, in order, some made ahead on threads; whoever leaves early leaves those."""
+    pool = ThreadPoolExecutor(AT_A_TIME, thread_name_prefix="gsae-tokenise")
+    waiting: deque[Future[R]] = deque()
+    try:
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) > AT_A_TIME:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _pack_block(
-    ids: list[Tokens], held: NDArray[np.bool_], first_id: int, context_size: int, special: SpecialIds
-) -> _Block:
-    tokens, splits, starts, names, document_splits = [], [], [], [], []
+def _encoder(tokenizer: Any) -> Encode:
+    """Return what gives the token ids of documents, (tokens,) each.
+
+    What encodes is a copy of the tokenizer's own JSON, whose sum is in the plan, and nothing around it. The strings of
+    special tokens are ordinary text: '<|im_start|>' in a document is.
+    """
+    backend, vocabulary = copy.deepcopy(tokenizer.backend_tokenizer), len(tokenizer)
+    backend.encode_special_tokens = True
+    backend.no_truncation()
+    backend.no_padding()
+
+    def encode(texts: list[str]) -> Iterator[Tokens]:
+        for few in _by_characters(texts):
+            for encoding in backend.encode_batch_fast(few, add_special_tokens=False):
+                yield np.asarray(encoding.ids, np.int32)
+
+    def ids_of(contents: list[Content]) -> list[Tokens]:
+        texts = encode([content for content in contents if isinstance(content, str)])
+        return [next(texts) if isinstance(content, str) else _checked(content, vocabulary) for content in contents]
+
+    return ids_of
+
+
+def _by_characters(texts: list[str]) -> Iterator[list[str]]:
+    few: list[str] = []
+    characters = 0
+    for text in texts:
+        if few and characters + len(text) > ENCODED_CHARACTERS:
+            yield few
+            few, characters = [], 0
+        few.append(text)
+        characters += len(text)
+    if few:
+        yield few
+
+
+def _checked(ids: Tokens, vocabulary: int) -> Tokens:
+    if len(ids) and int(ids.max()) >= vocabulary:
+        raise UsageError(f"The text has token id {ids.max()}; the model's tokenizer has ids 0 to {vocabulary - 1}.")
+    return ids
+
+
+def _block(
+    documents: list[Document],
+    *,
+    encode: Encode,
+    special: SpecialIds,
+    rule: Callable[[Tokens], Ints],
+    size: int,
+    heldout: float,
+    seed: int,
+) -> Block:
+    sides = [HELDOUT if is_held_out(document.content, heldout, seed) else TRAIN for document in documents]
+    wanted = [i for i, document in enumerate(documents) if not (document.again and sides[i] == HELDOUT)]
+    ids = dict(zip(wanted, encode([documents[i].content for i in wanted]), strict=True))
+    tokens, starts, places = [], [], []
     before = 0
     for split in (TRAIN, HELDOUT):
-        mine = [i for i, one in enumerate(ids) if len(one) and held[i] == split]
-        packed, start = pack([ids[i] for i in mine], context_size, special.first, special.eos_id)
+        mine = [i for i in wanted if len(ids[i]) and sides[i] == split]
+        packed, start = pack([ids[i] for i in mine], size, special.first, special.eos_id)
         tokens.append(packed)
-        splits.append(np.full(len(packed), split, np.uint8))
         starts.append(start + before)
-        names.append(np.array(mine, np.int64) + first_id)
-        document_splits.append(np.full(len(mine), split, np.uint8))
+        places.append(np.array([documents[i].place for i in mine], np.int64))
         before += packed.size
-    cat = np.concatenate
-    return _Block(cat(tokens), cat(splits), cat(starts), cat(names), cat(document_splits))
+    numbers = np.array([TRAIN, HELDOUT], np.uint8)
+    return Block(
+        tokens=np.concatenate(tokens),
+        split=np.repeat(numbers, [len(each) for each in tokens]),
+        start=np.concatenate(starts),
+        id=np.concatenate(places),
+        document_split=np.repeat(numbers, [len(each) for each in places]),
+        read=len(documents),
+        rows=(int(rule(tokens[TRAIN]).sum()), int(rule(tokens[HELDOUT]).sum())),
+        again=any(document.again for document in documents),
+    )
 
 
-def _rows(block: _Block, special: SpecialIds, dropped_positions: tuple[int, ...]) -> Ints:
-    """Return the number of rows of each train context of a block, (train contexts,)."""
-    train = block.tokens[block.split == TRAIN]
-    counts: Ints = order.row_mask(train, special.excluded_ids, dropped_positions).sum(axis=1, dtype=np.int64)
+def _rows(tokens: Tokens, special: SpecialIds, dropped_positions: tuple[int, ...]) -> Ints:
+    """Return the number of rows of each context, (contexts,)."""
+    counts: Ints = order.row_mask(tokens, special.excluded_ids, dropped_positions).sum(axis=1, dtype=np.int64)
     return counts
 
 
-def _without_surplus(block: _Block, counts: Ints, wanted: int) -> _Block:
+def _without_surplus(block: Block, rule: Callable[[Tokens], Ints], wanted: int) -> Block:
     """Drop train contexts from the end of a block while the others hold at least `wanted` rows."""
+    counts = rule(block.tokens[block.split == TRAIN])
     kept = int(np.searchsorted(np.cumsum(counts), wanted)) + 1
-    context_size = block.tokens.shape[1]
-    cut, resume = kept * context_size, len(counts) * context_size
+    size = block.tokens.shape[1]
+    cut, resume = kept * size, len(counts) * size
     stays = (block.start < cut) | (block.start >= resume)
     start = block.start[stays]
     contexts = np.r_[0:kept, len(counts) : len(block.tokens)]
-    return _Block(
-        block.tokens[contexts],
-        block.split[contexts],
-        np.where(start >= resume, start - (resume - cut), start),
-        block.id[stays],
-        block.document_split[stays],
-    )
-
-
-def _joined(blocks: list[_Block], context_size: int, read: int, ended_early: bool) -> Contexts:
-    ends = np.cumsum([b.tokens.size for b in blocks])
-    offsets = [0, *ends[:-1].tolist()]
-    return Contexts(
-        tokens=np.concatenate([b.tokens for b in blocks]),
-        split=np.concatenate([b.split for b in blocks]),
-        document_start=np.concatenate([b.start + offset for b, offset in zip(blocks, offsets, strict=True)]),
-        document_id=np.concatenate([b.id for b in blocks]),
-        document_split=np.concatenate([b.document_split for b in blocks]),
-        documents_read=read,
-        ended_early=ended_early,
+    return replace(
+        block,
+        tokens=block.tokens[contexts],
+        split=block.split[contexts],
+        start=np.where(start >= resume, start - (resume - cut), start),
+        id=block.id[stays],
+        document_split=block.document_split[stays],
+        rows=(int(counts[:kept].sum()), block.rows[HELDOUT]),
     )

@@ -45,6 +45,13 @@ from .shards import all_cores
 from .shared import SharedBatches
 from .site import Site
 from .streaming import empty_rows
+from .tokens import (
+    TokensMade,
+    TokensPlan,
+    read_tokens,
+    write_tokens_made,
+    write_tokens_plan,
+)
 from .verify import Checked, verify
 from .zarr_types import register
 
@@ -78,6 +85,8 @@ __all__ = [
     "StoreSet",
     "Summary",
     "TokenizerSource",
+    "TokensMade",
+    "TokensPlan",
     "UsageError",
     "all_cores",
     "all_windows",
@@ -95,10 +104,13 @@ __all__ = [
     "open_stores",
     "order",
     "publish",
+    "read_tokens",
     "scatter",
     "seal",
     "unsigned",
     "verify",
+    "write_tokens_made",
+    "write_tokens_plan",
     "writer",
 ]
 

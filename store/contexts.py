@@ -4,9 +4,10 @@ Written first, by a step that needs no language model, in standard codecs; the p
 that goes on reads them back instead of tokenising again.
 """
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,28 +24,43 @@ OpenShard = Callable[[ArraySpec, int], Shard]
 DOCUMENTS = ("documents/start", "documents/id", "documents/split")
 
 
-def write_contexts(root: Path, values: Mapping[str, NDArray[Any]], ended_early: bool) -> ContextsSpec:
-    """Write the five arrays and return what the plan says of them.
+class Rows(Protocol):
+    """An array, or what gives its rows like one."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """As an array's."""
+
+    def __getitem__(self, rows: slice, /) -> NDArray[Any]:
+        """Return some rows."""
+
+
+def write_contexts(root: Path, values: Mapping[str, Rows], ended_early: bool) -> ContextsSpec:
+    """Write the five arrays and return what the plan says of them; one file of one of them is in memory at a time.
 
     contexts/tokens: int32 (contexts, context_size) in source order. contexts/split: uint8 (contexts,), 0 train and 1
     held out. documents/start: int64 (documents,) the flat index of each document's first token, ascending;
     documents/id its number in the source; documents/split as for contexts.
     """
     contexts, context_size = values["contexts/tokens"].shape
-    documents = len(values["documents/start"])
+    (documents,) = values["documents/start"].shape
+    sums = {"contexts/tokens": hashlib.sha256(), "contexts/split": hashlib.sha256()}
+    sums |= dict.fromkeys(DOCUMENTS, hashlib.sha256())  # one sum over the three, end to end
     for spec in context_arrays(contexts, context_size, documents):
-        whole = np.ascontiguousarray(values[spec.path], NUMPY_DTYPES[spec.dtype])
         for shard in range(spec.shards):
             first = shard * spec.shard_rows
-            write_shard(root, spec, shard, whole[first : first + spec.rows_of_shard(shard)])
+            part = values[spec.path][first : first + spec.rows_of_shard(shard)]
+            part = np.ascontiguousarray(part, NUMPY_DTYPES[spec.dtype])
+            sums[spec.path].update(part.data)
+            write_shard(root, spec, shard, part)
     return ContextsSpec(
         contexts=contexts,
         context_size=context_size,
         documents=documents,
         ended_early=ended_early,
-        tokens_sha256=raw_sha256([values["contexts/tokens"]]),
-        split_sha256=raw_sha256([values["contexts/split"]]),
-        documents_sha256=raw_sha256(values[path] for path in DOCUMENTS),
+        tokens_sha256=sums["contexts/tokens"].hexdigest(),
+        split_sha256=sums["contexts/split"].hexdigest(),
+        documents_sha256=sums[DOCUMENTS[0]].hexdigest(),
     )
 
 

@@ -15,10 +15,11 @@ from .errors import NotFoundError
 from .manifest import MANIFEST, PLAN, all_windows
 from .moments import Moments
 from .order import SPLITS
-from .places import place
+from .places import Place, place
 from .plan import Plan, parse
 from .reader import Store, open_store, recorded
 from .site import Site
+from .tokens import TOKENS_ONLY, UNFINISHED_TOKENS, read_tokens
 
 PERCENTILES = (1, 5, 25, 50, 75, 95, 99, 99.9)
 LARGEST_SHARE = 0.001
@@ -32,9 +33,36 @@ def describe(path: str | Path) -> dict[str, Any]:
         store = open_store(path)
         return _plan_facts(store.plan) | _complete_facts(store)
     if PLAN not in files:
-        raise NotFoundError(f"{where.name} is no gsae store: it has no {MANIFEST} and no {PLAN}.")
+        return _tokens_facts(where)
     plan = parse(Plan, where.read(PLAN), f"{where.name}/{PLAN}")
     return _plan_facts(plan) | _unfinished_facts(plan, set(recorded(where, plan)))
+
+
+def _tokens_facts(where: Place) -> dict[str, Any]:
+    """What is known before there is a plan."""
+    plan, made = read_tokens(where)
+    if plan is None:
+        raise NotFoundError(f"{where.name} is no gsae store: it has no {MANIFEST} and no {PLAN}.")
+    facts: dict[str, Any] = {
+        "state": TOKENS_ONLY if made else UNFINISHED_TOKENS,
+        "tokenizer": plan.tokenizer.id,
+        "dataset": plan.dataset.id,
+        "dataset_revision": plan.dataset.revision,
+        "dataset_split": plan.dataset.split,
+        "context_size": plan.context_size,
+        "requested_rows": plan.requested_rows,
+        "seed": plan.seed,
+        "schema_version": plan.schema_version,
+    }
+    if made:
+        facts |= {
+            "documents": made.contexts.documents,
+            "contexts": made.contexts.contexts,
+            "text_ended_early": made.contexts.ended_early,
+            "tokens_sha256": made.contexts.tokens_sha256,
+            "rows": {"train": made.rows, "heldout": made.heldout_rows},
+        }
+    return facts
 
 
 def _plan_facts(plan: Plan) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from .order import SPLITS
 from .places import Place, place
 from .plan import Plan, parse
 from .reader import find_manifest, recorded
+from .tokens import TOKENS, TOKENS_BEGUN, TOKENS_ONLY, UNFINISHED_TOKENS, read_tokens
 
 DEEPEST = 8
 
@@ -22,7 +23,8 @@ DEEPEST = 8
 class Listed:
     """A store. bytes: of all its files; state: `complete`, `sealed`, `unfinished` (n of m windows), or what is wrong.
 
-    model, sites and rows (train, heldout) are None, () and {} where the plan cannot be read.
+    A store without a plan has the state `tokens only` or `unfinished tokens`. model, sites and rows (train, heldout)
+    are None, () and {} where they are not known or the plan cannot be read.
     """
 
     path: str
@@ -43,11 +45,17 @@ def _stores(where: Place, folder: str, deeper: int) -> Iterator[tuple[str, dict[
     """Yield each store's folder and the files directly in it."""
     folders, files = where.children(folder)
     names = {path.rsplit("/", 1)[-1] for path in files}
-    if {PLAN, MANIFEST} & names:
+    if {PLAN, MANIFEST} & names or _has_tokens(where, folder, folders):
         yield folder, files
     elif deeper:
         for each in folders:
             yield from _stores(where, each, deeper - 1)
+
+
+def _has_tokens(where: Place, folder: str, folders: list[str]) -> bool:
+    """Whether tokens were begun in a folder that has no plan."""
+    own = f"{folder}/{TOKENS}".lstrip("/")
+    return own in folders and f"{folder}/{TOKENS_BEGUN}".lstrip("/") in where.children(own)[1]
 
 
 def _listed(where: Place, folder: str, files: dict[str, int]) -> Listed:
@@ -55,12 +63,20 @@ def _listed(where: Place, folder: str, files: dict[str, int]) -> Listed:
     try:
         if f"{folder}/{MANIFEST}".lstrip("/") in files:
             return _complete(path)
+        if f"{folder}/{PLAN}".lstrip("/") not in files:
+            return _tokens_only(path)
         plan = parse(Plan, where.read(f"{folder}/{PLAN}".lstrip("/")), f"{path}/{PLAN}")
         windows = plan.windows + plan.heldout_windows
         state = f"unfinished ({len(recorded(place(path), plan))} of {windows} windows)"
         return _facts(path, plan, _bytes_below(place(path), ""), state)
     except GsaeError as error:
         return Listed(path, None, (), {}, sum(files.values()), f"unreadable: {error}")
+
+
+def _tokens_only(path: str) -> Listed:
+    made = read_tokens(place(path))[1]
+    rows = {"train": made.rows, "heldout": made.heldout_rows} if made else {}
+    return Listed(path, None, (), rows, _bytes_below(place(path), ""), TOKENS_ONLY if made else UNFINISHED_TOKENS)
 
 
 def _complete(path: str) -> Listed:

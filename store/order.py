@@ -33,6 +33,7 @@ class Stream(IntEnum):
     READ_CHUNKS = 7
     READ_DRAWS = 8
     READ_MIX = 9
+    DOCUMENTS = 10
 
 
 def words(n: int, seed: int, stream: Stream, index: int = 0, epoch: int = 0) -> NDArray[np.uint64]:

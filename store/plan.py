@@ -96,9 +96,12 @@ class TokenizerSource(Frozen):
 
 
 class DatasetSource(Frozen):
-    """The text, and which of its documents: `max_documents` from number `skip_documents` on, all of them if absent.
+    """The text, and which of its documents, in which order.
 
-    The last two are written only where they say something.
+    text_field: what holds the text or, where it is `tokenised`, the token ids. shuffle_seed: of the documents' order,
+    source order if None; shuffle_within: only this many, one after the other, were permuted among themselves.
+    `max_documents` were taken after `skip_documents`; `repeat`: again and again. All but the first five are written
+    only where they say something.
     """
 
     id: Text
@@ -108,11 +111,16 @@ class DatasetSource(Frozen):
     sha256: Sha256 | None
     skip_documents: Count = 0
     max_documents: Positive | None = None
+    tokenised: bool = False
+    shuffle_seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
+    shuffle_within: Positive | None = None
+    repeat: bool = False
 
     @model_serializer(mode="wrap")
     def _without_absent(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         fields: dict[str, Any] = handler(self)
-        return {name: value for name, value in fields.items() if value or not name.endswith("_documents")}
+        absent = {name: field.default for name, field in type(self).model_fields.items() if not field.is_required()}
+        return {name: value for name, value in fields.items() if name not in absent or value != absent[name]}
 
 
 class ContextsSpec(Frozen):

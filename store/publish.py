@@ -11,7 +11,7 @@ import fcntl
 import hashlib
 import os
 import secrets
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -23,6 +23,8 @@ from .errors import IncompatibleError, NotFoundError, SpaceError, UsageError
 
 TMP = ".tmp"
 READ_BYTES = 8 << 20
+# What flock says where a file system (Lustre or NFS, as some are mounted) has no locks.
+NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
 
 
 @contextmanager
@@ -60,7 +62,7 @@ def _create_locked(folder: Path) -> BinaryIO:
             file = open(folder / secrets.token_hex(8), "x+b")  # noqa: PTH123, SIM115
         except FileNotFoundError:
             continue  # a sweep removed the empty folder in between
-        fcntl.flock(file, fcntl.LOCK_EX)
+        _locked(file)
         if os.fstat(file.fileno()).st_nlink:
             return file
         file.close()  # a sweep took it for abandoned before it was locked
@@ -94,11 +96,53 @@ def publish_bytes(root: Path, name: str, data: bytes) -> None:
             )
 
 
+@contextmanager
+def alone(root: Path, name: str, wait: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Keep other processes out of the same call of `root` and `name` meanwhile; a dead one keeps nobody out.
+
+    wait: called once, if another one is in it. Where the file system has no locks, nobody is kept out.
+    """
+    path = root / TMP / name
+    file = _open_lock(root, path)
+    if not _locked(file, fcntl.LOCK_NB):
+        wait()
+        _locked(file)
+    while not os.fstat(file.fileno()).st_nlink:  # its last holder, or a sweep, removed it before it was locked
+        file.close()
+        file = _open_lock(root, path)
+        _locked(file)
+    try:
+        yield
+    finally:
+        with suppress(FileNotFoundError):
+            path.unlink()
+        file.close()
+
+
+def _open_lock(root: Path, path: Path) -> BinaryIO:
+    while True:
+        with disk_errors(root), suppress(FileNotFoundError):  # a sweep may remove the empty folder in between
+            path.parent.mkdir(parents=True, exist_ok=True)
+            return path.open("a+b")
+
+
+def _locked(file: BinaryIO, flags: int = 0) -> bool:
+    """Lock a file, waiting unless `flags` says otherwise; False when another process has it."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | flags)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+    return True
+
+
 def sweep(root: Path) -> None:
     """Remove what dead writers left in `root/.tmp`, and the folder when nobody uses it."""
     folder = root / TMP
     for path in folder.glob("*"):
-        with suppress(FileNotFoundError, BlockingIOError), path.open("rb") as file:
+        with suppress(OSError), path.open("rb") as file:  # its writer lives, or there are no locks to tell
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             path.unlink()
     with suppress(OSError):

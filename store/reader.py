@@ -38,6 +38,7 @@ from .plan import Plan, SiteSpec, parse
 from .remote import is_url
 from .rows import take
 from .site import Site
+from .tokens import read_tokens
 from .whereabouts import Whereabouts, around
 
 
@@ -69,6 +70,8 @@ def _absence(where: Place) -> GsaeError:
     try:
         plan = parse(Plan, where.read(PLAN), f"{where.name}/{PLAN}")
     except NotFoundError:
+        if read_tokens(where)[0] is not None:
+            return IncompatibleError(f"{where.name} has only its tokens by now. Run its `gsae harvest` command.")
         return NotFoundError(f"{where.name} is no gsae store: it has no {MANIFEST} and no {PLAN}.")
     there, every = len(recorded(where, plan)), plan.windows + plan.heldout_windows
     return IncompatibleError(

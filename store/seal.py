@@ -14,6 +14,7 @@ from .manifest import PLAN, all_windows, record_name
 from .order import Split
 from .publish import sweep
 from .reader import Store, is_complete, open_store
+from .tokens import read_tokens
 from .writer import read_plan, unfinished, write_manifest
 
 
@@ -25,6 +26,10 @@ def seal(root: Path) -> Store:
     """
     plan = read_plan(root)
     if plan is None:
+        if read_tokens(root)[0] is not None:
+            raise IncompatibleError(
+                f"{root} has only its tokens by now, and no window to seal. Run its `gsae harvest`."
+            )
         raise NotFoundError(f"{root} holds no harvest: it has no {PLAN}.")
     if not is_complete(root):
         missing = set(unfinished(root, plan))

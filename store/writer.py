@@ -30,13 +30,18 @@ from .order import Split
 from .plan import SCHEMA_VERSION, Plan, canonical_json, parse
 from .publish import hash_file, publish_bytes, read_file
 from .shards import NewShard, all_cores, write_shards
+from .tokens import clear_tokens
 
 
 def write_plan(root: Path, plan: Plan) -> None:
-    """Publish plan.json and all Zarr metadata; raises IncompatibleError when another plan is there."""
+    """Publish plan.json and all Zarr metadata, which stand for `tokens/` from now on.
+
+    Raises IncompatibleError when another plan is there.
+    """
     publish_bytes(root, PLAN, canonical_json(plan.model_dump(mode="json")))
     for name, data in metadata_files(plan).items():
         publish_bytes(root, name, data)
+    clear_tokens(root)
 
 
 def read_plan(root: Path) -> Plan | None:
@@ -121,6 +126,7 @@ def write_manifest(root: Path, plan: Plan, windows: list[tuple[Split, int]] | No
         data = read_file(root / name, "Its window is not finished.")
         records.append((_entry(root, name), parse(Record, data, str(root / name))))
     manifest = build(plan, files, records)
+    clear_tokens(root)
     publish_bytes(root, MANIFEST, canonical_json(manifest.model_dump(mode="json")))
     return manifest
 

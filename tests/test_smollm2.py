@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from gsae.harvest import LanguageModel, capture, effects, load_lm, resolve, special_ids, tokenise
+from gsae.harvest import LanguageModel, capture, effects, load_lm, resolve, special_ids
+from gsae.tests.texts import contexts_of
 
 ENGLISH = (
     "The lighthouse stood at the end of the harbour, and every evening its light swept across the water. "
@@ -25,7 +26,7 @@ def test_plain_english_is_likely_and_shuffled_words_are_not(lm: LanguageModel) -
     (site,) = resolve(lm.model, ["mlp.10"])
 
     def mean_loss(text: str) -> float:
-        made = tokenise([text], lm.tokenizer, context_size=128, rows=None, heldout=0.0, seed=0)
+        made = contexts_of([text], lm.tokenizer, context_size=128)
         length = int((made.tokens[0] != lm.tokenizer.eos_token_id).sum())
         return float(effects(lm, site, torch.from_numpy(made.tokens[:1, :length]))[0].mean())
 
@@ -39,7 +40,7 @@ def test_its_special_tokens_never_come_from_text(lm: LanguageModel) -> None:
     assert (special.bos_id, special.eos_id) == (1, 2)
     assert special.excluded_ids == tuple(range(17))
     text = "<|im_start|>user <repo_name> <|endoftext|>"
-    made = tokenise([text], lm.tokenizer, context_size=64, rows=None, heldout=0.0, seed=0)
+    made = contexts_of([text], lm.tokenizer, context_size=64)
     body = made.tokens[0, 1:]
     assert lm.tokenizer.decode(body[body != 2].tolist()) == text
     assert not set(body[body != 2].tolist()) & set(special.excluded_ids)

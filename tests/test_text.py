@@ -6,14 +6,19 @@ import json
 import re
 from pathlib import Path
 from pydoc_data.topics import topics
+from typing import Any
 
 import pytest
 import zstandard
 
-from gsae.harvest import documents
+from gsae.harvest import Document, Text, documents
 from gsae.store import GsaeError, NotFoundError, UsageError
 
 TEXTS = ["One.\n\nTwo.", "", "Ünïcode — ‘quotes’ \U0001f600", "<|im_start|> is text", "last"]
+
+
+def contents(text: Text) -> list[Any]:
+    return [document.content for document in text.read()]
 
 
 def written(folder: Path, name: str) -> Path:
@@ -36,8 +41,9 @@ def written(folder: Path, name: str) -> Path:
 @pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.jsonl.zst", "a.parquet"])
 def test_a_local_file_gives_its_rows_in_order_and_its_own_hash(tmp_path: Path, name: str) -> None:
     path = written(tmp_path, name)
-    source, texts = documents(str(path))
-    assert list(texts) == TEXTS
+    text = documents(str(path))
+    source = text.source
+    assert list(text.read()) == list(text.read()) == list(map(Document, range(len(TEXTS)), TEXTS))
     assert source.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
     assert (source.id, source.revision, source.split, source.text_field) == (name, None, "train", "text")
 
@@ -45,28 +51,28 @@ def test_a_local_file_gives_its_rows_in_order_and_its_own_hash(tmp_path: Path, n
 def test_a_txt_file_is_one_document_with_its_blank_lines(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text("\n\n\n".join(TEXTS), encoding="utf-8")
-    assert list(documents(str(path))[1]) == ["\n\n\n".join(TEXTS)]
+    assert contents(documents(str(path))) == ["\n\n\n".join(TEXTS)]
 
 
 def test_a_long_jsonl_keeps_its_order_across_batches(tmp_path: Path) -> None:
     path = tmp_path / "long.jsonl"
     path.write_text("\n".join(json.dumps({"body": f"row {i}"}) for i in range(1000)))
-    assert list(documents(str(path), text_field="body")[1]) == [f"row {i}" for i in range(1000)]
+    assert contents(documents(str(path), field="body")) == [f"row {i}" for i in range(1000)]
 
 
 def test_pydoc_is_the_same_each_time_and_its_hash_names_it() -> None:
-    (source, first), (again, second) = documents("builtin:pydoc"), documents("builtin:pydoc")
-    texts = list(first)
-    assert texts == list(second)
-    assert source == again
-    assert source.sha256 == hashlib.sha256("\0".join(texts).encode()).hexdigest()
+    first, second = documents("builtin:pydoc"), documents("builtin:pydoc")
+    texts = contents(first)
+    assert texts == contents(second)
+    assert first.source == second.source
+    assert first.source.sha256 == hashlib.sha256("\0".join(texts).encode()).hexdigest()
 
 
 def test_pydoc_has_no_long_paragraph_twice_and_loses_none() -> None:
     def paragraphs(text: str) -> list[str]:
         return [p for p in (" ".join(p.split()) for p in re.split(r"\n\s*\n", text)) if len(p) > 20]
 
-    kept = [p for text in documents("builtin:pydoc")[1] for p in paragraphs(text)]
+    kept = [p for text in contents(documents("builtin:pydoc")) for p in paragraphs(text)]
     source = [p for text in topics.values() for p in paragraphs(text)]
     assert len(kept) == len(set(kept)) < len(source)
     assert set(kept) == set(source)
@@ -76,8 +82,11 @@ def test_pydoc_has_no_long_paragraph_twice_and_loses_none() -> None:
     ("content", "said"),
     [
         ('{"body": "a", "n": 1}\n', r"'a\.jsonl' has no field 'text'\. It has: body, n\."),
-        ('{"text": "a"}\n{"text": null}\n', r"'a\.jsonl', row 1: field 'text' holds nothing; text is needed\."),
-        ('{"text": 1}\n', r"'a\.jsonl', row 0: field 'text' holds a value of type int; text is needed\."),
+        (
+            '{"text": "a"}\n{"text": null}\n',
+            r"'a\.jsonl', row 1: field 'text' holds nothing; text is needed \(for token ids: --token-field\)\.",
+        ),
+        ('{"text": 1}\n', r"'a\.jsonl', row 0: field 'text' holds a value of type int; text is needed "),
         ('{"text": "a"}\n{"text": \n', r"'a\.jsonl' cannot be read"),
         ("", r"'a\.jsonl' is empty"),
         ('{"text": ""}\n{"text": "  "}\n', r"'a\.jsonl' is empty: it has no document with any text in it\."),
@@ -89,7 +98,7 @@ def test_a_jsonl_that_holds_no_text_is_told_in_one_line(
     path = tmp_path / "a.jsonl"
     path.write_text(content)
     with pytest.raises(UsageError, match=said) as caught:
-        list(documents(str(path))[1])
+        contents(documents(str(path)))
     assert "\n" not in str(caught.value)
     assert capfd.readouterr() == ("", "")
 
@@ -99,7 +108,7 @@ def test_a_txt_file_without_text_is_refused(tmp_path: Path, content: bytes) -> N
     path = tmp_path / "a.txt"
     path.write_bytes(content)
     with pytest.raises(UsageError, match=r"'a\.txt' is (empty|not UTF-8)"):
-        list(documents(str(path))[1])
+        contents(documents(str(path)))
 
 
 @pytest.mark.parametrize(
