@@ -4,14 +4,20 @@ Run as `.venv/bin/python bench/harvest.py [--dataset speeches.jsonl.gz]`. Three 
 CPU, context 256. Compared in one run, in turn: a whole harvest, from its first forward pass to its manifest (rows
 scattered, encoded, summed and published meanwhile), and a bare loop over the same batches that ends each pass where the
 last site is seen and keeps nothing. The limit is the bare loop.
+
+`--part tokens`: the step before it, from the text's file to the store's arrays on disk, against `tokenizer(list)` alone
+on the same documents in memory, in turn, on one core and on all. The limit is the tokenizer alone.
 """
 
 import argparse
 import json
+import os
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -19,7 +25,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from gsae.harvest import HarvestConfig, LanguageModel, Stage, harvest, load_lm, resolve
+from gsae.harvest import (
+    HarvestConfig,
+    LanguageModel,
+    Stage,
+    documents,
+    harvest,
+    load_lm,
+    load_tokenizer,
+    request,
+    resolve,
+    write_tokens,
+)
 from gsae.store import SPLITS, Store, order
 
 MODEL, SITES, CONTEXT_SIZE = "builtin:smollm2-135m", ("mlp.10", "attn.10", "resid.15"), 256
@@ -37,7 +54,12 @@ def main() -> int:
     parser.add_argument("--rows", type=int, default=1 << 15)
     parser.add_argument("--window-rows", type=int, default=1 << 13)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--part", choices=["passes", "tokens"], default="passes")
+    parser.add_argument("--cores", type=int, help="of --part tokens: on so many cores only")
+    parser.add_argument("--characters", type=int, default=20_000_000, help="of --part tokens")
     options = parser.parse_args()
+    if options.part == "tokens":
+        return tokens_on_cores(options) if options.cores else tokens_part(options)
     config = HarvestConfig.parse(
         model=MODEL,
         dataset=options.dataset,
@@ -115,6 +137,57 @@ def loop(lm: LanguageModel, batches: list[np.ndarray[Any, Any]]) -> float:
                 continue
     handle.remove()
     return time.perf_counter() - started
+
+
+def tokens_part(options: argparse.Namespace) -> int:
+    """Print one JSON line a round for one core and for all, and the verdict; return 0 when it is met."""
+    ratios: dict[str, float] = {}
+    for cores in sorted({1, len(os.sched_getaffinity(0))}):
+        command = [sys.executable, *sys.argv, "--cores", str(cores)]
+        lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
+        print("\n".join(lines), flush=True)
+        ratios[str(cores)] = round(median(json.loads(line)["of_bare"] for line in lines), 4)
+    met = min(ratios.values()) >= NEEDED
+    print(json.dumps({"bench": "harvest", "part": "tokens", "met": met, "of_bare": ratios, "needed": NEEDED}))
+    return 0 if met else 1
+
+
+def tokens_on_cores(options: argparse.Namespace) -> int:
+    """Print one JSON line a round of `--part tokens` on `--cores` cores."""
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: options.cores])  # before the tokenizer counts them
+    tokenizer = load_tokenizer(MODEL)
+    texts = [str(document.content) for document in documents(options.dataset).read()]
+    texts *= -(-options.characters // sum(map(len, texts)))
+    with tempfile.TemporaryDirectory(prefix="gsae-tokens-") as folder:
+        path = Path(folder) / "text.jsonl"
+        path.write_text("\n".join(json.dumps({"text": text}) for text in texts))
+        asked = request(
+            HarvestConfig.parse(model=MODEL, dataset=str(path), sites=SITES, context_size=CONTEXT_SIZE, heldout=0.02)
+        )
+        for number in range(options.rounds + 1):  # the first only warms up
+            out = Path(folder) / "store"
+            whole_seconds = seconds_of(lambda out=out: write_tokens(asked, out))
+            shutil.rmtree(out)
+            counts: list[int] = []
+            bare_seconds = seconds_of(lambda counts=counts: counts.extend(bare_tokens(tokenizer, texts)))
+            if number:
+                rates = {"gsae": sum(counts) / whole_seconds, "bare": sum(counts) / bare_seconds}
+                line = {"what": "tokens", "cores": options.cores, "documents": len(texts), "tokens_per_second": rates}
+                print(json.dumps(line | {"of_bare": round(bare_seconds / whole_seconds, 4)}), flush=True)
+    return 0
+
+
+def bare_tokens(tokenizer: Any, texts: list[str]) -> Iterator[int]:
+    """Tokenise 1024 texts at a time and yield how many tokens each has."""
+    for at in range(0, len(texts), 1024):
+        yield from map(len, tokenizer(texts[at : at + 1024], add_special_tokens=False, verbose=False)["input_ids"])
+
+
+def seconds_of(work: Callable[[], Any]) -> float:
+    """Return how long `work` takes."""
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
 
 
 if __name__ == "__main__":

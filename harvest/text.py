@@ -189,7 +189,7 @@ def _local(path: Path, ending: str, field: str, tokenised: bool, shuffle_seed: i
     def permuted() -> Iterator[Document]:
         table = load(streaming=False)
         places = _permutation(0 if table is None else len(table), shuffle_seed)
-        return rows(table and table.select(places), places)
+        return rows(None if table is None else table.select(places), places)
 
     return Text(source, permuted)
 
@@ -235,7 +235,13 @@ def _load(dataset: str, builder: str, **options: Any) -> Any:
         except StopIteration:  # what the json builder raises for a file without a line
             return None
         except Exception as error:  # arrow's, the Hub's, the system's and its own types
-            raise explain("dataset", dataset, error) from None
+            raise explain("dataset", dataset, _told_by(error)) from None
+
+
+def _told_by(error: Exception) -> Exception:
+    """Return what went wrong where `datasets` says only that something did."""
+    cause = error.__cause__
+    return cause if type(error).__name__ == "DatasetGenerationError" and isinstance(cause, Exception) else error
 
 
 def _rows(name: str, field: str, tokenised: bool, table: Any, places: Iterable[int]) -> Iterator[Document]:
@@ -243,7 +249,7 @@ def _rows(name: str, field: str, tokenised: bool, table: Any, places: Iterable[i
     content: Callable[[Any], Content | None] = _token_ids if tokenised else _text
     needed = "a list of token ids is needed" if tokenised else "text is needed (for token ids: --token-field)"
     batches = iter(()) if table is None else table.iter(batch_size=ROWS_AT_A_TIME)
-    place, row = iter(places), 0
+    following, row = iter(places), 0
     while True:
         with quiet():
             try:
@@ -256,12 +262,12 @@ def _rows(name: str, field: str, tokenised: bool, table: Any, places: Iterable[i
             return
         if field not in batch:
             raise UsageError(f"Text {name!r} has no field {field!r}. It has: {', '.join(sorted(batch))}.")
-        for value in batch[field]:
+        for value, place in zip(batch[field], following, strict=False):
             held = content(value)
             if held is None:
                 found = "nothing" if value is None else f"a value of type {type(value).__name__}"
-                raise UsageError(f"Text {name!r}, row {row}: field {field!r} holds {found}; {needed}.")
-            yield Document(next(place), held)
+                raise UsageError(f"Text {name!r}, row {place}: field {field!r} holds {found}; {needed}.")
+            yield Document(place, held)
             row += 1
 
 
@@ -272,6 +278,9 @@ def _text(value: Any) -> str | None:
 def _token_ids(value: Any) -> NDArray[np.int32] | None:
     if not isinstance(value, list):
         return None
-    ids = np.asarray(value or np.empty(0, np.int64))
+    try:
+        ids = np.asarray(value or np.empty(0, np.int64))
+    except ValueError:  # lists of different lengths
+        return None
     fits = ids.ndim == 1 and ids.dtype.kind in "iu" and (not len(ids) or 0 <= ids.min() <= ids.max() < 1 << 31)
     return ids.astype(np.int32) if fits else None
