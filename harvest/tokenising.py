@@ -127,14 +127,14 @@ def _parts(asked: Request, out: Path, listen: Callable[[BlockTokenised], None]) 
     )
     gathered: list[Block] = []
     for block in blocks:
-        if block.again and not so_far.rows:
-            break  # reading on for ever would give none
         if sum(each.tokens.size for each in gathered) >= PART_TOKENS:
             parts.append(_publish(asked, out, len(parts), gathered, so_far))
             gathered = []
         gathered.append(replace(block, start=block.start + so_far.contexts * size))
         so_far = so_far.after(block)
         listen(BlockTokenised(so_far.read, so_far.contexts, so_far.rows))
+        if block.again and not so_far.rows:
+            break  # reading on for ever would give none
     if not so_far.rows:
         raise UsageError(
             f"The text gives no train rows: {so_far.read} documents, {so_far.contexts} contexts, a share of "

@@ -156,19 +156,30 @@ def _blocks_of(documents: Iterable[Document]) -> Iterator[list[Document]]:
         yield block
 
 
-def _side_by_side(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
-    """Yield `function` of each item, in order, some made ahead on threads; whoever leaves early leaves those."""
+def _side_by_side(function: Callable[[T], R], items: Iterator[T]) -> Iterator[R]:
+    """Yield `function` of each item, in order, made ahead on threads; an error of `items` comes after what was before.
+
+    So whoever leaves early never learns of an error further on.
+    """
     pool = ThreadPoolExecutor(AT_A_TIME, thread_name_prefix="gsae-tokenise")
     waiting: deque[Future[R]] = deque()
+    failed: Exception | None = None
     try:
-        for item in items:
-            waiting.append(pool.submit(function, item))
+        while not failed:
+            try:
+                waiting.append(pool.submit(function, next(items)))
+            except StopIteration:
+                break
+            except Exception as error:
+                failed = error
             if len(waiting) > AT_A_TIME:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+    if failed:
+        raise failed
 
 
 def _encoder(tokenizer: Any) -> Encode:
