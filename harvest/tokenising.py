@@ -208,11 +208,14 @@ class _Laid:
     shape: tuple[int, ...]
 
     def __getitem__(self, rows: slice) -> NDArray[Any]:
-        pieces = []
+        whole = np.empty(0)
         for number in range(bisect.bisect_right(self.ends, rows.start), len(self.ends)):
             before = self.ends[number - 1] if number else 0
             if before >= rows.stop:
                 break
-            (piece,) = _read(self.parts[number], self.name)
-            pieces.append(piece[max(rows.start - before, 0) : rows.stop - before])
-        return np.concatenate(pieces)
+            (part,) = _read(self.parts[number], self.name)
+            if not len(whole):
+                whole = np.empty((rows.stop - rows.start, *self.shape[1:]), part.dtype)
+            first, last = max(rows.start, before), min(rows.stop, self.ends[number])
+            whole[first - rows.start : last - rows.start] = part[first - before : last - before]
+        return whole
