@@ -591,10 +591,16 @@ def evaluate(
 def report(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of evaluated runs.")],
     out: Annotated[Path, typer.Option(help="The HTML file.")] = Path("report.html"),
+    png: Annotated[
+        Path | None, typer.Option(help="Folder for the plots as PNG files too; needs the extra gsae[plots].")
+    ] = None,
 ) -> None:
     """Write one HTML file with the plots and tables of some runs; it needs no network."""
+    from gsae.evaluate import figures
     from gsae.evaluate import report as write_report
 
+    for file in figures(runs, png) if png is not None else ():
+        print(file)
     write_report(runs, out)
     print(f"{out} ({out.stat().st_size / 1e3:.0f} kB). Open it in a browser.")
 

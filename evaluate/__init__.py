@@ -5,8 +5,9 @@ score. The language model comes in as a callable, so nothing here imports one.
 """
 
 from .evaluation import Progress, evaluate, site_of
+from .figures import figures
 from .pareto import summary
 from .report import report
 from .splice import Edit, Effects
 
-__all__ = ["Edit", "Effects", "Progress", "evaluate", "report", "site_of", "summary"]
+__all__ = ["Edit", "Effects", "Progress", "evaluate", "figures", "report", "site_of", "summary"]
