@@ -85,28 +85,33 @@ def write_tokens(
     settings, UsageError for a text that gives no train rows, SpaceError; what was published before an error stays.
     """
     with publish.alone(out, "making-tokens", wait):
-        begun, made = read_tokens(out)
-        if begun is None and (plan := writer.read_plan(out)):  # another worker came to that while this one waited
-            return plan.contexts
+        begun, done = read_tokens(out)[0], _finished(out)
         if begun is not None:
-            check_same_tokens(begun, asked, out, made=made is not None)
-        if made is None:
-            made = _make(asked, out, listen)
+            check_same_tokens(begun, asked, out, made=done is not None)
+        if done is None:
+            done = _make(asked, out, listen)
         for part in out.glob("tokens/*.npz"):
             part.unlink(missing_ok=True)
+        return done
+
+
+def _finished(out: Path) -> ContextsSpec | None:
+    """Return what is known of finished tokens; another worker may have come as far as to the plan."""
+    if made := read_tokens(out)[1]:
         return made.contexts
+    plan = writer.read_plan(out)
+    return plan.contexts if plan else None
 
 
-def _make(asked: Request, out: Path, listen: Callable[[BlockTokenised], None]) -> TokensMade:
+def _make(asked: Request, out: Path, listen: Callable[[BlockTokenised], None]) -> ContextsSpec:
     try:
         made = _laid_end_to_end(asked, out, _parts(asked, out, listen))
         write_tokens_made(out, made)
     except FileNotFoundError:  # there are no locks, and another worker was faster and removed the parts
-        others = read_tokens(out)[1]
-        if others is None:
+        if (done := _finished(out)) is None:
             raise
-        return others
-    return made
+        return done
+    return made.contexts
 
 
 def _parts(asked: Request, out: Path, listen: Callable[[BlockTokenised], None]) -> list[Path]:

@@ -1,6 +1,7 @@
 """Which documents are taken, in which order and how often, and texts that are token ids already."""
 
 import json
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,18 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gsae.harvest import Document, HarvestConfig, documents, harvest, harvest_tokens, special_ids, tokenise
+from gsae.harvest import (
+    Document,
+    HarvestConfig,
+    LanguageModel,
+    documents,
+    harvest,
+    harvest_tokens,
+    load_lm,
+    special_ids,
+    tokenise,
+)
+from gsae.harvest.models import Source
 from gsae.harvest.tokens import is_held_out
 from gsae.store import GsaeError, IncompatibleError, UsageError, contexts, order, read_tokens, verify
 from gsae.tests.texts import contexts_of, joined
@@ -230,6 +242,23 @@ def test_a_dataset_that_changed_on_the_hub_is_named_and_the_old_revision_goes_on
     assert store is not None
     with pytest.raises(IncompatibleError, match=f"dataset.revision was '{before}', now '{hub['commit']}'"):
         harvest(first, tmp_path)
+
+
+def test_a_model_that_changed_on_the_hub_is_named(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = config(tiny_llama, written(tmp_path, TEXTS))
+    old, new = (Source(tiny_llama.name, digit * 40, tiny_llama) for digit in "01")
+
+    def load(config: HarvestConfig) -> LanguageModel:
+        lm = load_lm(config.model)
+        return replace(lm, source=replace(lm.source, revision=old.revision))
+
+    monkeypatch.setattr("gsae.harvest.planning.find", lambda *_, **__: old)
+    assert harvest(asked, tmp_path / "store", load=load) is not None
+    monkeypatch.setattr("gsae.harvest.planning.find", lambda *_, **__: new)
+    with pytest.raises(IncompatibleError, match=f"model.revision was '{old.revision}', now '{new.revision}'"):
+        harvest(asked, tmp_path / "store", load=load)
 
 
 @settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
