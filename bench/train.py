@@ -381,7 +381,7 @@ def gated_trainer(made: list[Any], mean_row: Any = None) -> Any:
 
 def settings(trainer: Any, options: argparse.Namespace, steps: int, *, seed: int, width: int, d_in: int) -> Any:
     """Our recipe in their words."""
-    warm_up = min(100, steps // 2)
+    warm_up, last = min(100, steps // 2), steps - steps // 5
     return {
         "trainer": trainer,
         "steps": steps,
@@ -393,7 +393,7 @@ def settings(trainer: Any, options: argparse.Namespace, steps: int, *, seed: int
         "l1_penalty": options.l1,
         "warmup_steps": warm_up,
         "sparsity_warmup_steps": max(1, steps // 10),
-        "decay_start": max(warm_up, steps // 10, steps - steps // 5) + 1,
+        "decay_start": last if max(warm_up, steps // 10) < last < steps else None,
         "device": "cpu",
         "seed": seed,
     }
