@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,10 @@ from gsae.train.bank import Adam, Bank
 from gsae.train.group import Group
 from gsae.train.inputs import Inputs
 from gsae.train.params import Params
+from gsae.train.process import computing_with
 from gsae.train.resample import revived
 from gsae.train.sae import PARAMS
 from gsae.train.schedule import recovery
-from gsae.train.trainer import computing_with
 
 D_IN, D_SAE = 16, 40
 TRAINED = [kind for kind in sorted(PARAMS) if not PARAMS[kind].FROZEN]
@@ -95,7 +96,11 @@ def test_there_may_be_fewer_inputs_than_silent_latents_or_none_with_a_loss() -> 
     assert revived(shut, silent, perfect, 0.1, seed=0, zero_bias=False) is None
 
 
-@pytest.mark.parametrize("bank_type", [Bank, AutogradBank])
+@pytest.mark.parametrize(
+    "bank_type",
+    [partial(Bank, path="dense"), partial(Bank, path="sparse"), AutogradBank],
+    ids=["dense", "sparse", "any"],
+)
 @pytest.mark.parametrize("kind", ["gated", "relu"])
 def test_a_reset_latent_restarts_its_bias_correction_so_its_first_step_is_no_longer_than_the_rate(
     kind: str, bank_type: Any
@@ -124,11 +129,16 @@ def test_a_reset_latent_restarts_its_bias_correction_so_its_first_step_is_no_lon
     torch.testing.assert_close(moved[latents], torch.full((2,), 1e-3), rtol=0.01, atol=0)
 
 
-@pytest.mark.parametrize("settings", [{}, {"clip_grad_norm": 10.0}])
-def test_resampling_changes_silent_latents_and_nothing_else(tiny_store: Store, settings: dict[str, Any]) -> None:
+@pytest.mark.parametrize(("settings", "sparse"), [({}, False), ({}, True), ({"clip_grad_norm": 10.0}, False)])
+def test_resampling_changes_silent_latents_and_nothing_else(
+    tiny_store: Store, settings: dict[str, Any], sparse: bool
+) -> None:
     site = tiny_store.site("mlp.1")
     run = config(**settings).resolved(device="cpu", threads=1)
     group = Group(0, run.groups()[0], run, Inputs.of(site, run, "cpu"))
+    if sparse:
+        group.bank.fixed = "sparse"
+        group.bank.sparse.fill_(True)
     with site.batches(96, epochs=None) as batches:
         for _ in range(3):
             x = group.inputs.scaled(next(batches)) - group.inputs.centre

@@ -29,7 +29,7 @@ from gsae.train import (
 )
 from gsae.train.group import Group
 from gsae.train.inputs import Inputs
-from gsae.train.trainer import computing_with
+from gsae.train.process import computing_with
 
 SAES = parse_sae("gated width=48 l1=.1,.3") + parse_sae("relu width=40 l1=.1") + parse_sae("gated width=16 l1=.2")
 

@@ -16,9 +16,9 @@ from .config import RunConfig
 from .group import Group
 from .inputs import Inputs
 from .memory import available, needed, parameters, reading_bytes
+from .process import computing_with
 from .ranks import ALONE, Ranks
 from .sae import PARAMS
-from .trainer import computing_with
 
 PROBE_FLOPS = 1e11  # a measured step is cut to fewer rows beyond
 PROBE_STEPS, SETTLING_STEPS = 2, 6

@@ -9,10 +9,8 @@ is, and the others join when it comes to them. The price is that everything sinc
 import json
 import os
 import signal
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, cast
@@ -23,7 +21,6 @@ from torch import Tensor
 from gsae import __version__
 from gsae.store import Batches, IncompatibleError, InterruptedRun, Site
 
-from .bank import kernel_threads
 from .checkpoint import load_checkpoint, save_checkpoint
 from .config import RunConfig
 from .events import Checkpointed, Finished, Left, Listener, Progress, Resampled, Started, Stopped, ignore
@@ -31,6 +28,7 @@ from .folder import METRICS, Claim, claimed, group_folder, is_finished, keep_met
 from .group import Group, Line, failed
 from .inputs import Inputs
 from .memory import require_memory
+from .process import computing_with, stop_signals
 from .ranks import ALONE, Ranks
 from .saved import save_sae
 
@@ -53,7 +51,7 @@ def train(site: Site, config: RunConfig, out: Path, listen: Listener = ignore, r
     inputs = Inputs.of(site, run, device)
     own = _Run(site, run, out, inputs, listen)
     trained = 0
-    with _stop_signals() as stop, computing_with(cast(int, run.threads)):
+    with stop_signals() as stop, computing_with(cast(int, run.threads)):
         for claims in _work(own, ranks):
             try:
                 own.train(claims, stop, ranks)
@@ -279,31 +277,3 @@ class _Clock:
         seconds, waited, steps = (b - a for a, b in zip(self.then, now, strict=True))
         self.then = now
         return steps * batch_size / max(seconds, 1e-9), waited / max(seconds, 1e-9)
-
-
-@contextmanager
-def _stop_signals() -> Iterator[list[int]]:
-    """Collect SIGTERM and SIGINT, in the main thread, instead of dying of them; the old handlers come back after."""
-    caught: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield caught
-        return
-    kinds = (signal.SIGTERM, signal.SIGINT)
-    before = [signal.signal(kind, lambda number, _: caught.append(number)) for kind in kinds]
-    try:
-        yield caught
-    finally:
-        for kind, handler in zip(kinds, before, strict=True):
-            signal.signal(kind, handler)
-
-
-@contextmanager
-def computing_with(count: int) -> Iterator[None]:
-    """Compute with so many threads: sums of a matrix product may depend on it, so the run records it."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        with kernel_threads(count):
-            yield
-    finally:
-        torch.set_num_threads(before)
