@@ -35,7 +35,7 @@ TARGETS = {"one_over_saelens": 5.0, "one_over_dictionary_learning": 5.0,
 MOST_DECODING, MOST_WAITING = 0.02, 0.02
 # Differences of means that count as noise: three standard deviations of the seeds, or this much of a figure.
 NOISE = {"l0": 0.03, "explained_variance": 0.005, "gamma": 0.005}
-L1_OF_EIGHT = (0.04, 0.05, 0.06, 0.08, 0.1, 0.13, 0.17, 0.22)
+L1_OF_EIGHT = (0.07, 0.085, 0.1, 0.12, 0.14, 0.17, 0.2, 0.25)
 
 
 def main() -> int:
@@ -44,13 +44,13 @@ def main() -> int:
     parser.add_argument("--store", type=Path, help="a store to train from, in place of one harvested here")
     parser.add_argument("--site", default=SITE)
     parser.add_argument("--part", choices=("speed", "quality"), action="append", help="both if not given")
-    parser.add_argument("--width", type=int, default=4096)
+    parser.add_argument("--width", type=int, default=2048)
     parser.add_argument("--batch-size", type=int, default=1024)
-    parser.add_argument("--steps", type=int, default=600, help="of our runs")
+    parser.add_argument("--steps", type=int, default=1000, help="of our runs")
     parser.add_argument("--peer-steps", type=int, default=12, help="of each measurement of a peer")
     parser.add_argument("--l1", type=float, default=0.1, help="of the single SAE")
     parser.add_argument("--quality-width", type=int, default=1024)
-    parser.add_argument("--quality-steps", type=int, default=1200)
+    parser.add_argument("--quality-steps", type=int, default=800)
     parser.add_argument("--quality-batch-size", type=int, default=512)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--peer", choices=("saelens", "dictionary_learning", "quality"), help=argparse.SUPPRESS)
@@ -265,7 +265,8 @@ def our_quality(options: argparse.Namespace, clip: float | None) -> list[dict[st
         out = Path(folder) / "run"
         train(store.site(options.site), config, out)
         saes = [load_sae(out / "saes" / str(sae.name)) for sae in config.named_saes()]
-    return [figures_of(x, sae.encode(x), sae.decode(sae.encode(x))) for sae in saes for x in [x / scale]]
+    raw = x / scale
+    return [figures_of(raw, sae.encode(raw), sae.decode(sae.encode(raw))) for sae in saes]
 
 
 def scaled_heldout(store: Any, site: str) -> tuple[float, Any]:
