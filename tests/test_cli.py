@@ -2,10 +2,8 @@
 
 import json
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +11,7 @@ import pytest
 import typer
 
 from gsae.cli import app
-from gsae.store import Store, open_store, verify
+from gsae.store import Store, open_store
 from gsae.tests.children import files
 from gsae.tests.command import gsae, refused
 from gsae.tests.stores import make_store
@@ -183,24 +181,3 @@ def test_debug_shows_the_traceback(tmp_path: Path) -> None:
 @pytest.mark.parametrize("word", ["run", "store"])
 def test_evaluating_what_is_not_there_is_refused(tmp_path: Path, word: str) -> None:
     refused(3, "no run", "eval", tmp_path / word)
-
-
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_ends_a_harvest_in_order_and_the_same_command_goes_on(
-    tiny_llama: Path, tmp_path: Path, number: signal.Signals, code: int
-) -> None:
-    out = tmp_path / "store"
-    small = ["--site", "mlp.1", "--rows", "9000", "--window-rows", "128"]
-    command = ["harvest", "--model", str(tiny_llama), *HARVEST, *small]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "gsae.cli", *command, "--out", str(out)], stderr=subprocess.PIPE, text=True
-    )
-    while process.poll() is None and len(list(out.glob("shards/*"))) < 5:
-        time.sleep(0.01)
-    process.send_signal(number)
-    _, said = process.communicate()
-    assert process.returncode == code, said
-    assert f"Stopped by {number.name}; the same command goes on" in said
-    assert not list((out / ".tmp").glob("*"))
-    assert gsae(*command, "--out", out).returncode == 0
-    assert verify(open_store(out), deep=True) == []

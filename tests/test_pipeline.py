@@ -2,6 +2,7 @@
 
 import itertools
 import resource
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 from gsae.harvest import BlockTokenised, Finished, HarvestConfig, Running, harvest
+from gsae.harvest.models import Source
 from gsae.store import (
     GsaeError,
     IncompatibleError,
@@ -272,3 +274,50 @@ def test_what_is_running_adds_up(tiny_llama: Path, tmp_path: Path) -> None:
     assert last.tokens >= store.plan.contexts.contexts * 64
     assert all(0 <= e.busy <= e.seconds and 0 <= e.waiting <= 1 for e in running)
     assert all(getattr(a, k) <= getattr(b, k) for a, b in itertools.pairwise(running) for k in ("tokens", "written"))
+
+
+def test_a_revision_that_changed_between_runs_is_named(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A Hub id without --revision means what its main branch is now."""
+
+    def at(commit: str) -> None:
+        def found(model: str, revision: str | None, *, weights: bool) -> Source:
+            return Source("owner/name", commit, tiny_llama)
+
+        for module in ("planning", "loading"):
+            monkeypatch.setattr(f"gsae.harvest.{module}.find", found)
+
+    asked, out = config("owner/name", rows=600, sites=("mlp.0",)), tmp_path / "store"
+    at("a" * 40)
+    assert harvest(asked, out) is not None
+    before = files(out)
+    at("b" * 40)
+    with pytest.raises(IncompatibleError, match=r"model\.revision was 'a{40}', now 'b{40}'"):
+        harvest(asked, out)
+    assert files(out) == before
+
+
+def test_weights_that_changed_between_runs_are_refused(tiny_llama: Path, tmp_path: Path) -> None:
+    asked, out = config(tiny_llama, rows=600, sites=("mlp.0",)), tmp_path / "store"
+    assert harvest(asked, out) is not None
+    (out / "manifest.json").unlink()
+    next((out / "shards").glob("train-*")).unlink()
+    before = files(out)
+    changed = tmp_path / tiny_llama.name
+    shutil.copytree(tiny_llama, changed)
+    weights = changed / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    with pytest.raises(IncompatibleError, match=r"model\.weights_sha256 was "):
+        harvest(config(changed, rows=600, sites=("mlp.0",)), out)
+    assert files(out) == before
+
+
+def test_a_model_without_a_tokenizer_is_told_before_anything_is_written(tiny_llama: Path, tmp_path: Path) -> None:
+    bare = tmp_path / "bare"
+    shutil.copytree(tiny_llama, bare, ignore=shutil.ignore_patterns("tokenizer*"))
+    with pytest.raises(UsageError, match="'bare' has no tokenizer"):
+        harvest(config(bare), tmp_path / "store")
+    assert not (tmp_path / "store").exists()

@@ -1,9 +1,16 @@
 """The real SmolLM2-135M that comes as a package: that it loads as the language model it is."""
 
+import subprocess
+import sys
+import time
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
 import pytest
 import torch
 
-from gsae.harvest import LanguageModel, capture, effects, load_lm, resolve, special_ids
+from gsae.harvest import HarvestConfig, LanguageModel, Worker, capture, effects, harvest, load_lm, resolve, special_ids
+from gsae.tests.children import files, finish, start
 from gsae.tests.texts import contexts_of
 
 ENGLISH = (
@@ -57,3 +64,43 @@ def test_layers_after_the_site_do_not_run(lm: LanguageModel) -> None:
         handle.remove()
     assert found["mlp.10"].shape == (1, 32, 576)
     assert ran == list(range(11))
+
+
+HARVEST = {"dataset": "builtin:pydoc", "rows": 1500, "context_size": 64, "window_rows": 512, "threads": 1}
+
+
+def work(out: Path, rank: int, world_size: int, pause: float = 0.0) -> None:
+    """Be a worker of a harvest of early layers, which a kill finds at work."""
+    asked = HarvestConfig.parse(**HARVEST, model="builtin:smollm2-135m", sites=("mlp.2", "resid.1"), max_documents=8)
+    harvest(asked, out, lambda event: time.sleep(pause), own=Worker(rank, world_size))
+
+
+def together(processes: list[BaseProcess]) -> None:
+    for process in processes:
+        process.join()
+        assert process.exitcode == 0
+
+
+def test_its_store_has_the_same_bytes_whoever_makes_it(tmp_path: Path) -> None:
+    """One worker, two, three of which one is killed twice, and torchrun's two."""
+    one, two, three, torch_run = (tmp_path / name for name in ("one", "two", "three", "torchrun"))
+    finish(work, one, 0, 1)
+    expected = files(one)
+    together([start(work, two, rank, 2) for rank in range(2)])
+    assert files(two) == expected
+    others = [start(work, three, rank, 3) for rank in (0, 2)]
+    for windows in (0, 1):
+        victim = start(work, three, 1, 3, 0.05)
+        while victim.is_alive() and len(list(three.glob("shards/*"))) <= windows:
+            time.sleep(0.005)
+        victim.kill()
+        victim.join()
+    together([*others, start(work, three, 1, 3)])
+    assert files(three) == expected
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "gsae.cli"]
+    command += ["harvest", "--model", "builtin:smollm2-135m", "--site", "mlp.2,resid.1", "--device", "cpu"]
+    command += ["--max-documents", "8", "--out", str(torch_run)]
+    for name, value in HARVEST.items():
+        command += [f"--{name.replace('_', '-')}", str(value)]
+    subprocess.run(command, check=True, capture_output=True)
+    assert files(torch_run) == expected
