@@ -17,9 +17,9 @@ from gsae.tests.command import gsae
 SLOW = """
 import sys, time
 from gsae.store import writer
-real = writer.write_window
+real, pause = writer.write_window, float(sys.argv[1])
 def slow(*given, **named):
-    time.sleep(float(sys.argv[1]))
+    time.sleep(pause)
     return real(*given, **named)
 writer.write_window = slow
 from gsae.cli import main
