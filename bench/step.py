@@ -13,7 +13,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ ROWS = 2048
 SHAPES = ((576, 9216), (1024, 8192))
 LIMITS = {40: 1.5, 100: 1.7, 300: 2.2}  # times the product, by L0
 CURVE_WIDTHS, CURVE_L0 = (4096, 9216, 16384, 65536), (10, 30, 100, 300, 1000)
-CROSSING_L0 = (600, 1000, 1500, 2000, 3000)
+CROSSING_L0 = (1000, 1500, 2000, 3000)
 Timed = Callable[[], float]
 
 
@@ -81,8 +81,10 @@ def targets(options: argparse.Namespace, threads: int) -> tuple[bool, dict[str, 
             for name, ask in zip(PEERS, peers, strict=False):
                 ask(f"make {d_in} {d_sae}")
                 runs[name] = lambda ask=ask: float(ask("float32"))
-                runs[f"{name}_bfloat16"] = lambda ask=ask: float(ask("bfloat16"))
-            seconds = in_turn(runs, options.rounds, seldom=("dense", *PEERS, *(f"{name}_bfloat16" for name in PEERS)))
+                if (d_in, d_sae) == SHAPES[0]:
+                    runs[f"{name}_bfloat16"] = lambda ask=ask: float(ask("bfloat16"))
+            slow = {name: 1 if name.endswith("bfloat16") else 3 for name in runs if name.startswith(PEERS)}
+            seconds = in_turn(runs, options.rounds, slow)
             ratio = {name: round(took / seconds["product"], 3) for name, took in seconds.items()}
             met &= all(ratio[f"sparse_{l0}"] <= limit for l0, limit in LIMITS.items())
             times = {name: round(ratio[name] / ratio["sparse_40"], 2) for name in PEERS if name in ratio}
@@ -96,16 +98,17 @@ def crossover(options: argparse.Namespace) -> dict[str, Any]:
     """Find the share of open gates at which the sparse step costs what the dense one does."""
     found = {}
     for arch in ("gated", "relu"):
-        for d_in, d_sae in SHAPES:
+        for d_in, d_sae in SHAPES[:1]:
             runs = {str(l0): ours(d_in, d_sae, l0, "sparse", options.cpu, arch) for l0 in CROSSING_L0}
             runs["dense"] = ours(d_in, d_sae, 1000, "dense", options.cpu, arch)
             seconds = in_turn(runs, max(2, options.rounds // 2))
             shares = [l0 / d_sae for l0 in CROSSING_L0]
-            took = [seconds[str(l0)] for l0 in CROSSING_L0]
+            costs = [seconds[str(l0)] for l0 in CROSSING_L0]
             # Where the line through the two nearest points crosses the dense step's time.
-            at = next((i for i in range(1, len(took)) if took[i] >= seconds["dense"]), len(took) - 1)
-            slope = (took[at] - took[at - 1]) / (shares[at] - shares[at - 1])
-            found[f"{arch}_{d_in}x{d_sae}"] = round(shares[at] + (seconds["dense"] - took[at]) / slope, 3)
+            at = next((i for i in range(1, len(costs)) if costs[i] >= seconds["dense"]), len(costs) - 1)
+            slope = (costs[at] - costs[at - 1]) / (shares[at] - shares[at - 1])
+            print(json.dumps({"arch": arch, **{name: round(took, 3) for name, took in seconds.items()}}), flush=True)
+            found[f"{arch}_{d_in}x{d_sae}"] = round(shares[at] + (seconds["dense"] - costs[at]) / slope, 3)
     print(json.dumps({"crossover": found}), flush=True)
     return {"crossover": found}
 
@@ -123,14 +126,14 @@ def curve(options: argparse.Namespace) -> dict[int, list[float]]:
     return ratios
 
 
-def in_turn(runs: dict[str, Timed], rounds: int, seldom: Iterable[str] = ()) -> dict[str, float]:
-    """Median seconds of each, after one call that does not count; the seldom ones take part in two rounds."""
-    took: dict[str, list[float]] = {name: [] for name in runs}
+def in_turn(runs: dict[str, Timed], rounds: int, slow: Mapping[str, int] | None = None) -> dict[str, float]:
+    """Median seconds of each, after one call that does not count; slow ones are called as often as said, all count."""
+    slow, took = slow or {}, {name: [] for name in runs}
     for turn in range(rounds + 1):
         for name, run in runs.items():
-            if turn < 3 or name not in seldom:
+            if turn < slow.get(name, rounds + 1):
                 took[name].append(run())
-    return {name: statistics.median(seconds[1:]) for name, seconds in took.items()}
+    return {name: statistics.median(seconds[name not in slow :]) for name, seconds in took.items()}
 
 
 # -- what is timed

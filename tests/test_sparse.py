@@ -68,7 +68,7 @@ def assert_step_equals_autograd(arch: str, sae: Params, z: Tensor, passes: Modul
 
 @pytest.mark.parametrize("arch", ["gated", "relu"])
 @pytest.mark.parametrize("passes", PASSES)
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=40)
 @given(
     rows=st.sampled_from([1, 2, 17, 70]),
     d_in=st.integers(1, 40),

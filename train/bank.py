@@ -25,7 +25,7 @@ except ImportError:  # without numba everything works, slower
     kernels = screening = sparse_kernels = None  # type: ignore[assignment]
 
 # Share of open gates up to which the sparse step is the cheaper one (bench/step.py), and that at which it is taken up.
-CROSSOVER = {"gated": 0.12, "relu": 0.12}
+CROSSOVER = {"gated": 0.16, "relu": 0.13}
 TAKEN_UP = 0.8  # of the crossover
 
 
