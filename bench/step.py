@@ -39,6 +39,7 @@ def main() -> int:
     parser.add_argument("--part", choices=("targets", "curve", "crossover"), action="append")
     parser.add_argument("--plot", type=Path)
     parser.add_argument("--no-peers", action="store_true")
+    parser.add_argument("--no-bfloat16", action="store_true", help="leave out the peers under autocast")
     parser.add_argument("--peer", choices=PEERS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     threads = 1 if options.cpu else options.threads
@@ -81,9 +82,9 @@ def targets(options: argparse.Namespace, threads: int) -> tuple[bool, dict[str, 
             for name, ask in zip(PEERS, peers, strict=False):
                 ask(f"make {d_in} {d_sae}")
                 runs[name] = lambda ask=ask: float(ask("float32"))
-                if (d_in, d_sae) == SHAPES[0]:
+                if (d_in, d_sae) == SHAPES[0] and not options.no_bfloat16:
                     runs[f"{name}_bfloat16"] = lambda ask=ask: float(ask("bfloat16"))
-            slow = {name: 1 if name.endswith("bfloat16") else 3 for name in runs if name.startswith(PEERS)}
+            slow = {name: 1 if name.endswith("bfloat16") else 2 for name in runs if name.startswith(("dense", *PEERS))}
             seconds = in_turn(runs, options.rounds, slow)
             ratio = {name: round(took / seconds["product"], 3) for name, took in seconds.items()}
             met &= all(ratio[f"sparse_{l0}"] <= limit for l0, limit in LIMITS.items())
@@ -127,13 +128,13 @@ def curve(options: argparse.Namespace) -> dict[int, list[float]]:
 
 
 def in_turn(runs: dict[str, Timed], rounds: int, slow: Mapping[str, int] | None = None) -> dict[str, float]:
-    """Median seconds of each, after one call that does not count; slow ones are called as often as said, all count."""
+    """Median seconds of each, after one that does not count unless it is the only one; slow ones are called less."""
     slow, took = slow or {}, {name: [] for name in runs}
     for turn in range(rounds + 1):
         for name, run in runs.items():
             if turn < slow.get(name, rounds + 1):
                 took[name].append(run())
-    return {name: statistics.median(seconds[name not in slow :]) for name, seconds in took.items()}
+    return {name: statistics.median(seconds[1:] or seconds) for name, seconds in took.items()}
 
 
 # -- what is timed

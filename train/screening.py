@@ -18,9 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .gate_kernels import WORD, compiled
 from .kernels import _load, _store
 from .open_gates import ByLatent, Open
-from .sparse_kernels import LATENTS, WORD, _compiled
+from .sparse_kernels import LATENTS
 from .stack import Scratch
 from .vectors import count_bits, dot, dots, lowest, maybe_above
 
@@ -178,8 +179,8 @@ def _loop_gather(begins, latents, values, starts, kept_latents, kept_values):
             kept_values[starts[r] + j] = values[begins[r] + j]
 
 
-_refreshed = _compiled(_loop_refreshed)
-_row_norms = _compiled(_loop_row_norms)
-_maybe = _compiled(_loop_maybe)
-_decide = _compiled(_loop_decide)
-_gather = _compiled(_loop_gather)
+_refreshed = compiled(_loop_refreshed)
+_row_norms = compiled(_loop_row_norms)
+_maybe = compiled(_loop_maybe)
+_decide = compiled(_loop_decide)
+_gather = compiled(_loop_gather)

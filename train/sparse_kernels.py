@@ -1,9 +1,9 @@
-"""The exact sparse step between its one product and the next: four passes, compiled by numba for the CPU.
+"""The exact sparse step between its one product and the next: passes over the open gates, compiled for the CPU.
 
-`open_gates` lists the entries whose gate is open, by row (compressed rows, never padded). `rows_pass` gathers each
-open latent's decoder row, for both reconstructions and then, while it is in the cache, for both inner products.
-`by_latent` transposes the list (a stable counting sort). `latents_pass` sums one latent's gradients and takes its
-Adam step, projection and renormalisation in the cache: no gradient is ever written out, no untouched row is read.
+`open_gates` lists them (`gate_kernels`). `rows_pass` gathers each open latent's decoder row, for both reconstructions
+and then, while it is in the cache, for both inner products. `by_latent` transposes the list. `latents_pass` sums one
+latent's gradients and takes its Adam step, projection and renormalisation in the cache: no gradient is ever written
+out, no untouched row is read.
 
 All of it is about 6 d_in multiply-adds an open gate, and reads 4 rows of d_in. Sums have one order whatever the
 number of threads. `sparse_plain` has the twins of the same signatures in plain torch.
@@ -12,79 +12,20 @@ number of threads. `sparse_plain` has the twins of the same signatures in plain 
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, call-arg, arg-type, assignment, var-annotated"
 # Typed by numba, for float32 and float64 alike.
 
-from collections.abc import Callable
-from typing import Any
-
 import numba
 import numpy as np
 import torch
 from torch import Tensor
 
+from .gate_kernels import by_latent, compiled, open_gates
 from .open_gates import ByLatent, Errors, Open
 from .optim import Adam
 from .stack import Scratch, Stack
-from .vectors import above, add_row, add_rows, count_bits, dot, dots, lowest
+from .vectors import add_row, add_rows, dot, dots
 
-WORD = 64  # gates that are compared at once
+__all__ = ["by_latent", "latents_pass", "open_gates", "rows_pass"]
+
 ROWS, LATENTS = 16, 32  # that a thread takes at a time
-PARTS = 16  # of the list, that are sorted side by side
-
-
-def _compiled(function: Callable[..., None]) -> Any:
-    return numba.njit(parallel=True, cache=True, error_model="numpy")(function)
-
-
-# -- which gates are open
-
-
-def open_gates(pre: Tensor, bias: Tensor, limit: int, scratch: Scratch) -> Open | None:
-    """List the entries of pre (rows, d_sae) that are above -bias (d_sae), or NaN; None where more than `limit` are."""
-    rows, d_sae = pre.shape
-    masks = scratch("masks", (rows, -(-d_sae // WORD)), torch.int64)
-    starts = scratch("starts", (rows + 1,), torch.int64)
-    bits = masks.numpy().view(np.uint64)
-    _masks(pre.numpy(), bias.numpy(), bits, starts.numpy())
-    torch.cumsum(starts, 0, out=starts)
-    count = int(starts[-1])
-    if count > limit:
-        return None
-    latents, values = scratch("latents", (count,), torch.int32), scratch("values", (count,), pre.dtype)
-    _walk(pre.numpy(), bits, starts.numpy(), latents.numpy(), values.numpy())
-    return Open(starts, latents, values)
-
-
-def _loop_masks(pre, bias, masks, starts):
-    rows, d_sae = pre.shape
-    whole = d_sae // WORD
-    starts[0] = 0
-    for r in numba.prange(rows):
-        count = 0
-        for word in range(whole):
-            bits = above(pre, r, bias, word * WORD)
-            masks[r, word] = bits
-            count += count_bits(bits)
-        if whole * WORD < d_sae:
-            bits = np.uint64(0)
-            for i in range(whole * WORD, d_sae):
-                if not pre[r, i] + bias[i] <= 0:
-                    bits |= np.uint64(1) << np.uint64(i - whole * WORD)
-                    count += 1
-            masks[r, whole] = bits
-        starts[r + 1] = count
-
-
-def _loop_walk(pre, masks, starts, latents, values):
-    rows, words = masks.shape
-    for r in numba.prange(rows):
-        at = starts[r]
-        for word in range(words):
-            bits = masks[r, word]
-            while bits:
-                i = word * WORD + lowest(bits)
-                bits &= bits - np.uint64(1)
-                latents[at] = i
-                values[at] = pre[r, i]
-                at += 1
 
 
 # -- rows: reconstructions, errors, and what every open gate's derivative is made of
@@ -198,45 +139,6 @@ def _derivatives(e, W_dec, latents, records, begin, end, penalty, gated):
         records[at, 2] = by_other + penalty
 
 
-# -- the transposed list
-
-
-def by_latent(opened: Open, d_sae: int, scratch: Scratch) -> ByLatent:
-    """The same entries by latent, those of one latent in the order of rows."""
-    count = len(opened.latents)
-    starts = scratch("begins", (d_sae + 1,), torch.int64)
-    places = scratch("places", (PARTS, d_sae), torch.int64)
-    entries, rows = scratch("entries", (count,), torch.int32), scratch("rows", (count,), torch.int32)
-    _sort(*(t.numpy() for t in (opened.starts, opened.latents, places, starts, entries, rows)))
-    return ByLatent(starts, entries, rows)
-
-
-def _loop_sort(starts, latents, places, begins, entries, rows):
-    count = len(starts) - 1
-    parts, d_sae = places.shape
-    for part in numba.prange(parts):
-        place = places[part]
-        place[:] = 0
-        for at in range(starts[count * part // parts], starts[count * (part + 1) // parts]):
-            place[latents[at]] += 1
-    total = 0
-    for i in range(d_sae):
-        begins[i] = total
-        for part in range(parts):
-            here = places[part, i]
-            places[part, i] = total
-            total += here
-    begins[d_sae] = total
-    for part in numba.prange(parts):
-        place = places[part]
-        for r in range(count * part // parts, count * (part + 1) // parts):
-            for at in range(starts[r], starts[r + 1]):
-                to = place[latents[at]]
-                place[latents[at]] = to + 1
-                entries[to] = at
-                rows[to] = r
-
-
 # -- latents: gradients, Adam, projection, unit norm
 
 
@@ -338,8 +240,5 @@ def _adam(p, v, i, g, decay, rest, rate, corrected, small):
     p[i] -= rate * g / (np.sqrt(v[i]) * corrected + small)
 
 
-_masks = _compiled(_loop_masks)
-_walk = _compiled(_loop_walk)
-_rows = _compiled(_loop_rows)
-_sort = _compiled(_loop_sort)
-_latents = _compiled(_loop_latents)
+_rows = compiled(_loop_rows)
+_latents = compiled(_loop_latents)
