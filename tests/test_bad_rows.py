@@ -71,6 +71,13 @@ def test_the_command_refuses_them_in_one_line(bad: Site, tmp_path: Path) -> None
     assert not (tmp_path / "run").exists()
 
 
+def test_steps_to_resample_at_that_are_no_numbers_are_refused_in_one_line(tiny_store: Store, tmp_path: Path) -> None:
+    known = ["train", tiny_store.path, "--site", "mlp.1", "--steps", 3, "--out", tmp_path / "run"]
+    refused(2, "give steps, for instance", *known, "--sae", "gated width=8 l1=.1", "--resample-at", "often")
+    refused(2, "only gated has variants", *known, "--sae", "relu width=8 l1=.1 variant=untied")
+    refused(2, "give init, the folder of one", *known, "--sae", "rescale-shift width=8")
+
+
 def constant(rows: int, d_in: int, channels: int) -> NDArray[Any]:
     x = normal_rows(rows, d_in)
     x[:, :channels] = ml_dtypes.bfloat16(3.0)
