@@ -246,6 +246,20 @@ def test_training_needs_no_network_and_no_language_model_code(tiny_store: Store,
     assert done.returncode == 0, done.stderr
 
 
+THREADS = """
+import torch
+from gsae.train.process import computing_with
+for count in (1, 2, 1):
+    with computing_with(count):
+        assert torch.get_num_threads() == count, (count, torch.get_num_threads())
+"""
+
+
+def test_as_many_threads_compute_as_were_asked_for_even_when_the_compiled_functions_start_theirs() -> None:
+    done = subprocess.run([sys.executable, "-c", THREADS], capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

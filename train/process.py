@@ -28,11 +28,14 @@ def stop_signals() -> Iterator[list[int]]:
 
 @contextmanager
 def computing_with(count: int) -> Iterator[None]:
-    """Compute with so many threads: sums of a matrix product may depend on it, so the run records it."""
+    """Compute with so many threads: sums may depend on it, so the run records it.
+
+    The compiled functions come first: their thread pool, when it starts, sets the count of torch's OpenMP too.
+    """
     before = torch.get_num_threads()
-    torch.set_num_threads(count)
     try:
         with kernel_threads(count):
+            torch.set_num_threads(count)
             yield
     finally:
         torch.set_num_threads(before)
