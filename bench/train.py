@@ -110,11 +110,10 @@ def speed(options: argparse.Namespace) -> dict[str, Any]:
     for count in (1, 8, None):
         for name in names:
             rates[name].append(float(in_peers(options, name)["rows_per_second"]))
+            say(what=name, rows_per_second=rates[name][-1])
         if count is not None:
             ours[count] = our_run(options, count)
             say(what="gsae train", saes=count, **ours[count])
-    for name in names:
-        say(what=name, rows_per_second=median(rates[name]), of=[round(rate, 1) for rate in rates[name]])
     reading = reading_seconds(options)
     ratios = {
         f"{word}_over_{name}": ours[count]["rows_per_second"] * count / median(rates[name])
