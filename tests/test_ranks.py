@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from gsae.store import IncompatibleError, Store, UsageError, all_cores, open_store
+from gsae.store import IncompatibleError, InterruptedRun, Store, UsageError, all_cores, open_store
 from gsae.tests.children import files, start
 from gsae.train import Event, Finished, Left, Progress, Ranks, RunConfig, Started, parse_sae, read_config, train
 from gsae.train.folder import claimed, group_folder
@@ -34,8 +34,8 @@ def rank_of_four(store: Path, out: Path, rank: int, log: Path, pause: float) -> 
 
     try:
         train(open_store(store).site("mlp.1"), config(), out, listen, Ranks(rank, 4, rank, 4))
-    except Exception as stop:
-        raise SystemExit(getattr(stop, "exit_code", 1)) from None
+    except InterruptedRun as stop:
+        raise SystemExit(stop.exit_code) from None
 
 
 def test_four_ranks_train_every_group_once_to_the_bytes_of_one_process(tiny_store: Store, tmp_path: Path) -> None:
