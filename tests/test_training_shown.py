@@ -3,6 +3,8 @@
 import io
 from typing import Any
 
+import pytest
+
 from gsae.progress import TrainingShown
 
 
@@ -44,7 +46,8 @@ def test_a_log_is_told_every_few_seconds_and_at_the_end() -> None:
     assert [line.split()[1] for line in told] == ["50", "200"] or [line.split()[1] for line in told] == ["200"]
 
 
-def test_a_terminal_shows_a_table_with_every_figure() -> None:
+def test_a_terminal_shows_a_table_with_every_figure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
     text = shown(Terminal())
     for word in (
         "beginning: [2] SAEs",
