@@ -112,7 +112,8 @@ def demo(
     low, high = summary["l0_ratio_interval"] or (float("nan"), float("nan"))
     print(f"\nAt equal loss recovered the baselines fire {summary['l0_ratio']:.2f} times as many latents as the")
     print(f"Gated SAEs (90 % interval {low:.2f} to {high:.2f}). gamma = 1 means no shrinkage.")
-    print(f"Store: {summary['store']['ratio']:.3f} of raw bfloat16. Open {out / 'report.html'} in a browser.")
+    store = summary["store"]
+    print(f"Store: {store['ratio']:.3f} of raw {store['dtype']}. Open {out / 'report.html'} in a browser.")
 
 
 @app.command()

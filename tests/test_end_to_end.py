@@ -13,7 +13,7 @@ import torch
 from gsae.demo import HARVEST, SITE, TRAIN, demo
 from gsae.store import Store, open_store
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]  # a CPU without bfloat16 products takes minutes
 
 MODEL = "builtin:smollm2-135m-instruct-q4"
 STEPS = 240
@@ -30,7 +30,7 @@ def changed(options: list[str], **new: Any) -> list[str]:
 def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any], list[str]]:
     out: Path = tmp_path_factory.mktemp("demo") / "out"
     said: list[str] = []
-    harvest = changed(HARVEST, rows=16_000, window_rows=4096)
+    harvest = changed(HARVEST, rows=6000, window_rows=2048, max_documents=24, seed=2, dtype="bfloat16")
     saes = ("gated width=384 l1=.1,.3", "relu width=576 l1=.06,.15")
     train = changed(TRAIN, steps=STEPS, checkpoint_every=100)
     summary = demo(out, said.append, harvest=harvest, saes=saes, train=train, evaluate=["--contexts", "4"])
@@ -53,7 +53,7 @@ def test_the_demo_leaves_store_run_report_and_summary(done: tuple[Path, dict[str
         assert 0.2 < sae["ce_loss_score"] < 1  # 240 steps, four contexts
         assert 0.3 < sae["explained_variance"] < 1
         assert sae["dead"] < 0.2
-    assert summary["store"]["rows"] == 16_000
+    assert summary["store"]["rows"] == 6000
     assert "gsae harvest" in said[0]
     assert (out / "report.html").stat().st_size < 1_000_000
 

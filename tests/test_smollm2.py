@@ -19,7 +19,7 @@ ENGLISH = (
     "When the keeper grew old, his daughter learned to climb the stairs and clean the great lens herself."
 )
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]  # a CPU without bfloat16 products takes minutes
 
 
 @pytest.fixture(scope="module")
