@@ -22,7 +22,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-SECONDS_BETWEEN_LINES = 5.0
+SECONDS_BETWEEN_LINES, SECONDS_BETWEEN_TABLES = 5.0, 60.0
 
 
 class Shown:
@@ -72,20 +72,25 @@ class Shown:
 
 
 class TrainingShown:
-    """A training run on stderr: a live table of its SAEs on a terminal, else a line an SAE every few seconds.
-
-    Use it in a `with`.
+    """A training run on stderr: a live table of its SAEs on a terminal; in a log a line every few seconds, and the
+    table now and then and at the end. Use it in a `with`.
     """
 
     COLUMNS = ("sae", "L0", "explained variance", "gamma", "loss", "dead", "path", "held-out L0", "held-out e.v.")
 
-    def __init__(self, stream: TextIO | None = None, every: float = SECONDS_BETWEEN_LINES) -> None:
-        """Show on `stream`, stderr if None; `every`: seconds between lines in a log."""
-        self._stream, self._every = stream or sys.stderr, every
+    def __init__(
+        self,
+        stream: TextIO | None = None,
+        every: float = SECONDS_BETWEEN_LINES,
+        tables_every: float = SECONDS_BETWEEN_TABLES,
+    ) -> None:
+        """Show on `stream`, stderr if None; `every`, `tables_every`: seconds between lines, and tables, in a log."""
+        self._stream, self._every, self._tables_every = stream or sys.stderr, every, tables_every
         self._console = Console(file=self._stream)
         self._live = Live(console=self._console, auto_refresh=False) if self._console.is_terminal else None
         self._heldout: dict[str, Mapping[str, Any]] = {}
-        self._told = 0.0
+        self._told = self._told_all = 0.0
+        self._first: tuple[int, float] | None = None
 
     def say(self, text: str) -> None:
         """Say one thing, above the table."""
@@ -100,7 +105,7 @@ class TrainingShown:
         """Show the newest lines of metrics; waiting: the share of the time that was spent waiting for data."""
         self._heldout |= {line["sae"]: line["heldout"] for line in lines if "heldout" in line}
         head = f"step {step:,} of {steps:,} ({100 * step / steps:.0f} %), {rows_per_second:,.0f} rows/s, "
-        head += f"waiting for data {100 * waiting:.0f} %"
+        head += f"waiting for data {100 * waiting:.0f} %{self._left(step, steps)}"
         rows = [self._cells(line) for line in lines]
         if self._live is not None:
             table = Table(title=head, title_justify="left", box=None)
@@ -111,10 +116,22 @@ class TrainingShown:
             self._live.update(table, refresh=True)
         elif step == steps or time.monotonic() - self._told >= self._every:
             self._told = time.monotonic()
-            print(head, file=self._stream)
-            for cells in rows:
-                told = (f"{name} {cell}" for name, cell in zip(self.COLUMNS[1:], cells[1:], strict=True) if cell != "-")
-                print(f"  {cells[0]}: {', '.join(told)}", file=self._stream, flush=True)
+            print(head, file=self._stream, flush=True)
+            if step == steps or self._told - self._told_all >= self._tables_every:
+                self._told_all = self._told
+                self._list(rows)
+
+    def _left(self, step: int, steps: int) -> str:
+        now = time.monotonic()
+        if self._first is None:
+            self._first = step, now
+        first, then = self._first
+        return f", {(steps - step) * (now - then) / (step - first):.0f} s left" if first < step < steps else ""
+
+    def _list(self, rows: list[list[str]]) -> None:
+        for cells in rows:
+            told = (f"{name} {cell}" for name, cell in zip(self.COLUMNS[1:], cells[1:], strict=True) if cell != "-")
+            print(f"  {cells[0]}: {', '.join(told)}", file=self._stream, flush=True)
 
     def _cells(self, line: Mapping[str, Any]) -> list[str]:
         held = self._heldout.get(line["sae"], {})

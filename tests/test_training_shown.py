@@ -46,6 +46,18 @@ def test_a_log_is_told_every_few_seconds_and_at_the_end() -> None:
     assert [line.split()[1] for line in told] == ["50", "200"] or [line.split()[1] for line in told] == ["200"]
 
 
+def test_a_log_has_the_saes_seldom_and_at_the_end_and_says_how_long_it_will_take() -> None:
+    stream = io.StringIO()
+    with TrainingShown(stream, 0.0, tables_every=1e9) as view:
+        for step in (50, 100, 150, 200):
+            view.figures(step, 200, 12345.6, 0.012, [LINE])
+    lines = stream.getvalue().splitlines()
+    heads = [line for line in lines if line.startswith("step")]
+    assert [head.endswith(" s left") for head in heads] == [False, True, True, False]
+    assert len(lines) - len(heads) in (1, 2)  # a machine's clock may stand at less than the interval
+    assert lines[-1].startswith("  gated-w8")
+
+
 def test_a_terminal_shows_a_table_with_every_figure(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "160")
     text = shown(Terminal())
