@@ -171,7 +171,7 @@ def saelens(options: argparse.Namespace) -> dict[str, Any]:
 
 def peer(model: Path, tokens: Path, cache: Path) -> dict[str, Any]:
     """Run SAELens's runner in the peers' environment."""
-    code = Path(__file__).with_name("saelens_cache.py")
+    code = Path(__file__).parent / "peers" / "saelens_cache.py"
     command = [str(PEER), str(code), str(model), str(tokens), str(cache), f"model.layers.{PEER_LAYER}.mlp"]
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     if done.returncode:

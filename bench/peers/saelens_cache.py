@@ -1,7 +1,7 @@
 """SAELens's CacheActivationsRunner at its best, for bench/harvest.py, in the peers' environment: one run, its seconds.
 
-Run as `.venv-peers/bin/python bench/saelens_cache.py MODEL TOKENS.npy CACHE MODULE`. The contexts come tokenised, so
-that only passes and writing are timed; rows are float16, the smallest that it takes.
+Run as `.venv-peers/bin/python bench/peers/saelens_cache.py MODEL TOKENS.npy CACHE MODULE`. The contexts come tokenised,
+so that only passes and writing are timed; rows are float16, the smallest that it takes.
 """
 
 import json
