@@ -100,7 +100,10 @@ def demo(
     out: Annotated[Path, typer.Option(help="Folder for store, run and report.")] = Path("demo"),
     as_json: Json = False,
 ) -> None:
-    """Run the whole pipeline on a language model and a text that come as packages, in about ten minutes."""
+    """Run the whole pipeline on a language model and a text that come as packages.
+
+    It takes about ten minutes on two cores, more on a CPU that cannot multiply bfloat16.
+    """
     from gsae.demo import demo as run_demo
 
     summary = run_demo(out, lambda line: print(line, file=sys.stderr, flush=True))
