@@ -87,6 +87,15 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
         raise SpaceError(f"No room on the disk for {path}; make some and run the same command again.") from None
 
 
+def sweep(folder: Path) -> None:
+    """Remove what a killed process left half-written in a folder that this one alone writes to.
+
+    safetensors names temporary files of its own, by chance, so nothing replaces them.
+    """
+    for path in folder.glob(".*tmp*"):
+        path.unlink(missing_ok=True)
+
+
 def _sync(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:

@@ -21,7 +21,7 @@ import torch
 from gsae.store import CorruptError, IncompatibleError, NotFoundError, Site, UsageError
 
 from .bank import screening_pays
-from .checkpoint import load_checkpoint, replace_file
+from .checkpoint import load_checkpoint, replace_file, sweep
 from .config import RunConfig, SAEConfig, from_toml, to_toml
 from .ranks import Ranks
 from .saved import CFG, weights_sha256
@@ -154,6 +154,7 @@ def claimed(run: Path, number: int) -> Claim | None:
     except OSError as error:
         lock.close()
         raise IncompatibleError(f"{folder} is on a file system without locks: {error.strerror}.") from None
+    sweep(folder)
     return Claim(number, folder, lock)
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from gsae.store import CorruptError, IncompatibleError, NotFoundError, Plan, SiteSpec
 
-from .checkpoint import replace_file
+from .checkpoint import replace_file, sweep
 from .gated import GatedParams, UntiedParams
 from .params import Params
 from .relu import ReluParams
@@ -78,6 +78,7 @@ def save_sae(
     becomes `metadata.gsae`. cfg.json comes last: a folder that has it is complete.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    sweep(folder)
     architecture, raw = folded(params, scale).saelens()
     tensors = {name: (t.T if name in TRANSPOSED else t).float().contiguous() for name, t in raw.items()}
     d_sae, d_in = raw["W_dec"].shape
