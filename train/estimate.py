@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gsae.store import Site
 
-from .config import RunConfig
+from .config import RunConfig, SAEConfig
 from .group import Group
 from .inputs import Inputs
 from .memory import available, needed, parameters, reading_bytes
@@ -32,7 +32,7 @@ def estimate(site: Site, config: RunConfig, ranks: Ranks = ALONE) -> dict[str, A
     inputs = Inputs.of(site, run, device)
     summary = inputs.summary
     need, there = needed(site, run, ranks), available(device)
-    flops = sum(2 * PARAMS[s.kind].PRODUCTS * run.batch_size * s.d_sae * site.d_in for s in run.saes)
+    flops = _dense_flops(run.saes, run, site.d_in)
     read = run.batch_size * site.raw_bytes // site.rows
     return {
         "site": site.name,
@@ -58,6 +58,11 @@ def estimate(site: Site, config: RunConfig, ranks: Ranks = ALONE) -> dict[str, A
     }
 
 
+def _dense_flops(saes: tuple[SAEConfig, ...], run: RunConfig, d_in: int) -> int:
+    """Flops of the matrix products in a dense step of some SAEs."""
+    return sum(2 * PARAMS[s.kind].PRODUCTS * run.batch_size * s.d_sae * d_in for s in saes)
+
+
 def _measured(run: RunConfig, inputs: Inputs, read: int, ranks: Ranks) -> dict[str, Any]:
     """Seconds of a step, and what follows from them; every rank is taken to have the same share of the groups."""
     with computing_with(cast(int, run.threads)):
@@ -75,8 +80,7 @@ def _measured(run: RunConfig, inputs: Inputs, read: int, ranks: Ranks) -> dict[s
 def _step_seconds(number: int, run: RunConfig, inputs: Inputs) -> tuple[float, float]:
     """Seconds of a step of a group with half of its gates open, and with `PROBE_L0` a row."""
     saes = run.groups()[number]
-    flops = sum(2 * PARAMS[s.kind].PRODUCTS * run.batch_size * s.d_sae * inputs.site.d_in for s in saes)
-    rows = max(1, round(run.batch_size * min(1.0, PROBE_FLOPS / flops)))
+    rows = max(1, round(run.batch_size * min(1.0, PROBE_FLOPS / _dense_flops(saes, run, inputs.site.d_in))))
     group = Group(number, tuple(sae.model_copy(update={"init": None}) for sae in saes), run, inputs)
     with inputs.site.batches(rows, epochs=None, max_norm_multiple=run.max_norm_multiple, device=inputs.device) as found:
         x = inputs.scaled(next(found)) - inputs.centre

@@ -23,7 +23,7 @@ from .params import Params
 from .resample import revived
 from .sae import FAST, PARAMS, initial, started_from
 from .saved import load_sae, weights_sha256
-from .schedule import l1_factor, lr_factor, recovery
+from .schedule import l1_factor, lr_factor, recovery, seed_at
 from .stack import Figures
 
 DEAD_ROWS = 10_000_000  # a latent is dead once silent for this many training rows, or one epoch's if those are fewer
@@ -84,9 +84,9 @@ class Group:
             silent = self.silent[index] >= cast(int, self.run.resample_silent_rows)
             if int(self.stopped[index]) >= 0 or PARAMS[sae.kind].FROZEN or not bool(silent.any()):
                 continue
-            params = PARAMS[sae.kind](**{name: tensor[index] for name, tensor in self.bank.params.items()})
+            params = self._params(index)
             l1 = sae.l1_coefficient * l1_factor(self.run, self.step)
-            seed = (sae.seed + 0x9E3779B97F4A7C15 * self.step) % 2**63
+            seed = seed_at(sae.seed, self.step)
             found = revived(params, silent, z, l1, seed, zero_bias=self.run.resample_bias == "zero")
             if found is None:
                 continue
@@ -97,6 +97,10 @@ class Group:
             self.resampled[index] = self.step
             counts[str(sae.name)] = len(found.latents)
         return counts
+
+    def _params(self, index: int) -> Params:
+        """A view of one SAE as it stands."""
+        return PARAMS[self.saes[index].kind](**{name: tensor[index] for name, tensor in self.bank.params.items()})
 
     def failed(self) -> dict[str, int]:
         """The SAEs whose loss was not finite, with the step at which that was."""
@@ -136,8 +140,9 @@ class Group:
     def metrics(self, heldout: Tensor | None) -> list[Line]:
         """A line an SAE for metrics.jsonl, over the batches since the last call.
 
-        `mse` is per dimension and in the raw activations' units, as in eval.json; `loss` and `l1` are eq. 8's, on
-        scaled inputs. heldout: scaled rows (rows, d_in) on which to measure too. Figures of a stopped SAE are null.
+        `mse` is in the raw activations' units, but per dimension where eval.json has the sum; `loss` and `l1` are
+        eq. 8's, on scaled inputs. heldout: scaled rows (rows, d_in) on which to measure too. Figures of a stopped SAE
+        are null.
         """
         rows, spread = self.seen.tolist()
         d_in = len(self.inputs.centre)
@@ -178,7 +183,7 @@ class Group:
 
     def _on(self, z: Tensor, index: int) -> dict[str, float | int | None]:
         """The figures of one SAE on scaled rows z (rows, d_in), from totals in float64."""
-        params = PARAMS[self.saes[index].kind](**{name: tensor[index] for name, tensor in self.bank.params.items()})
+        params = self._params(index)
         sums = torch.zeros(4, dtype=torch.float64, device=z.device)
         for first in range(0, len(z), HELDOUT_ROWS_AT_ONCE):
             part = z[first : first + HELDOUT_ROWS_AT_ONCE]

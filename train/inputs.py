@@ -11,6 +11,7 @@ from torch import Tensor
 from gsae.store import Site, Summary, UsageError
 
 from .config import RunConfig
+from .schedule import seed_at
 
 RESAMPLING_ROWS, RESAMPLING_BATCH = 32768, 4096
 
@@ -58,10 +59,11 @@ class Inputs:
 
         They are read beside the stream, and follow from the run's settings and the step alone.
         """
-        seed = (run.data_seed + 0x9E3779B97F4A7C15 * step) % 2**63
         found: list[Tensor] = []
         with self.site.batches(
-            min(RESAMPLING_BATCH, self.summary.rows), seed=seed, max_norm_multiple=run.max_norm_multiple
+            min(RESAMPLING_BATCH, self.summary.rows),
+            seed=seed_at(run.data_seed, step),
+            max_norm_multiple=run.max_norm_multiple,
         ) as batches:
             for rows in batches:
                 found.append(self.scaled(rows))

@@ -24,6 +24,10 @@ class Terms:
     penalty: Tensor
     auxiliary: Tensor
 
+    def losses(self, x: Tensor, l1_coefficient: float) -> Tensor:
+        """Each row's loss (rows,) at x (rows, d_in), which the pass was over: sums over features and dimensions."""
+        return (x - self.x_hat).square().sum(1) + self.auxiliary + l1_coefficient * self.penalty
+
 
 @dataclass(frozen=True)
 class Params(ABC):
@@ -51,9 +55,8 @@ class Params(ABC):
         return f @ self.W_dec + self.b_dec
 
     def losses(self, x: Tensor, l1_coefficient: float) -> Tensor:
-        """Each row's loss (rows,) at x (rows, d_in): sums over features and dimensions."""
-        terms = self.terms(x)
-        return (x - terms.x_hat).square().sum(1) + terms.auxiliary + l1_coefficient * terms.penalty
+        """Each row's loss (rows,) at x (rows, d_in)."""
+        return self.terms(x).losses(x, l1_coefficient)
 
     def loss(self, x: Tensor, l1_coefficient: float) -> Tensor:
         """Eq. 8 (eq. 4 for the baseline) for x (rows, d_in): the mean of the rows' losses; a scalar."""

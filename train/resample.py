@@ -59,8 +59,7 @@ def _losses(params: Params, z: Tensor, l1_coefficient: float) -> tuple[Tensor, T
     for first in range(0, len(z), ROWS_AT_ONCE):
         x = z[first : first + ROWS_AT_ONCE].to(params.b_dec)
         terms = params.terms(x)
-        error = (x - terms.x_hat).square().sum(1) + terms.auxiliary
-        losses.append((error + l1_coefficient * terms.penalty).double())
+        losses.append(terms.losses(x, l1_coefficient).double())
         fired += (terms.f > 0).sum(0)
     return torch.cat(losses), fired
 

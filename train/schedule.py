@@ -30,3 +30,8 @@ def recovery(run: RunConfig, step: int, resampled: Tensor) -> Tensor:
 def l1_factor(run: RunConfig, step: int) -> float:
     """Share of the l1_coefficient at a step: linear warm-up, so that latents are not killed before they point."""
     return min(1.0, step / run.l1_warm_up_steps) if run.l1_warm_up_steps else 1.0
+
+
+def seed_at(seed: int, step: int) -> int:
+    """A seed for what is drawn at one step alone, far from those of other steps."""
+    return (seed + 0x9E3779B97F4A7C15 * step) % 2**63
