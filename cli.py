@@ -469,7 +469,8 @@ def train(
     ] = False,
     data_seed: Annotated[int, typer.Option(help="Seed of the order of rows.")] = 0,
     precision: Annotated[
-        Literal["float32", "bfloat16"], typer.Option(help="Of the matrix products; weights are float32.")
+        Literal["float32", "tf32", "bfloat16"],
+        typer.Option(help="Of the matrix products; weights are float32. tf32 is a GPU's alone."),
     ] = "float32",
     device: Annotated[str | None, typer.Option(help="cpu or cuda; cuda where there is one if not given.")] = None,
     threads: Annotated[

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from gsae.store import IncompatibleError, InterruptedRun, Site, Store
+from gsae.store import IncompatibleError, InterruptedRun, Site, Store, UsageError
 from gsae.tests.stores import make_store
 from gsae.train import (
     Checkpointed,
@@ -350,3 +350,9 @@ def test_a_checkpoint_is_announced_after_it_is_there(tiny_store: Store, tmp_path
             assert (tmp_path / "run" / "state" / "0" / "checkpoint.safetensors").exists()
 
     train(tiny_store.site("mlp.1"), config(steps=2), tmp_path / "run", listen)
+
+
+def test_tf32_products_are_refused_where_there_is_no_gpu(tiny_store: Store, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="tf32 is a GPU's alone, and the device is 'cpu': take float32 or bfloat16"):
+        run(tiny_store, tmp_path / "run", precision="tf32", device="cpu")
+    assert not (tmp_path / "run").exists()

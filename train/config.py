@@ -19,7 +19,7 @@ from gsae.store import NotFoundError, UsageError
 
 Architecture = Literal["gated", "relu", "rescale-shift"]
 Variant = Literal["untied", "no_r_mag", "unfrozen"]
-Precision = Literal["float32", "bfloat16"]
+Precision = Literal["float32", "tf32", "bfloat16"]
 
 # The sweep's short words and the fields they stand for; all but the last two are numbers.
 SWEEP_KEYS = {

@@ -16,7 +16,7 @@ from .config import RunConfig, SAEConfig
 from .group import Group
 from .inputs import Inputs
 from .memory import available, needed, parameters, reading_bytes
-from .process import computing_with
+from .process import computing_with, device_of
 from .ranks import ALONE, Ranks
 from .sae import PARAMS
 
@@ -27,7 +27,7 @@ PROBE_L0 = 50
 
 def estimate(site: Site, config: RunConfig, ranks: Ranks = ALONE) -> dict[str, Any]:
     """Return the figures of `--dry-run` for a run on `site`, in bytes, flops, rows and seconds."""
-    device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = device_of(config)
     run = config.resolved(device=device, threads=ranks.threads, ranks=ranks.world_size)
     inputs = Inputs.of(site, run, device)
     summary = inputs.summary
@@ -65,7 +65,7 @@ def _dense_flops(saes: tuple[SAEConfig, ...], run: RunConfig, d_in: int) -> int:
 
 def _measured(run: RunConfig, inputs: Inputs, read: int, ranks: Ranks) -> dict[str, Any]:
     """Seconds of a step, and what follows from them; every rank is taken to have the same share of the groups."""
-    with computing_with(cast(int, run.threads)):
+    with computing_with(cast(int, run.threads), run.precision):
         pairs = [_step_seconds(number, run, inputs) for number in range(len(run.groups()))]
     dense, sparse = (sum(column) / ranks.world_size for column in zip(*pairs, strict=True))
     begun = min(cast(int, run.l1_warm_up_steps), run.steps)

@@ -16,13 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import torch
-
 from gsae.store import CorruptError, IncompatibleError, NotFoundError, Site, UsageError
 
 from .bank import screening_pays
 from .checkpoint import load_checkpoint, replace_file, sweep
 from .config import RunConfig, SAEConfig, from_toml, to_toml
+from .process import device_of
 from .ranks import Ranks
 from .saved import CFG, weights_sha256
 
@@ -58,7 +57,7 @@ def settled(run: Path, config: RunConfig, site: Site, ranks: Ranks) -> RunConfig
 
 def _new(config: RunConfig, ranks: Ranks) -> RunConfig:
     hashed = [s.model_copy(update={"init_sha256": weights_sha256(s.init)}) if s.init else s for s in config.saes]
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = device_of(config)
     new = config.model_copy(update={"saes": tuple(hashed)})
     screening = screening_pays()
     return new.resolved(device=device, threads=ranks.threads, ranks=ranks.world_size, screening=screening)

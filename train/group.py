@@ -214,7 +214,7 @@ def failed(saes: tuple[SAEConfig, ...], stopped: Tensor) -> dict[str, int]:
 
 def bank_for(kind: str, start: list[Params], run: RunConfig, inputs: Inputs) -> Any:
     """The bank that trains SAEs of a kind: the fast one where there is one and gradients are not clipped."""
-    operands = getattr(torch, run.precision)
+    operands = torch.bfloat16 if run.precision == "bfloat16" else torch.float32
     if kind in FAST and run.clip_grad_norm is None:
         return Bank(kind, start, inputs.centre, operands, inputs.device, screened=bool(run.screening))
     return AutogradBank(kind, start, inputs.centre, operands, inputs.device, run.clip_grad_norm)

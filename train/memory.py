@@ -11,6 +11,7 @@ import torch
 from gsae.store import Site, SpaceError
 
 from .config import RunConfig, SAEConfig
+from .process import device_of
 from .ranks import Ranks
 from .sae import names
 
@@ -56,7 +57,7 @@ def available(device: str) -> int:
 
 def require_memory(site: Site, run: RunConfig, ranks: Ranks) -> None:
     """Raise SpaceError where a run needs more memory than is available."""
-    device = run.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = device_of(run)
     need, there = needed(site, run, ranks), available(device)
     if need > there:
         raise SpaceError(

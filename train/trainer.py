@@ -28,7 +28,7 @@ from .folder import METRICS, Claim, claimed, group_folder, is_finished, keep_met
 from .group import Group, Line, failed
 from .inputs import Inputs
 from .memory import require_memory
-from .process import computing_with, stop_signals
+from .process import computing_with, device_of, stop_signals
 from .ranks import ALONE, Ranks
 from .saved import save_sae
 
@@ -45,13 +45,13 @@ def train(site: Site, config: RunConfig, out: Path, listen: Listener = ignore, r
     names say.
     """
     inputs = Inputs.of(site, config, "cpu")
-    require_memory(site, config.resolved(device="cpu", threads=1, ranks=ranks.world_size), ranks)
+    require_memory(site, config.resolved(device=device_of(config), threads=1, ranks=ranks.world_size), ranks)
     run = settled(out, config, site, ranks)
     device = ranks.device(str(run.device), torch.cuda.device_count())
     inputs = Inputs.of(site, run, device)
     own = _Run(site, run, out, inputs, listen)
     trained = 0
-    with stop_signals() as stop, computing_with(cast(int, run.threads)):
+    with stop_signals() as stop, computing_with(cast(int, run.threads), run.precision):
         for claims in _work(own, ranks):
             try:
                 own.train(claims, stop, ranks)
