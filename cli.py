@@ -610,6 +610,21 @@ def report(
     print(f"{out} ({out.stat().st_size / 1e3:.0f} kB). Open it in a browser.")
 
 
+@app.command()
+def export(
+    sae: Annotated[Path, typer.Argument(metavar="RUN/NAME", help="An SAE of a run, or the folder of any saved one.")],
+    out: Annotated[Path, typer.Option(help="The folder to write.")],
+    format_: Annotated[
+        Literal["dictionary_learning"], typer.Option("--format", help="SAELens's is how SAEs are saved.")
+    ] = "dictionary_learning",
+) -> None:
+    """Write a trained SAE for another project's loader."""
+    from gsae.evaluate import to_dictionary_learning
+
+    in_run = sae.parent / "saes" / sae.name
+    print(to_dictionary_learning(in_run if in_run.is_dir() else sae, out))
+
+
 def _effects(store: "Store | StoreSet", site: str, model: str | None, device: str) -> "Effects":
     """Load the store's language model and return what edits of a site do to it."""
     from functools import partial

@@ -68,6 +68,7 @@ def main() -> int:
     parser.add_argument("--rows", type=int, default=1 << 15)
     parser.add_argument("--window-rows", type=int, default=1 << 13)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--dtype", default="bfloat16", help="float32 where a CPU multiplies bfloat16 slowly")
     parser.add_argument("--cores", type=int, help="of --part tokens: on so many cores only")
     parser.add_argument("--characters", type=int, default=20_000_000, help="of --part tokens")
     parser.add_argument("--child", help=argparse.SUPPRESS)
@@ -94,13 +95,15 @@ def config(options: argparse.Namespace, **changed: Any) -> HarvestConfig:
         "context_size": CONTEXT_SIZE,
         "batch_size": 8,
         "heldout": 0.02,
+        "dtype": options.dtype,
+        "codec": "planes" if options.dtype == "bfloat16" else "zstd",
     }
     return HarvestConfig.parse(**(settings | changed))
 
 
 def speed(options: argparse.Namespace) -> dict[str, Any]:
     """Compare a harvest of three sites with the bare loop."""
-    return against_bare("speed", config(options), load_lm(MODEL), options.rounds)
+    return against_bare("speed", config(options), load_lm(MODEL, dtype=options.dtype), options.rounds)
 
 
 def against_bare(part: str, asked: HarvestConfig, lm: LanguageModel, rounds: int) -> dict[str, Any]:
@@ -134,14 +137,14 @@ def saelens(options: argparse.Namespace) -> dict[str, Any]:
     """Compare a harvest of one site with SAELens's runner on the same contexts, as it is and on a model cut short."""
     if not PEER.exists():
         return {"met": True, "skipped": f"{PEER} is not there: make bench-peers"}
-    asked, lm = config(options, sites=(PEER_SITE,)), load_lm(MODEL)
+    asked, lm = config(options, sites=(PEER_SITE,)), load_lm(MODEL, dtype=options.dtype)
     ratios: dict[str, list[float]] = {"whole": [], "cut": []}
     ours, theirs, size, rows = 0.0, {"whole": 0, "cut": 0}, 0, 1
     with scratch() as folder:
-        directory = weights_directory(find(MODEL, None, weights=True), "bfloat16")
+        directory = weights_directory(find(MODEL, None, weights=True), options.dtype)
         models = {"whole": folder / "whole", "cut": folder / "cut"}
         shutil.copytree(directory, models["whole"])
-        cut_after(PEER_LAYER, directory, models["cut"])
+        cut_after(PEER_LAYER, directory, models["cut"], getattr(torch, options.dtype))
         for model in models.values():
             copy_tokenizer(model)
         for number in range(options.rounds + 1):
@@ -151,7 +154,7 @@ def saelens(options: argparse.Namespace) -> dict[str, Any]:
                 ours, size, rows = tokens.size / seconds, size_of(store.path), store.plan.rows + store.plan.heldout_rows
             np.save(folder / "tokens.npy", tokens)
             for name, model in models.items():
-                answer = peer(model, folder / "tokens.npy", folder / "cache")
+                answer = peer(model, folder / "tokens.npy", folder / "cache", options.dtype)
                 theirs[name] = answer["bytes"]
                 if number:
                     ratios[name].append(ours * answer["seconds"] / answer["tokens"])
@@ -169,10 +172,10 @@ def saelens(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def peer(model: Path, tokens: Path, cache: Path) -> dict[str, Any]:
+def peer(model: Path, tokens: Path, cache: Path, dtype: str) -> dict[str, Any]:
     """Run SAELens's runner in the peers' environment."""
     code = Path(__file__).parent / "peers" / "saelens_cache.py"
-    command = [str(PEER), str(code), str(model), str(tokens), str(cache), f"model.layers.{PEER_LAYER}.mlp"]
+    command = [str(PEER), str(code), str(model), str(tokens), str(cache), f"model.layers.{PEER_LAYER}.mlp", dtype]
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"SAELens failed:\n{done.stderr[-2000:]}")
@@ -186,11 +189,11 @@ def copy_tokenizer(out: Path) -> None:
         shutil.copy(file, out)
 
 
-def cut_after(layer: int, directory: Path, out: Path) -> None:
+def cut_after(layer: int, directory: Path, out: Path, dtype: torch.dtype) -> None:
     """Save the model without the layers after `layer`."""
     from transformers import AutoModelForCausalLM
 
-    model: Any = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.bfloat16)
+    model: Any = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype)
     model.model.layers = model.model.layers[: layer + 1]
     model.config.num_hidden_layers = layer + 1
     model.config.layer_types = (model.config.layer_types or [])[: layer + 1] or None
@@ -209,12 +212,13 @@ def memory(options: argparse.Namespace) -> dict[str, Any]:
         sites = ("resid.0", "mlp.0", "attn.0")
         for rows in (1 << 15, 1 << 18):
             asked = {"model": MODEL, "dataset": str(text), "sites": sites, "rows": rows, "window_rows": 1 << 14}
-            asked |= {"context_size": CONTEXT_SIZE, "batch_size": 8, "heldout": 0.02}
+            asked |= {"context_size": CONTEXT_SIZE, "batch_size": 8, "heldout": 0.02, "dtype": options.dtype}
+            asked |= {"codec": "planes" if options.dtype == "bfloat16" else "zstd"}
             done = subprocess.run([sys.executable, __file__, "--child", json.dumps(asked)], check=True, stdout=-1)
             answer = json.loads(done.stdout.splitlines()[-1])
             peaks[rows], lm_bytes = answer["peak"], answer["model"]
             print(json.dumps({"what": "memory", "rows": rows, "peak_bytes": answer["peak"]}), flush=True)
-    windows = 2 * (1 << 14) * len(sites) * 576 * 2
+    windows = 2 * (1 << 14) * len(sites) * 576 * getattr(torch, options.dtype).itemsize
     bound = lm_bytes + windows + BESIDE_BYTES
     few, many = peaks.values()
     return {
@@ -233,7 +237,7 @@ def peak_of(asked: HarvestConfig) -> int:
     with scratch() as folder:
         store = harvest(asked, folder / "store")
     assert store is not None
-    lm = load_lm(asked.model)
+    lm = load_lm(asked.model, dtype=asked.dtype)
     weights = sum(p.numel() * p.itemsize for p in lm.model.parameters())
     print(json.dumps({"peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, "model": weights}))
     return 0

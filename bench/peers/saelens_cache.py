@@ -1,7 +1,7 @@
 """SAELens's CacheActivationsRunner at its best, for bench/harvest.py, in the peers' environment: one run, its seconds.
 
-Run as `.venv-peers/bin/python bench/peers/saelens_cache.py MODEL TOKENS.npy CACHE MODULE`. The contexts come tokenised,
-so that only passes and writing are timed; rows are float16, the smallest that it takes.
+Run as `.venv-peers/bin/python bench/peers/saelens_cache.py MODEL TOKENS.npy CACHE MODULE DTYPE`. The contexts come
+tokenised, so that only passes and writing are timed; rows are float16, the smallest that it takes.
 """
 
 import json
@@ -21,7 +21,7 @@ from sae_lens import CacheActivationsRunner, CacheActivationsRunnerConfig
 BATCH_SIZE, BUFFERS, D_IN = 8, 4, 576
 
 
-def main(model: str, tokens: str, cache: str, module: str) -> None:
+def main(model: str, tokens: str, cache: str, module: str, dtype: str) -> None:
     """Run it and print one JSON line."""
     warnings.simplefilter("ignore")
     logging.disable(logging.CRITICAL)
@@ -33,7 +33,7 @@ def main(model: str, tokens: str, cache: str, module: str) -> None:
         dataset_path="",
         model_name=model,
         model_class_name="AutoModelForCausalLM",
-        model_from_pretrained_kwargs={"dtype": torch.bfloat16},
+        model_from_pretrained_kwargs={"dtype": getattr(torch, dtype)},
         model_batch_size=BATCH_SIZE,
         hook_name=module,
         d_in=D_IN,
