@@ -196,7 +196,8 @@ def cut_after(layer: int, directory: Path, out: Path, dtype: torch.dtype) -> Non
     model: Any = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype)
     model.model.layers = model.model.layers[: layer + 1]
     model.config.num_hidden_layers = layer + 1
-    model.config.layer_types = (model.config.layer_types or [])[: layer + 1] or None
+    if getattr(model.config, "layer_types", None):  # not every configuration has them
+        model.config.layer_types = model.config.layer_types[: layer + 1]
     model.save_pretrained(out)
 
 

@@ -9,10 +9,7 @@ import torch
 from torch import Tensor
 
 from gsae.store import IncompatibleError
-from gsae.train import SAE, load_sae
-from gsae.train.checkpoint import replace_file
-from gsae.train.gated import GatedParams
-from gsae.train.relu import ReluParams
+from gsae.train import SAE, GatedParams, ReluParams, load_sae, replace_file
 
 AE, CONFIG = "ae.pt", "config.json"
 

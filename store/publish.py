@@ -141,10 +141,11 @@ def _locked(file: BinaryIO, flags: int = 0) -> bool:
 def sweep(root: Path) -> None:
     """Remove what dead writers left in `root/.tmp`, and the folder when nobody uses it."""
     folder = root / TMP
-    for path in folder.glob("*"):
-        with suppress(OSError), path.open("rb") as file:  # its writer lives, or there are no locks to tell
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            path.unlink()
+    with suppress(FileNotFoundError):  # another sweep may remove the empty folder in between
+        for path in list(folder.iterdir()):
+            with suppress(OSError), path.open("rb") as file:  # its writer lives, or there are no locks to tell
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                path.unlink()
     with suppress(OSError):
         folder.rmdir()
 

@@ -3,7 +3,9 @@
 import multiprocessing
 import resource
 import subprocess
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -68,6 +70,25 @@ def test_two_writers_that_publish_everything_at_the_same_moment_agree(tmp_path: 
         process.join()
     assert [process.exitcode for process in processes] == [0, 0]
     assert files(root) == files(tmp_path / "alone")
+
+
+def test_two_sweeps_do_not_mind_each_other(tmp_path: Path) -> None:
+    """The folder may go between a look and the next, which a writer must survive."""
+    done = threading.Event()
+
+    def come_and_go() -> None:
+        while not done.is_set():
+            (tmp_path / publish.TMP).mkdir(exist_ok=True)
+            publish.sweep(tmp_path)
+
+    with ThreadPoolExecutor(1) as pool:
+        other = pool.submit(come_and_go)
+        try:
+            for _ in range(3000):
+                publish.sweep(tmp_path)
+        finally:
+            done.set()
+        other.result()
 
 
 def only_whole_files(root: Path, expected: dict[str, bytes]) -> bool:

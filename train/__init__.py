@@ -3,6 +3,7 @@
 Needs the store and nothing of the language model: neither transformers nor datasets is imported here.
 """
 
+from .checkpoint import replace_file
 from .config import RunConfig, SAEConfig, load_sweep, parse_sae
 from .describe import describe_run, stores_of
 from .estimate import estimate
@@ -37,6 +38,7 @@ __all__ = [
     "load_sweep",
     "parse_sae",
     "read_config",
+    "replace_file",
     "stores_of",
     "train",
 ]
