@@ -17,7 +17,7 @@ import typer
 from gsae import __version__
 
 if TYPE_CHECKING:
-    from gsae.evaluate import Effects
+    from gsae.evaluate import Effects, Words
     from gsae.store import SiteSpec, Store, StoreSet
 
 app = typer.Typer(
@@ -611,6 +611,55 @@ def report(
 
 
 @app.command()
+def features(
+    run: RunArgument,
+    sae: Annotated[list[str] | None, typer.Option(help="Of this SAE only; may be repeated.")] = None,
+    store: Annotated[
+        list[str] | None, typer.Option(help="The store it was trained from, if it has moved; may be repeated.")
+    ] = None,
+    split: Annotated[Literal["heldout", "train"], typer.Option(help="The rows to look at.")] = "heldout",
+    top: Annotated[int, typer.Option(min=0, help="Contexts with the largest features to keep of each latent.")] = 20,
+    quantiles: Annotated[int, typer.Option(min=1, help="Quantiles of a latent's features to sample from.")] = 5,
+    samples: Annotated[int, typer.Option(min=0, help="Samples of each quantile.")] = 5,
+    model: Annotated[
+        str | None, typer.Option(help="The language model, if it is not found by the store's name for it.")
+    ] = None,
+    no_model: Annotated[
+        bool, typer.Option("--no-model", help="Leave out the texts of tokens and the effects on logits.")
+    ] = False,
+    device: Annotated[str, typer.Option(help="cpu, cuda or auto.")] = "auto",
+    as_json: Json = False,
+) -> None:
+    """Describe every latent of a run's SAEs: how often it fires, where most, and which tokens it speaks for.
+
+    The same command goes on where it was stopped. Writes Parquet files below RUN/features.
+    """
+    from gsae.evaluate import Kept, Words, find_features, site_of
+    from gsae.progress import Shown
+    from gsae.store import open_stores
+    from gsae.train import stores_of
+
+    opened = open_stores(store or stores_of(run))
+    with Shown() as shown:
+        shown.show("loading the language model")
+        found = find_features(
+            run,
+            opened,
+            Words() if no_model else _words(opened, site_of(run), model, device),
+            names=tuple(sae or ()),
+            split=split,
+            kept=Kept(top=top, quantiles=quantiles, samples=samples),
+            listen=lambda e: shown.show(f"{e.sae}: {e.stage}", e.done, e.total),
+            device=_torch(device),
+        )
+    if as_json:
+        _print_json(found)
+    else:
+        _print_table(("sae", "architecture", "d_sae", "site", "split", "rows", "has_tokens", "has_logits"), found)
+        print(f"\n{len(found)} SAEs in {run / 'features'}. Next: gsae browse {run}")
+
+
+@app.command()
 def export(
     sae: Annotated[Path, typer.Argument(metavar="RUN/NAME", help="An SAE of a run, or the folder of any saved one.")],
     out: Annotated[Path, typer.Option(help="The folder to write.")],
@@ -633,6 +682,15 @@ def _effects(store: "Store | StoreSet", site: str, model: str | None, device: st
 
     lm = load_planned(store.plan.model, model, device)
     return partial(effects, lm, store.site(site).spec)
+
+
+def _words(store: "Store | StoreSet", site: str, model: str | None, device: str) -> "Words":
+    """Load the store's language model and return what only it knows of tokens and logits."""
+    from gsae.evaluate import Words
+    from gsae.harvest import load_planned, logit_effects, token_texts
+
+    lm = load_planned(store.plan.model, model, device)
+    return Words(token_texts(lm.tokenizer), logit_effects(lm, store.site(site).spec))
 
 
 def _torch(device: str) -> str:

@@ -6,8 +6,8 @@ Run as `.venv/bin/python bench/harvest.py [--dataset speeches.jsonl.gz] [--part 
   first forward pass to its manifest (rows scattered, encoded, summed and published meanwhile), and a bare loop over the
   same batches that ends each pass where the last site is seen and keeps nothing. The limit is the bare loop.
 * saelens (after `make bench-peers`): one site, in turn a whole harvest and SAELens's `CacheActivationsRunner.run` on
-  the same contexts, already tokenised: bfloat16 weights, float16 rows (it refuses bfloat16), not shuffled. With module
-  names it runs every layer, so a second line has it on a model that was cut after the site's layer.
+  the same contexts, already tokenised: bfloat16 weights, float16 rows (it refuses bfloat16), not shuffled. Both leave a
+  pass at the site; a second line has it on a model that was cut after the site's layer.
 * memory: peak resident sizes of harvests of two sizes, a factor 8 apart, against model + two windows a site + 1 GiB.
 * tokens: the step before, from the text's file to the store's arrays on disk, against `tokenizer(list)` alone on the
   same documents in memory, in turn, on one core and on all. The limit is the tokenizer alone.

@@ -1,23 +1,28 @@
 """How good the SAEs of a run are, on rows held out from training, and the report that shows it.
 
 `evaluate` writes an eval.json for each SAE, `report` an HTML file from them, `summary` the ratio of L0 at equal
-score; `to_dictionary_learning` passes an SAE on. The language model comes in as a callable, so nothing here imports
-one.
+score; `find_features` describes every latent; `to_dictionary_learning` passes an SAE on. The language model comes in
+as a callable, so nothing here imports one.
 """
 
 from .evaluation import Progress, evaluate, site_of
 from .export import to_dictionary_learning
+from .features import Words, find_features
 from .figures import figures
 from .pareto import summary
+from .portrait import Kept
 from .report import report
 from .splice import Edit, Effects
 
 __all__ = [
     "Edit",
     "Effects",
+    "Kept",
     "Progress",
+    "Words",
     "evaluate",
     "figures",
+    "find_features",
     "report",
     "site_of",
     "summary",

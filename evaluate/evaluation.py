@@ -35,11 +35,12 @@ Figures = dict[str, Any]
 
 @dataclass(frozen=True)
 class Progress:
-    """How far an evaluation is: rows or contexts done, of how many."""
+    """How far it is: rows, contexts or latents done, of how many; of which SAE, where each has passes of its own."""
 
-    stage: Literal["norms", "rows", "contexts"]
+    stage: Literal["norms", "rows", "contexts", "activations", "latents"]
     done: int
     total: int
+    sae: str | None = None
 
 
 Listen = Callable[[Progress], None]

@@ -2,7 +2,8 @@
 
 `documents` reads a text, `tokenise` packs it into contexts, `load_lm` finds and loads a model, `resolve`
 turns site names into places in it, `capture` runs it as far as the sites need, `effects` says what edits
-there cost. Imports nothing but `gsae.store`; transformers and datasets are imported when first needed.
+there cost and `logit_effects` what a direction there says. Imports nothing but `gsae.store`; transformers and datasets
+are imported when first needed.
 """
 
 from .compiled import compiled
@@ -11,6 +12,7 @@ from .estimate import estimate, probe
 from .events import Finished, Left, Running, Stage
 from .lm import LanguageModel, Provenance, capture
 from .loading import load_lm, load_meta, load_planned, load_tokenizer, tokenizer_sha256
+from .logits import logit_effects, token_texts
 from .models import is_at_hand
 from .pipeline import harvest, harvest_tokens
 from .planning import request
@@ -48,12 +50,14 @@ __all__ = [
     "load_meta",
     "load_planned",
     "load_tokenizer",
+    "logit_effects",
     "offered",
     "probe",
     "request",
     "resolve",
     "special_ids",
     "split_names",
+    "token_texts",
     "tokenise",
     "tokenizer_sha256",
     "worker",

@@ -13,7 +13,7 @@ from .gated import GatedParams
 from .params import Params
 from .ranks import Ranks
 from .relu import ReluParams
-from .saved import SAE, load_sae
+from .saved import SAE, load_sae, weights_sha256
 from .trainer import train
 
 __all__ = [
@@ -41,4 +41,5 @@ __all__ = [
     "replace_file",
     "stores_of",
     "train",
+    "weights_sha256",
 ]
