@@ -24,7 +24,7 @@ from gsae.train import SAE, replace_file
 from .metrics import row_norms
 
 FILE_ROWS = 1 << 14
-PASS_ELEMENTS = 1 << 25  # of the SAE's output at a time: 128 MiB in float32
+PASS_ELEMENTS = 1 << 22  # of the SAE's output at a time: 16 MiB, which the last cache holds and malloc keeps
 RANGE_ENTRIES = 1 << 24  # firings that are in memory at a time, but for a single latent that has more: 192 MiB
 
 Ints = NDArray[np.int64]
