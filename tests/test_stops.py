@@ -17,13 +17,14 @@ from gsae.tests.command import gsae
 SLOW = """
 import sys, time
 from gsae.store import writer
-real, pause = writer.write_window, float(sys.argv[1])
+real, pause, begun = writer.write_window, float(sys.argv[1]), sys.argv[2]
 def slow(*given, **named):
+    open(begun, "w").close()
     time.sleep(pause)
     return real(*given, **named)
 writer.write_window = slow
 from gsae.cli import main
-sys.argv = ["gsae", *sys.argv[2:]]
+sys.argv = ["gsae", *sys.argv[3:]]
 main()
 """
 
@@ -43,12 +44,14 @@ def undisturbed(command: list[str], tmp_path_factory: pytest.TempPathFactory) ->
 
 
 def started(command: list[str], out: Path, pause: float) -> "subprocess.Popen[str]":
-    """Start a harvest that waits `pause` seconds before each window is written, and wait for its first record."""
-    known = [sys.executable, "-c", SLOW, str(pause), *command, "--out", str(out)]
+    """Start a harvest that waits `pause` seconds before each window is written; wait for its first record.
+
+    With a pause of more than 10 seconds, wait only until it is about to write.
+    """
+    begun = out.with_name("begun")
+    known = [sys.executable, "-c", SLOW, str(pause), str(begun), *command, "--out", str(out)]
     process = subprocess.Popen(known, stderr=subprocess.PIPE, text=True)
-    while process.poll() is None and not (pause > 10 and (out / "plan.json").exists()):
-        if list(out.glob("shards/*")):
-            break
+    while process.poll() is None and not (begun.exists() if pause > 10 else list(out.glob("shards/*"))):
         time.sleep(0.01)
     return process
 
