@@ -656,7 +656,7 @@ def features(
         _print_json(found)
     else:
         _print_table(("sae", "architecture", "d_sae", "site", "split", "rows", "has_tokens", "has_logits"), found)
-        print(f"\n{len(found)} SAEs in {run / 'features'}. Next: gsae browse {run}")
+        print(f"\n{len(found)} SAEs in {run / 'features'}, as Parquet. Others' formats: gsae export")
 
 
 @app.command()
@@ -664,14 +664,27 @@ def export(
     sae: Annotated[Path, typer.Argument(metavar="RUN/NAME", help="An SAE of a run, or the folder of any saved one.")],
     out: Annotated[Path, typer.Option(help="The folder to write.")],
     format_: Annotated[
-        Literal["dictionary_learning"], typer.Option("--format", help="SAELens's is how SAEs are saved.")
+        Literal["dictionary_learning", "delphi", "neuronpedia"],
+        typer.Option("--format", help="SAELens's is how SAEs are saved. The last two need `gsae features` first."),
     ] = "dictionary_learning",
+    store: Annotated[
+        list[str] | None, typer.Option(help="For delphi: the store, if it has moved; may be repeated.")
+    ] = None,
 ) -> None:
-    """Write a trained SAE for another project's loader."""
-    from gsae.evaluate import to_dictionary_learning
+    """Write a trained SAE, or what its latents fire on, for another project's loader."""
+    from gsae.evaluate import to_delphi, to_dictionary_learning, to_neuronpedia
+    from gsae.store import open_stores
+    from gsae.train import stores_of
 
     in_run = sae.parent / "saes" / sae.name
-    print(to_dictionary_learning(in_run if in_run.is_dir() else sae, out))
+    features = sae.parent / "features" / sae.name
+    match format_:
+        case "dictionary_learning":
+            print(to_dictionary_learning(in_run if in_run.is_dir() else sae, out))
+        case "delphi":
+            print(to_delphi(features, open_stores(store or stores_of(sae.parent)), out))
+        case "neuronpedia":
+            print(to_neuronpedia(features, out))
 
 
 def _effects(store: "Store | StoreSet", site: str, model: str | None, device: str) -> "Effects":

@@ -5,10 +5,12 @@ score; `find_features` describes every latent; `to_dictionary_learning` passes a
 as a callable, so nothing here imports one.
 """
 
+from .delphi import to_delphi
 from .evaluation import Progress, evaluate, site_of
 from .export import to_dictionary_learning
 from .features import Words, find_features
 from .figures import figures
+from .neuronpedia import to_neuronpedia
 from .pareto import summary
 from .portrait import Kept
 from .report import report
@@ -26,5 +28,7 @@ __all__ = [
     "report",
     "site_of",
     "summary",
+    "to_delphi",
     "to_dictionary_learning",
+    "to_neuronpedia",
 ]

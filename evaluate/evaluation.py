@@ -37,7 +37,7 @@ Figures = dict[str, Any]
 class Progress:
     """How far it is: rows, contexts or latents done, of how many; of which SAE, where each has passes of its own."""
 
-    stage: Literal["norms", "rows", "contexts", "activations", "latents"]
+    stage: Literal["norms", "rows", "contexts", "activations", "latents", "export"]
     done: int
     total: int
     sae: str | None = None

@@ -1,0 +1,213 @@
+"""What an SAE's latents fire on as a folder that Neuronpedia imports: jsonl.gz of 1,024 latents each.
+
+The layout is that of Neuronpedia's own exports: MODEL/SOURCE/ with a line a table row in release, model, sourceset and
+source.jsonl, and below features/ and activations/ in batches. source.jsonl is written last, and an import needs it.
+"""
+
+import gzip
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gsae.store import CorruptError, IncompatibleError, UsageError
+from gsae.train import replace_file
+
+from .described import open_parquet, read_facts
+from .feature_files import GROUP
+
+CREATOR = "clkht01d40000jv08hvalcvly"  # whom an instance of one's own takes imported rows to be of
+NOTE = "gsae.json"
+NOT_KNOWN = (  # columns of a feature that need the weights, a second SAE or all logits
+    "neuron_alignment_indices",
+    "neuron_alignment_values",
+    "neuron_alignment_l1",
+    "correlated_neurons_indices",
+    "correlated_neurons_pearson",
+    "correlated_neurons_l1",
+    "correlated_features_indices",
+    "correlated_features_pearson",
+    "correlated_features_l1",
+    "logits_hist_data_bar_heights",
+    "logits_hist_data_bar_values",
+    "decoder_weights_dist",
+    "vector",
+)
+Row = dict[str, Any]
+
+
+def to_neuronpedia(features: Path, out: Path) -> Path:
+    """Write RUN/features/NAME as OUT/MODEL/SOURCE of Neuronpedia's; return that folder.
+
+    A stopped export goes on at the first batch that is missing. Holds the contexts of all examples in memory. Raises
+    NotFoundError (no features), UsageError (no texts of tokens), IncompatibleError (`out` holds something else, or the
+    features are of a newer schema) and CorruptError.
+    """
+    facts = read_facts(features)
+    if not facts["has_tokens"]:
+        raise UsageError(f"{features} has no texts of tokens. Run `gsae features` with the model's tokenizer at hand.")
+    tables = _tables(facts)
+    source = tables["source"]
+    folder = _folder(out / source["modelId"] / source["id"], facts)
+    texts = _texts(features / "vocabulary.parquet")
+    contexts = _Contexts(features / "contexts.parquet", facts["context_size"])
+    for number, (latents, examples) in enumerate(_groups(features)):
+        shown = [_activation(row, latents, texts, contexts, facts, source) for row in examples]
+        _write_batch(folder / "activations" / f"batch-{number}.jsonl.gz", shown)
+        _write_batch(
+            folder / "features" / f"batch-{number}.jsonl.gz", [_feature(row, texts, source) for row in latents]
+        )
+    for name, row in tables.items():  # the source last
+        _replace(folder / f"{name}.jsonl", json.dumps(row) + "\n")
+    return folder
+
+
+def _tables(facts: Row) -> dict[str, Row]:
+    """One row each of the tables that features hang on, the source last."""
+    layer = re.search(r"\d+", facts["site"])
+    model, sae = _slug(facts["model"].rsplit("/", 1)[-1]), _slug(facts["sae"])
+    kind = _slug(re.sub(r"\.\d+$", "", facts["site"]))
+    of = {"creatorId": CREATOR}
+    release = {"name": "gsae", "description": "Sparse autoencoders", "descriptionShort": "SAEs", "urls": []}
+    set_ = {"modelId": model, "name": f"{kind}-{sae}", "releaseName": "gsae", "creatorName": "gsae"}
+    source = {"modelId": model, "id": f"{layer[0] if layer else 0}-{set_['name']}", "setName": set_["name"]}
+    prompts = {"num_prompts": facts["contexts"], "num_tokens_in_prompt": facts["context_size"]}
+    return {
+        "release": release | {"creatorNameShort": "gsae", "creatorName": "gsae"} | of,
+        "model": {"id": model, "instruct": False, "displayNameShort": model, "displayName": facts["model"]} | of,
+        "sourceset": set_ | {"description": f"{facts['site']}, {facts['sae']}", "visibility": "PUBLIC"} | of,
+        "source": source | {"dataset": facts["dataset"], "visibility": "PUBLIC"} | prompts | of,
+    }
+
+
+def _slug(text: str) -> str:
+    """Letters, digits and dashes alone: it becomes a folder and a part of a URL."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-") or "unnamed"
+
+
+def _folder(folder: Path, facts: Row) -> Path:
+    """Make the folder with a note of what it is from; raise IncompatibleError where it is from something else."""
+    try:
+        for name in ("features", "activations"):
+            (folder / name).mkdir(parents=True, exist_ok=True)
+        note = json.dumps(facts, indent=2) + "\n"
+        empty = all(path.is_dir() and not any(path.iterdir()) for path in folder.iterdir())
+        if not empty and (not (folder / NOTE).exists() or (folder / NOTE).read_text(encoding="utf-8") != note):
+            raise IncompatibleError(f"{folder} holds something else; choose another folder.")
+    except (FileExistsError, NotADirectoryError):
+        raise IncompatibleError(f"{folder} is a file, or below one; an export needs a folder of its own.") from None
+    _replace(folder / NOTE, note)
+    return folder
+
+
+def _replace(path: Path, text: str) -> None:
+    replace_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def _texts(path: Path) -> list[str]:
+    with open_parquet(path) as vocabulary:
+        return list(vocabulary.read(["text"])["text"].to_pylist())
+
+
+class _Contexts:
+    """The tokens of the contexts that examples stand in."""
+
+    def __init__(self, path: Path, context_size: int) -> None:
+        with open_parquet(path) as contexts:
+            table = contexts.read()
+        self._numbers: NDArray[np.int64] = table["context"].to_numpy()
+        self._tokens = table["token_ids"].combine_chunks().flatten().to_numpy().reshape(-1, context_size)
+
+    def __getitem__(self, context: int) -> list[int]:
+        at = int(np.searchsorted(self._numbers, context))
+        if at == len(self._numbers) or self._numbers[at] != context:
+            raise CorruptError(f"contexts.parquet lacks context {context}. Run `gsae features` again.")
+        return list(self._tokens[at].tolist())
+
+
+def _groups(features: Path) -> Iterator[tuple[list[Row], list[Row]]]:
+    """Yield 1,024 latents at a time with their examples."""
+    with open_parquet(features / "latents.parquet") as latents, open_parquet(features / "examples.parquet") as examples:
+        rows = (row for batch in examples.iter_batches(GROUP) for row in batch.to_pylist())
+        groups = groupby(rows, key=lambda row: row["latent"] // GROUP)
+        group = next(groups, None)
+        for batch in latents.iter_batches(GROUP):
+            described = batch.to_pylist()
+            mine = group is not None and group[0] == described[0]["latent"] // GROUP
+            yield described, list(group[1]) if group is not None and mine else []
+            group = next(groups, None) if mine else group
+
+
+def _feature(row: Row, texts: Sequence[str], source: Row) -> Row:
+    largest, bars = row["max"] or 0.0, row["histogram"] or []
+    names = {"modelId": source["modelId"], "layer": source["id"], "index": str(row["latent"])}
+    figures = {
+        "maxActApprox": _exact(largest),
+        "frac_nonzero": row["density"],
+        "freq_hist_data_bar_heights": bars,
+        "freq_hist_data_bar_values": [_exact(largest * (i + 0.5) / len(bars)) for i in range(len(bars))],
+        "pos_str": [texts[token] for token in row["promoted"] or []],
+        "pos_values": [_exact(value) for value in row["promoted_logits"] or []],
+        "neg_str": [texts[token] for token in row["suppressed"] or []],
+        "neg_values": [_exact(value) for value in row["suppressed_logits"] or []],
+        "topkCosSimIndices": row["neighbours"],
+        "topkCosSimValues": [_exact(value) for value in row["cosines"]],
+    }
+    kept = {"sourceSetName": source["setName"], "creatorId": CREATOR, "hasVector": False}
+    return names | kept | figures | {name: [] for name in NOT_KNOWN}
+
+
+def _activation(
+    row: Row, latents: Sequence[Row], texts: Sequence[str], contexts: _Contexts, facts: Row, source: Row
+) -> Row:
+    tokens = contexts[row["context"]]
+    values = [0.0] * len(tokens)
+    for position, value in zip(row["positions"], row["values"], strict=True):
+        values[position] = _exact(value)
+    largest, quantile = max(values), row["quantile"]
+    edges = latents[row["latent"] - latents[0]["latent"]]["quantile_edges"]
+    sampled = quantile is not None
+    identity = [facts["weights_sha256"], facts["store_digest"], *(row[key] for key in ("latent", "quantile", "rank"))]
+    return {
+        "id": "c" + hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:24],
+        "modelId": source["modelId"],
+        "layer": source["id"],
+        "index": str(row["latent"]),
+        "creatorId": CREATOR,
+        "tokens": [texts[token] for token in tokens],
+        "values": values,
+        "maxValue": largest,
+        "maxValueTokenIndex": values.index(largest),
+        "minValue": min(values),
+        "binMin": _exact(edges[quantile]) if sampled else None,
+        "binMax": _exact(edges[quantile + 1]) if sampled else None,
+        "binContains": 1 / facts["quantiles"] if sampled else None,
+        "qualifyingTokenIndex": row["position"] if sampled else None,
+        "dataIndex": str(row["context"]),
+        "dataSource": facts["dataset"],
+        "dfaValues": [],
+        "lossValues": [],
+    }
+
+
+def _exact(value: float) -> float:
+    """The shortest of nine digits, which tell any two float32 apart."""
+    return float(f"{value:.9g}")
+
+
+def _write_batch(path: Path, rows: Iterable[Row]) -> None:
+    if path.exists():
+        return
+
+    def write(temporary: Path) -> None:
+        with temporary.open("wb") as raw, gzip.GzipFile("", "wb", 6, raw, mtime=0) as packed:
+            for row in rows:
+                packed.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+
+    replace_file(path, write)
