@@ -1,4 +1,4 @@
-"""What `to_neuronpedia` writes is what the features' Parquet holds, a line a row as Neuronpedia's importer reads them."""
+"""What `to_neuronpedia` writes is what the features' Parquet holds, a line a row of Neuronpedia's tables."""
 
 import gzip
 import json
@@ -123,9 +123,10 @@ def test_a_stopped_export_has_no_source_and_ends_in_the_same_bytes(
             raise KeyboardInterrupt
         write(*arguments)
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(neuronpedia, "_write_batch", stop)
+    monkeypatch.setattr(neuronpedia, "_write_batch", stop)
+    with pytest.raises(KeyboardInterrupt):
         to_neuronpedia(features, tmp_path / "stopped")
+    monkeypatch.setattr(neuronpedia, "_write_batch", write)
     assert not list((tmp_path / "stopped").rglob("source.jsonl"))
     assert len(list((tmp_path / "stopped").rglob("batch-*"))) == 3
     assert contents(to_neuronpedia(features, tmp_path / "stopped")) == whole
