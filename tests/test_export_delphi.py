@@ -1,6 +1,6 @@
 """What `to_delphi` writes is what a search over the store in float64 finds, read as delphi's loader reads it.
 
-bench/export_peers.py loads the same files with delphi itself.
+bench/export_delphi.py loads the same files with delphi itself.
 """
 
 import json
