@@ -17,7 +17,7 @@ import typer
 from gsae import __version__
 
 if TYPE_CHECKING:
-    from gsae.evaluate import Effects, Words
+    from gsae.evaluate import Effects, Progress, Words
     from gsae.store import SiteSpec, Store, StoreSet
 
 app = typer.Typer(
@@ -656,7 +656,52 @@ def features(
         _print_json(found)
     else:
         _print_table(("sae", "architecture", "d_sae", "site", "split", "rows", "has_tokens", "has_logits"), found)
-        print(f"\n{len(found)} SAEs in {run / 'features'}, as Parquet. Others' formats: gsae export")
+        print(f"\n{len(found)} SAEs in {run / 'features'}, as Parquet. Next: gsae browse {run}")
+
+
+@app.command()
+def browse(
+    run: RunArgument,
+    sae: Annotated[list[str] | None, typer.Option(help="This SAE only; may be repeated.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder to write; else RUN/browser or RUN/blind.")] = None,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port of 127.0.0.1; 0 for any that is free.")] = 8427,
+    no_serve: Annotated[bool, typer.Option("--no-serve", help="Write the files, and end.")] = False,
+    blind: Annotated[
+        bool, typer.Option("--blind", help="Rate latents of two SAEs without being told whose each is.")
+    ] = False,
+    pairs: Annotated[int, typer.Option(min=1, help="Of --blind: latents to rate of each SAE.")] = 50,
+    seed: Annotated[int, typer.Option(help="Of --blind: which latents are drawn, and their order.")] = 0,
+    minimum_rows: Annotated[
+        int, typer.Option(min=1, help="Of --blind: latents that fire on fewer rows are not drawn.")
+    ] = 20,
+    as_json: Json = False,
+) -> None:
+    """Show what `gsae features` found in a browser of this machine, or compare two SAEs blind.
+
+    The folder that it writes is static files: any web server shows it to others. Ctrl-C ends serving.
+    """
+    from gsae.evaluate import build_blind, build_browser, compare_ratings, ratings_of, serve
+    from gsae.progress import Shown
+
+    names = tuple(sae or ())
+    with Shown() as shown:
+
+        def listen(event: "Progress") -> None:
+            shown.show(f"{event.sae or 'trials'}: {event.stage}", event.done, event.total)
+
+        if blind:
+            folder = build_blind(run, names, out, pairs=pairs, seed=seed, minimum_rows=minimum_rows, listen=listen)
+        else:
+            folder = build_browser(run, names, out, listen)
+    if not no_serve:
+        site, ratings = (folder / "site", ratings_of(folder)) if blind else (folder, None)
+        serve(site, port, lambda url: print(f"{url} (Ctrl-C ends)", file=sys.stderr, flush=True), ratings)
+    if blind:
+        _print_ratings(compare_ratings(folder), as_json)
+    elif as_json:
+        _print_json({"browser": str(folder)})
+    else:
+        print(f"{folder}: any static web server shows it.")
 
 
 @app.command()
@@ -827,6 +872,20 @@ def _print_table(columns: tuple[str, ...], rows: list[dict[str, Any]]) -> None:
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     for first, *others in cells:
         print("  ".join([first.ljust(widths[0]), *(c.rjust(w) for c, w in zip(others, widths[1:], strict=True))]))
+
+
+def _print_ratings(found: dict[str, Any], as_json: bool) -> None:
+    """Print what a blind comparison has come to so far."""
+    if as_json:
+        _print_json(found)
+        return
+    rows = [{"sae": name, **found["counts"][name], "mean": found["means"][name]} for name in found["saes"]]
+    _print_table(("sae", "no", "maybe", "yes", "mean"), rows)
+    print(f"\n{found['rated']} of {found['trials']} rated.")
+    if found["interval"]:
+        low, high = found["interval"]
+        of = f"{found['saes'][0]} less {found['saes'][1]}, over {found['pairs']} pairs"
+        print(f"Mean difference, {of}: {found['difference']:.2f} (95 % interval {low:.2f} to {high:.2f}).")
 
 
 def _print_json(value: Any) -> None:

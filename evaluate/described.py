@@ -1,6 +1,8 @@
 """A features folder as its readers open it: whole, of a schema that is known, its activations those of its figures."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -36,20 +38,27 @@ def read_facts(folder: Path) -> dict[str, Any]:
     return facts
 
 
-def open_parquet(path: Path) -> Any:
-    """Return a pyarrow ParquetFile; raises NotFoundError and CorruptError."""
+@contextmanager
+def reading(path: Path) -> Iterator[Any]:
+    """Open a file as a pyarrow ParquetFile; raises NotFoundError, and CorruptError for what is wrong as it is read."""
     pa, parquet = arrow()
     try:
-        return parquet.ParquetFile(path)
+        with parquet.ParquetFile(path) as file:
+            yield file
     except FileNotFoundError:
         raise NotFoundError(f"{path} is not there. Run `gsae features` again.") from None
-    except (OSError, pa.ArrowException) as error:
-        raise CorruptError(f"{path} cannot be read: {error}. Delete it and run `gsae features` again.") from None
+    except (OSError, KeyError, ValueError, pa.ArrowException) as error:
+        raise damaged(path, str(error).strip("'\"")) from None
+
+
+def damaged(path: Path, why: str) -> CorruptError:
+    """Return the error for a file of a features folder that does not hold what it should."""
+    return CorruptError(f"{path} is damaged ({why}). Delete {path.parent} and run `gsae features` again.")
 
 
 def rows_fired(folder: Path) -> Ints:
     """Return on how many rows each latent fires, (d_sae,), from latents.parquet."""
-    with open_parquet(folder / "latents.parquet") as latents:
+    with reading(folder / "latents.parquet") as latents:
         return np.asarray(latents.read(["rows"])["rows"].to_numpy(), np.int64)
 
 

@@ -9,7 +9,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import groupby
+from itertools import chain, groupby
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from gsae.store import CorruptError, IncompatibleError, UsageError
 from gsae.train import replace_file
 
-from .described import open_parquet, read_facts
+from .described import read_facts, reading
 from .feature_files import GROUP
 
 CREATOR = "clkht01d40000jv08hvalcvly"  # whom an instance of one's own takes imported rows to be of
@@ -111,7 +111,7 @@ def _replace(path: Path, text: str) -> None:
 
 
 def _texts(path: Path) -> list[str]:
-    with open_parquet(path) as vocabulary:
+    with reading(path) as vocabulary:
         return list(vocabulary.read(["text"])["text"].to_pylist())
 
 
@@ -119,7 +119,7 @@ class _Contexts:
     """The tokens of the contexts that examples stand in."""
 
     def __init__(self, path: Path, context_size: int) -> None:
-        with open_parquet(path) as contexts:
+        with reading(path) as contexts:
             table = contexts.read()
         self._numbers: NDArray[np.int64] = table["context"].to_numpy()
         self._tokens = table["token_ids"].combine_chunks().flatten().to_numpy().reshape(-1, context_size)
@@ -133,15 +133,19 @@ class _Contexts:
 
 def _groups(features: Path) -> Iterator[tuple[list[Row], list[Row]]]:
     """Yield 1,024 latents at a time with their examples."""
-    with open_parquet(features / "latents.parquet") as latents, open_parquet(features / "examples.parquet") as examples:
-        rows = (row for batch in examples.iter_batches(GROUP) for row in batch.to_pylist())
-        groups = groupby(rows, key=lambda row: row["latent"] // GROUP)
-        group = next(groups, None)
-        for batch in latents.iter_batches(GROUP):
-            described = batch.to_pylist()
-            mine = group is not None and group[0] == described[0]["latent"] // GROUP
-            yield described, list(group[1]) if group is not None and mine else []
-            group = next(groups, None) if mine else group
+    examples = chain.from_iterable(_batches(features / "examples.parquet"))
+    groups = groupby(examples, key=lambda row: row["latent"] // GROUP)
+    group = next(groups, None)
+    for described in _batches(features / "latents.parquet"):
+        mine = group is not None and group[0] == described[0]["latent"] // GROUP
+        yield described, list(group[1]) if group is not None and mine else []
+        group = next(groups, None) if mine else group
+
+
+def _batches(path: Path) -> Iterator[list[Row]]:
+    with reading(path) as file:
+        for batch in file.iter_batches(GROUP):
+            yield batch.to_pylist()
 
 
 def _feature(row: Row, texts: Sequence[str], source: Row) -> Row:
