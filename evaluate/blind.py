@@ -2,11 +2,11 @@
 
 Latents are drawn in pairs, one of each SAE, uniformly among those that fire often enough to be judged, and all are
 shown in one shuffled order. A reader says of each whether it is interpretable: no, maybe or yes. What is served has
-no names, numbers of latents, densities, neighbours, or sizes of values (shrinkage would tell): only which trial it is.
-Which SAE a trial shows is in key.json, beside what is served and not below it.
+no names, numbers of latents, densities or neighbours, and of values only their ranks: their sizes would tell (a
+baseline shrinks them), and so would a histogram (a Gated SAE has none of the least). Which SAE a trial shows is in
+key.json, beside what is served and not below it.
 """
 
-import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from gsae.store import CorruptError, IncompatibleError, NotFoundError, UsageError
 from gsae.train import replace_file
 
-from .browser import INDEX, SCHEMA, feature_folders, made_of, publish, write_json, write_texts
+from .browser import INDEX, SCHEMA, digest_of, feature_folders, made_of, publish, write_json, write_texts
 from .described import read_facts, rows_fired
 from .described_latents import EXAMPLE, Latent, read_contexts, read_latents
 from .evaluation import Progress
@@ -85,7 +85,7 @@ def build_blind(
     if (out / RATINGS).exists() and not (out / KEY).exists():
         raise CorruptError(f"{out / RATINGS} has ratings of trials that nothing tells: {KEY} is gone.")
     text = json.dumps(asdict(key), indent=2) + "\n"
-    digest = hashlib.sha256(text.encode()).hexdigest()
+    digest = digest_of([*facts, asdict(key)])
     out.mkdir(parents=True, exist_ok=True)
     if made_of(out / SITE) != digest:
         publish(out / SITE, lambda folder: _fill(folder, folders, facts, key, digest, listen))
@@ -216,24 +216,24 @@ def _fill(
 
 
 def _anonymous(latent: Latent, tokens: dict[int, list[int]]) -> dict[str, Any]:
-    """Return what a judge may see of a latent: values as shares of its largest, logits of theirs."""
-    top = latent["max"]
+    """Return what a judge may see of a latent: ranks of its values, logits as shares of the largest."""
     contexts: dict[int, int] = {}
     examples = []
     for quantile, context, position, value, positions, values in latent["examples"]:
-        number = contexts.setdefault(context, len(contexts))
-        examples.append([quantile, number, position, _share(value, top), positions, [_share(v, top) for v in values]])
+        number, (rank, *ranks) = contexts.setdefault(context, len(contexts)), _ranks([value, *values], latent)
+        examples.append([quantile, number, position, rank, positions, ranks])
     sides = [f"{side}_logits" for side in ("promoted", "suppressed")]
     largest = max((abs(v) for side in sides for v in latent[side] or ()), default=0.0)
-    most = max(latent["histogram"])
     return {
-        "histogram": [_share(count, most) for count in latent["histogram"]],
         "examples": examples,
         "contexts": [tokens[context] for context in contexts],
         **{side: latent[side] for side in ("promoted", "suppressed")},
-        **{side: latent[side] and [_share(value, largest) for value in latent[side]] for side in sides},
+        **{side: latent[side] and [round(value / (largest or 1.0), 3) for value in latent[side]] for side in sides},
     }
 
 
-def _share(value: float, of: float) -> float:
-    return round(value / of, 3) if of else 0.0
+def _ranks(values: list[float], latent: Latent) -> list[float]:
+    """Return which share of the latent's values is below each, between its quantiles in proportion."""
+    edges = latent["quantile_edges"]
+    ranks: list[float] = np.interp(values, edges, np.linspace(0, 1, len(edges))).round(2).tolist()
+    return ranks

@@ -67,7 +67,7 @@ def build_browser(
     out = out or run / "browser"
     folders = feature_folders(run, names)
     facts = [read_facts(folder) for folder in folders]
-    index = {"schema": SCHEMA, "made_of": _made_of(facts), "latents_a_shard": LATENTS_A_SHARD, "blind": None}
+    index = {"schema": SCHEMA, "made_of": digest_of(facts), "latents_a_shard": LATENTS_A_SHARD, "blind": None}
     if made_of(out) == index["made_of"]:
         return out
 
@@ -162,9 +162,9 @@ def write_texts(out: Path, folders: Sequence[Path]) -> list[int | None]:
     return found
 
 
-def _made_of(facts: Sequence[dict[str, Any]]) -> str:
-    """Return a digest of all that a browser's bytes follow from: the features, and the page itself."""
-    digest = hashlib.sha256(json.dumps([SCHEMA, version("gsae"), *facts], sort_keys=True).encode())
+def digest_of(values: Sequence[dict[str, Any]]) -> str:
+    """Return a digest of what a browser's bytes follow from: `values`, telling the features, and the page itself."""
+    digest = hashlib.sha256(json.dumps([SCHEMA, version("gsae"), *values], sort_keys=True).encode())
     page = Path(str(resources.files(__package__) / "templates" / "browser"))
     for path in sorted(page.iterdir()):
         digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")

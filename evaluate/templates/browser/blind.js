@@ -2,7 +2,7 @@
 
 import { loadTrial, loadWords } from "./data.js";
 import { hideTip } from "./examples.js";
-import { putExamples, putHistogram, putLogits } from "./portrait.js";
+import { putExamples, putLogits } from "./portrait.js";
 import { $, put } from "./text.js";
 
 const WORDS = ["no", "maybe", "yes"];
@@ -41,10 +41,7 @@ export async function putBlind(area, blind) {
     putHead(page, trial, blind, rated, rate);
     document.title = `Trial ${trial + 1} of ${blind.trials} – gsae browse`;
     if (latent instanceof Error) return put(page, "p", { class: "note trouble", role: "alert" }, latent.message);
-    const figures = put(page, "div", { class: "figures" });
-    const bins = latent.histogram.length;
-    putHistogram(figures, latent.histogram, 1, (i) => `${Math.round(100 * i / bins)} to ${Math.round(100 * (i + 1) / bins)} % of its largest`);
-    putLogits(figures, words, latent, true);
+    putLogits(put(page, "div", { class: "figures" }), words, latent, true);
     putExamples(page, words, latent.examples, new Map(latent.contexts.entries()), 1, [], true);
     scrollTo(0, 0);
     $("h1", page).focus({ preventScroll: true });
@@ -77,7 +74,7 @@ export async function putBlind(area, blind) {
 function putHead(page, trial, blind, rated, rate) {
   const done = Object.keys(rated).length, head = put(page, "div", { class: "judge" });
   put(head, "h1", { tabindex: -1 }, `Trial ${trial + 1} of ${blind.trials}`);
-  put(head, "p", {}, "Is there one thing that it fires on? Look at the weaker examples as well.");
+  put(head, "p", {}, "Is there one thing that it fires on? Look at the weaker examples as well. 90 % is above 90 in 100 of its values.");
   const buttons = put(head, "div", { class: "ratings", role: "group", "aria-label": "Rating" });
   WORDS.forEach((word, rating) => {
     const button = put(buttons, "button", { type: "button", "aria-pressed": rated[trial] === rating ? "true" : "false" });

@@ -1,15 +1,15 @@
-/* What a latent's page and a blind trial share: histogram, tokens it speaks for, examples by quantile. */
+/* The parts of a latent's page: histogram, tokens it speaks for, examples by quantile; a blind trial has the last two. */
 
 import { putExample } from "./examples.js";
 import { count, put, putToken, short } from "./text.js";
 
-const WIDTH = 600, HEIGHT = 130, FOOT = 22;
+const WIDTH = 600, HEIGHT = 200;
 
-/* bins: heights of equal width from 0 to `largest`. label: what to say of a bin. edges: of quantiles, may be empty. */
-export function putHistogram(parent, bins, largest, label, edges = []) {
+/* bins: heights of equal width from 0 to `largest`. label: what to say of a bin. edges: of quantiles. */
+export function putHistogram(parent, bins, largest, label, edges) {
   const figure = put(parent, "figure", { class: "histogram" });
   put(figure, "h2", {}, "How strongly it fires");
-  const svg = put(figure, "svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT + FOOT}`, role: "img" });
+  const svg = put(figure, "svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img", preserveAspectRatio: "none" });
   svg.setAttribute("aria-label", `Histogram of ${bins.length} bins from 0 to ${short(largest)}`);
   const most = Math.max(...bins, 1e-9), width = WIDTH / bins.length;
   bins.forEach((size, i) => {
@@ -25,12 +25,9 @@ export function putHistogram(parent, bins, largest, label, edges = []) {
     put(svg, "path", { class: "edge", d: `M${x},0V${HEIGHT}` });
   }
   put(svg, "path", { class: "base", d: `M0,${HEIGHT}H${WIDTH}` });
-  for (const [x, anchor, value] of [[0, "start", 0], [WIDTH / 2, "middle", largest / 2], [WIDTH, "end", largest]]) {
-    put(svg, "text", { x, y: HEIGHT + 17, "text-anchor": anchor }, short(value));
-  }
-  put(figure, "figcaption", {}, edges.length
-    ? "Rows by value; heights are square roots. Dashes cut the values in equal numbers."
-    : "Rows by value, as shares; heights are square roots.");
+  const scale = put(figure, "div", { class: "scale" });
+  for (const value of [0, largest / 2, largest]) put(scale, "span", {}, short(value));
+  put(figure, "figcaption", {}, "Rows by value; heights are square roots. Dashes cut the values in equal numbers.");
 }
 
 /* Two lists of tokens: whose logits go up, whose go down. shares: values without a unit. */
