@@ -116,7 +116,10 @@ def demo(
     print(f"\nAt equal loss recovered the baselines fire {summary['l0_ratio']:.2f} times as many latents as the")
     print(f"Gated SAEs (90 % interval {low:.2f} to {high:.2f}). gamma = 1 means no shrinkage.")
     store = summary["store"]
-    print(f"Store: {store['ratio']:.3f} of raw {store['dtype']}. Open {out / 'report.html'} in a browser.")
+    print(f"Store: {store['ratio']:.3f} of raw {store['dtype']}.\n")
+    print(f"The figures: open {out / 'report.html'} in a browser.")
+    print(f"What each latent fires on: gsae browse {out / 'run'}")
+    print(f"Two SAEs, blind: gsae browse {out / 'run'} --blind --sae NAME --sae NAME (names: {out / 'run' / 'saes'})")
 
 
 @app.command()

@@ -47,7 +47,7 @@ def demo(
     train: list[str] = TRAIN,
     evaluate: list[str] = EVAL,
 ) -> dict[str, Any]:
-    """Harvest, verify, train, evaluate and report into `out`; return what `summary.json` holds.
+    """Harvest, verify, train, evaluate, describe and show in `out`; return what `summary.json` holds.
 
     say: gets each command before it runs. The other arguments are options of the commands; harvest: None for those of
     the demo, in the type that this CPU is fast in. Raises DemoError when a stage fails, or a Gated SAE has over a fifth
@@ -62,6 +62,8 @@ def demo(
         "train": ["train", str(store), "--site", SITE, *sweep, *train, "--out", str(run)],
         "eval": ["eval", str(run), *evaluate],
         "report": ["report", str(run), "--out", str(page)],
+        "features": ["features", str(run), "--device", "cpu"],
+        "browse": ["browse", str(run), "--no-serve"],
     }
     seconds = {name: _run(arguments, say) for name, arguments in stages.items()}
     summary = summarise(store, run) | {"seconds": seconds}

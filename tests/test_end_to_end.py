@@ -46,7 +46,7 @@ def test_the_demo_leaves_store_run_report_and_summary(done: tuple[Path, dict[str
     out, summary, said = done
     assert {p.name for p in out.iterdir()} == {"store", "run", "report.html", "summary.json"}
     assert json.loads((out / "summary.json").read_text()) == summary
-    assert set(summary["seconds"]) == {"harvest", "verify", "train", "eval", "report"}
+    assert set(summary["seconds"]) == {"harvest", "verify", "train", "eval", "report", "features", "browse"}
     assert len(summary["saes"]) == 4
     for sae in summary["saes"]:
         assert 0 < sae["l0"] < sae["d_sae"]
@@ -56,6 +56,9 @@ def test_the_demo_leaves_store_run_report_and_summary(done: tuple[Path, dict[str
     assert summary["store"]["rows"] == 6000
     assert "gsae harvest" in said[0]
     assert (out / "report.html").stat().st_size < 1_000_000
+    index = json.loads((out / "run/browser/data/index.json").read_text())
+    assert [sae["sae"] for sae in index["saes"]] == sorted(path.name for path in (out / "run/saes").iterdir())
+    assert all(sae["rows"] and sae["has_tokens"] and sae["has_logits"] for sae in index["saes"])
 
 
 def test_shrinkage_is_the_baselines_and_not_the_gated_saes(done: tuple[Path, dict[str, Any], list[str]]) -> None:

@@ -27,7 +27,8 @@ def test_the_wheel_holds_exactly_the_package(tmp_path: Path) -> None:
     expected = {"gsae/py.typed", "gsae/__init__.py", "gsae/cli.py", "gsae/demo.py", "gsae/progress.py"}
     for room in ROOMS:
         expected |= {f"gsae/{room}/{p.name}" for p in (ROOT / room).glob("*.py")}
-    expected |= {f"gsae/evaluate/templates/{p.name}" for p in (ROOT / "evaluate" / "templates").glob("*.html")}
+    templates = [p for p in (ROOT / "evaluate" / "templates").rglob("*") if p.is_file()]
+    expected |= {f"gsae/{p.relative_to(ROOT)}" for p in templates}
     assert names == expected
 
 
