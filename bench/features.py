@@ -97,7 +97,7 @@ def child(store_path: Path, run: Path, latents: int) -> int:
     files = {path.name: path.stat().st_size for path in (run / "features" / "one").rglob("*") if path.is_file()}
     firings = sum(size for name, size in files.items() if name.endswith(".safetensors"))
     rows = facts["rows"]
-    bound = (3 << 26) + 3 * 2 * 4 * latents * D_IN + (2 << 24) + WINDOW_ROWS * D_IN * 2 + BESIDE_BYTES
+    bound = (3 << 26) + 3 * 2 * 4 * latents * D_IN + (2 << 27) + WINDOW_ROWS * D_IN * 2 + BESIDE_BYTES
     print(json.dumps({
         "latents": latents,
         "rows": rows,

@@ -15,16 +15,16 @@ from typing import Any
 import numpy as np
 import safetensors
 import torch
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 from safetensors.numpy import save_file
 
 from gsae.store import CorruptError, NotFoundError, Site
-from gsae.train import SAE, replace_file
+from gsae.train import SAE, Firing, replace_file
 
 from .metrics import row_norms
 
 FILE_ROWS = 1 << 14
-PASS_ELEMENTS = 1 << 22  # of the SAE's output at a time: 16 MiB, which the last cache holds and malloc keeps
+PASS_ELEMENTS = 1 << 25  # of the encoder's product at a time: 128 MiB, so that its weights are read for many rows
 RANGE_ENTRIES = 1 << 24  # firings that are in memory at a time, but for a single latent that has more: 192 MiB
 
 Ints = NDArray[np.int64]
@@ -63,13 +63,14 @@ def write_firings(
     is told how many rows are behind.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    firing = Firing(sae)
     files, done, kept = [], 0, 0
     for number, (sources, x) in enumerate(site.in_order(FILE_ROWS)):
         files.append(folder / f"{number:05d}.safetensors")
         here = (row_norms(x) < norm_limit).numpy()
         kept += int(here.sum())
         if not _is_made_of(files[-1], made_of):
-            _write(files[-1], sae, sources[here], x[torch.from_numpy(here)], made_of, device)
+            _write(files[-1], firing, sources[here], x[torch.from_numpy(here)], made_of, device)
         done += len(x)
         listen(done)
     for path in set(folder.glob("*.safetensors")) - set(files):
@@ -87,27 +88,27 @@ def _metadata(made_of: Mapping[str, str]) -> dict[str, str]:
     return {"gsae": json.dumps(made_of, sort_keys=True)}  # one entry: safetensors writes several in any order
 
 
-def _write(file: Path, sae: SAE, sources: Ints, x: torch.Tensor, made_of: Mapping[str, str], device: str) -> None:
+def _write(file: Path, firing: Firing, sources: Ints, x: torch.Tensor, made_of: Mapping[str, str], device: str) -> None:
     order = np.argsort(sources)  # by source before by latent: then one stable sort does both
     sources, x = sources[order], x[torch.from_numpy(order)]
-    latents, rows, values = [], [], []
-    step = max(1, PASS_ELEMENTS // sae.d_sae)
-    for begin in range(0, len(x), step):
-        features = sae.encode(x[begin : begin + step].to(device).float()).cpu().numpy()
-        flat = np.flatnonzero(features > 0)
-        row, latent = np.divmod(flat, sae.d_sae)
-        latents.append(latent.astype(np.uint16 if sae.d_sae <= 1 << 16 else np.int32))  # 16 bits are sorted by radix
-        rows.append(row + begin)
-        values.append(features.reshape(-1)[flat])
-    latent = np.concatenate(latents) if latents else np.zeros(0, np.uint16)
-    by_latent = np.argsort(latent, kind="stable")
-    counts = np.bincount(latent, minlength=sae.d_sae)
+    step = max(1, PASS_ELEMENTS // firing.d_sae)
+    lists = [firing(x[begin : begin + step].to(device).float()) for begin in range(0, len(x), step)]
+    latent = _joined([part.latents for part in lists], np.int32)
+    counts = np.bincount(latent, minlength=firing.d_sae)
+    # 16 bits are sorted by radix.
+    by_latent = np.argsort(latent.astype(np.uint16) if firing.d_sae <= 1 << 16 else latent, kind="stable")
+    each = _joined([part.starts.diff() for part in lists], np.int64)
     tensors = {
         "indptr": np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
-        "sources": sources[np.concatenate(rows)[by_latent]] if rows else np.zeros(0, np.int64),
-        "values": np.concatenate(values)[by_latent] if values else np.zeros(0, np.float32),
+        "sources": np.repeat(sources, each)[by_latent],
+        "values": _joined([part.values for part in lists], np.float32)[by_latent],
     }
     replace_file(file, lambda path: save_file(tensors, path, _metadata(made_of)))
+
+
+def _joined(parts: Sequence[torch.Tensor], dtype: DTypeLike) -> NDArray[Any]:
+    """Join the parts of a list, of which there may be none."""
+    return np.concatenate([np.zeros(0, dtype), *(part.numpy() for part in parts)])
 
 
 def read_firings(files: Sequence[Path], first: int, last: int) -> Iterator[Firings]:
@@ -122,7 +123,7 @@ def read_firings(files: Sequence[Path], first: int, last: int) -> Iterator[Firin
     while begin < last - first:
         fitting = int(np.searchsorted(np.cumsum(counts[begin:]), RANGE_ENTRIES, side="right"))
         end = begin + max(fitting, 1)
-        yield _joined(opened, [bound[begin : end + 1] for bound in bounds], first + begin, counts[begin:end])
+        yield _merged(opened, [bound[begin : end + 1] for bound in bounds], first + begin, counts[begin:end])
         begin = end
 
 
@@ -135,7 +136,7 @@ def _open(file: Path) -> Any:
         raise CorruptError(f"{file} cannot be read: {error}. Delete it and run `gsae features` again.") from None
 
 
-def _joined(opened: Sequence[Any], bounds: Sequence[Ints], first: int, counts: Ints) -> Firings:
+def _merged(opened: Sequence[Any], bounds: Sequence[Ints], first: int, counts: Ints) -> Firings:
     sources = np.concatenate([file.get_slice("sources")[b[0] : b[-1]] for file, b in zip(opened, bounds, strict=True)])
     values = np.concatenate([file.get_slice("values")[b[0] : b[-1]] for file, b in zip(opened, bounds, strict=True)])
     latents = np.concatenate([np.repeat(np.arange(len(counts)), np.diff(bound)) for bound in bounds])

@@ -8,6 +8,7 @@ from .config import RunConfig, SAEConfig, load_sweep, parse_sae
 from .describe import describe_run, stores_of
 from .estimate import estimate
 from .events import Checkpointed, Event, Finished, Left, Progress, Resampled, Started, Stopped
+from .firing import Firing
 from .folder import read_config
 from .gated import GatedParams
 from .params import Params
@@ -21,6 +22,7 @@ __all__ = [
     "Checkpointed",
     "Event",
     "Finished",
+    "Firing",
     "GatedParams",
     "Left",
     "Params",
