@@ -140,5 +140,6 @@ def _merged(opened: Sequence[Any], bounds: Sequence[Ints], first: int, counts: I
     sources = np.concatenate([file.get_slice("sources")[b[0] : b[-1]] for file, b in zip(opened, bounds, strict=True)])
     values = np.concatenate([file.get_slice("values")[b[0] : b[-1]] for file, b in zip(opened, bounds, strict=True)])
     latents = np.concatenate([np.repeat(np.arange(len(counts)), np.diff(bound)) for bound in bounds])
-    order = np.lexsort((sources, latents))
+    # Each file is sorted already: a stable sort of one key merges them.
+    order = np.argsort(latents * (sources.max(initial=0) + 1) + sources, kind="stable")
     return Firings(first, np.concatenate([[0], np.cumsum(counts)]), sources[order], values[order])

@@ -63,7 +63,7 @@ def portrait(latent: int, sources: Ints, values: Floats, context_size: int, kept
     contexts = sources // context_size
     starts = np.flatnonzero(np.concatenate([[True], contexts[1:] != contexts[:-1]]))
     ends = np.append(starts[1:], len(sources))
-    rising = np.argsort(values, kind="stable")
+    rising = _rising(values)
     cuts = [len(values) * q // kept.quantiles for q in range(kept.quantiles + 1)]
 
     def example(quantile: int | None, rank: int, row: int) -> Example:
@@ -106,9 +106,18 @@ def _histogram(values: Floats, bins: int) -> Ints:
     return np.bincount(np.clip(np.ceil(share).astype(np.int64) - 1, 0, bins - 1), minlength=bins)
 
 
+def _rising(values: Floats) -> Ints:
+    """Return the order of values (n,) above 0, equal ones as they stand: a stable argsort at half the time."""
+    bits = values.view(np.uint32).astype(np.uint64)  # they ascend as the values do
+    key = np.sort(bits << np.uint64(32) | np.arange(len(values), dtype=np.uint64))
+    return (key & np.uint64(0xFFFFFFFF)).astype(np.int64)
+
+
 def _drawn(latent: int, sources: Ints, rows: Ints, samples: int) -> Ints:
     """Return at most `samples` of `rows`, by a hash of latent and source."""
-    return rows[np.argsort(_hash(sources[rows], latent), kind="stable")[:samples]]
+    if len(rows) <= samples:
+        return rows
+    return rows[np.argpartition(_hash(sources[rows], latent), samples)[:samples]]
 
 
 def _hash(sources: Ints, latent: int) -> NDArray[np.uint64]:
