@@ -26,7 +26,7 @@ from typing import Any
 
 from gsae.store import CorruptError, NotFoundError, SpaceError, UsageError
 
-from .described import read_facts
+from .described import public, read_facts
 from .described_latents import Latent, read_contexts, read_latents, read_texts
 from .evaluation import Progress
 from .feature_files import arrow
@@ -108,10 +108,7 @@ def made_of(out: Path) -> str | None:
 def shown_facts(facts: dict[str, Any]) -> dict[str, Any]:
     """Return what the page shows of features.json; of absolute paths only the last part, as others may see it."""
     shown = {key: facts.get(key) for key in SHOWN}
-    for key in ("model", "dataset"):
-        if str(shown[key]).startswith(("/", "~", "\\")):
-            shown[key] = Path(str(shown[key])).name
-    return shown
+    return shown | {key: public(str(shown[key])) for key in ("model", "dataset")}
 
 
 def publish(out: Path, fill: Callable[[Path], None]) -> None:

@@ -38,6 +38,11 @@ def read_facts(folder: Path) -> dict[str, Any]:
     return facts
 
 
+def public(name: str) -> str:
+    """Return a model's or a text's name as others may see it: of a path of this machine only the last part."""
+    return Path(name).name if name.startswith(("/", "~", "\\")) else name
+
+
 @contextmanager
 def reading(path: Path) -> Iterator[Any]:
     """Open a file as a pyarrow ParquetFile; raises NotFoundError, and CorruptError for what is wrong as it is read."""

@@ -25,7 +25,7 @@ from .metrics import row_norms
 
 FILE_ROWS = 1 << 14
 PASS_ELEMENTS = 1 << 25  # of the encoder's product at a time: 128 MiB, so that its weights are read for many rows
-RANGE_ENTRIES = 1 << 24  # firings that are in memory at a time, but for a single latent that has more: 192 MiB
+RANGE_ENTRIES = 1 << 23  # firings that are in memory at a time, but for a single latent that has more: 320 MiB
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
@@ -139,7 +139,8 @@ def _open(file: Path) -> Any:
 def _merged(opened: Sequence[Any], bounds: Sequence[Ints], first: int, counts: Ints) -> Firings:
     sources = np.concatenate([file.get_slice("sources")[b[0] : b[-1]] for file, b in zip(opened, bounds, strict=True)])
     values = np.concatenate([file.get_slice("values")[b[0] : b[-1]] for file, b in zip(opened, bounds, strict=True)])
-    latents = np.concatenate([np.repeat(np.arange(len(counts)), np.diff(bound)) for bound in bounds])
-    # Each file is sorted already: a stable sort of one key merges them.
-    order = np.argsort(latents * (sources.max(initial=0) + 1) + sources, kind="stable")
+    key = np.concatenate([np.repeat(np.arange(len(counts)), np.diff(bound)) for bound in bounds])
+    key *= sources.max(initial=0) + 1
+    key += sources
+    order = np.argsort(key, kind="stable")  # each file is sorted already: they are merged
     return Firings(first, np.concatenate([[0], np.cumsum(counts)]), sources[order], values[order])

@@ -1,4 +1,4 @@
-"""What an SAE's latents fire on as a folder that Neuronpedia imports: jsonl.gz of 1,024 latents each.
+"""What an SAE's latents fire on as a folder that Neuronpedia imports: jsonl.gz in batches.
 
 The layout is that of Neuronpedia's own exports: MODEL/SOURCE/ with a line a table row in release, model, sourceset and
 source.jsonl, and below features/ and activations/ in batches. source.jsonl is written last, and an import needs it.
@@ -19,11 +19,15 @@ from numpy.typing import NDArray
 from gsae.store import CorruptError, IncompatibleError, UsageError
 from gsae.train import replace_file
 
-from .described import read_facts, reading
+from .described import public, read_facts, reading
 from .feature_files import GROUP
 
 CREATOR = "clkht01d40000jv08hvalcvly"  # whom an instance of one's own takes imported rows to be of
 NOTE = "gsae.json"
+BATCH_BYTES, TOKEN_BYTES = (
+    1 << 27,
+    32,
+)  # an import holds a batch as one jsonb value, of at most 2^28; of a token and its value
 NOT_KNOWN = (  # columns of a feature that need the weights, a second SAE or all logits
     "neuron_alignment_indices",
     "neuron_alignment_values",
@@ -57,7 +61,7 @@ def to_neuronpedia(features: Path, out: Path) -> Path:
     folder = _folder(out / source["modelId"] / source["id"], facts)
     texts = _texts(features / "vocabulary.parquet")
     contexts = _Contexts(features / "contexts.parquet", facts["context_size"])
-    for number, (latents, examples) in enumerate(_groups(features)):
+    for number, (latents, examples) in enumerate(_groups(features, _latents_a_batch(facts))):
         shown = [_activation(row, latents, texts, contexts, facts, source) for row in examples]
         _write_batch(folder / "activations" / f"batch-{number}.jsonl.gz", shown)
         _write_batch(
@@ -69,20 +73,32 @@ def to_neuronpedia(features: Path, out: Path) -> Path:
 
 
 def _tables(facts: Row) -> dict[str, Row]:
-    """One row each of the tables that features hang on, the source last."""
-    layer = re.search(r"\d+", facts["site"])
-    model, sae = _slug(facts["model"].rsplit("/", 1)[-1]), _slug(facts["sae"])
+    """One row each of the tables that features hang on, the source last.
+
+    A store does not know how many layers its model has, which a row has to say: as many as lead to the site.
+    """
+    digits = re.search(r"\d+", facts["site"])
+    layer = int(digits[0]) if digits else 0
+    owner, _, name = public(facts["model"]).rpartition("/")
+    model, sae = _slug(name), _slug(facts["sae"])
     kind = _slug(re.sub(r"\.\d+$", "", facts["site"]))
-    of = {"creatorId": CREATOR}
+    of = {"visibility": "PUBLIC", "creatorId": CREATOR}
     release = {"name": "gsae", "description": "Sparse autoencoders", "descriptionShort": "SAEs", "urls": []}
     set_ = {"modelId": model, "name": f"{kind}-{sae}", "releaseName": "gsae", "creatorName": "gsae"}
-    source = {"modelId": model, "id": f"{layer[0] if layer else 0}-{set_['name']}", "setName": set_["name"]}
+    source = {"modelId": model, "id": f"{layer}-{set_['name']}", "setName": set_["name"]}
     prompts = {"num_prompts": facts["contexts"], "num_tokens_in_prompt": facts["context_size"]}
     return {
         "release": release | {"creatorNameShort": "gsae", "creatorName": "gsae"} | of,
-        "model": {"id": model, "instruct": False, "displayNameShort": model, "displayName": facts["model"]} | of,
-        "sourceset": set_ | {"description": f"{facts['site']}, {facts['sae']}", "visibility": "PUBLIC"} | of,
-        "source": source | {"dataset": facts["dataset"], "visibility": "PUBLIC"} | prompts | of,
+        "model": {
+            "id": model,
+            "displayNameShort": name,
+            "displayName": public(facts["model"]),
+            "owner": owner or "unknown",
+        }
+        | {"layers": layer + 1, "neuronsPerLayer": 0, "instruct": False}
+        | of,
+        "sourceset": set_ | {"description": f"{facts['site']}, {facts['sae']}"} | of,
+        "source": source | {"dataset": public(facts["dataset"])} | prompts | of,
     }
 
 
@@ -131,20 +147,26 @@ class _Contexts:
         return list(self._tokens[at].tolist())
 
 
-def _groups(features: Path) -> Iterator[tuple[list[Row], list[Row]]]:
-    """Yield 1,024 latents at a time with their examples."""
-    examples = chain.from_iterable(_batches(features / "examples.parquet"))
-    groups = groupby(examples, key=lambda row: row["latent"] // GROUP)
+def _latents_a_batch(facts: Row) -> int:
+    """Return how many latents' examples Postgres takes at a time."""
+    tokens = (facts["top"] + facts["quantiles"] * facts["samples"]) * facts["context_size"]
+    return min(GROUP, max(1, BATCH_BYTES // (TOKEN_BYTES * max(1, tokens))))
+
+
+def _groups(features: Path, size: int) -> Iterator[tuple[list[Row], list[Row]]]:
+    """Yield `size` latents at a time with their examples."""
+    examples = chain.from_iterable(_batches(features / "examples.parquet", GROUP))
+    groups = groupby(examples, key=lambda row: row["latent"] // size)
     group = next(groups, None)
-    for described in _batches(features / "latents.parquet"):
-        mine = group is not None and group[0] == described[0]["latent"] // GROUP
+    for described in _batches(features / "latents.parquet", size):
+        mine = group is not None and group[0] == described[0]["latent"] // size
         yield described, list(group[1]) if group is not None and mine else []
         group = next(groups, None) if mine else group
 
 
-def _batches(path: Path) -> Iterator[list[Row]]:
+def _batches(path: Path, size: int) -> Iterator[list[Row]]:
     with reading(path) as file:
-        for batch in file.iter_batches(GROUP):
+        for batch in file.iter_batches(size):
             yield batch.to_pylist()
 
 
@@ -194,7 +216,7 @@ def _activation(
         "binContains": 1 / facts["quantiles"] if sampled else None,
         "qualifyingTokenIndex": row["position"] if sampled else None,
         "dataIndex": str(row["context"]),
-        "dataSource": facts["dataset"],
+        "dataSource": public(facts["dataset"]),
         "dfaValues": [],
         "lossValues": [],
     }

@@ -14,6 +14,7 @@ import torch
 from gsae.evaluate import Kept, Words, find_features, neuronpedia
 from gsae.evaluate.neuronpedia import to_neuronpedia
 from gsae.store import IncompatibleError, NotFoundError, Store, UsageError
+from gsae.tests.neuronpedia_tables import BATCHES, FILES, HANGS_ON, KEYS, faults
 from gsae.tests.test_evaluation import D_IN, D_SAE, noted, write_sae
 
 SMALL = Kept(top=4, quantiles=3, samples=2, bins=7, neighbours=5, logits=3)
@@ -103,6 +104,47 @@ def test_every_row_hangs_on_the_model_and_the_source(features: Path, tmp_path: P
         for row in lines(folder, name):
             rows[row["modelId"], row["layer"]] += 1
         assert list(rows) == [(model, source)]
+
+
+def test_a_batch_is_never_more_than_an_import_takes_at_once(
+    features: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    facts = json.loads((features / "features.json").read_text())
+    whole = to_neuronpedia(features, tmp_path / "whole")
+    latent = (SMALL.top + SMALL.quantiles * SMALL.samples) * facts["context_size"] * neuronpedia.TOKEN_BYTES
+    monkeypatch.setattr(neuronpedia, "BATCH_BYTES", 3 * latent + latent // 2)
+    cut = to_neuronpedia(features, tmp_path / "cut")
+    for name in ("features", "activations"):
+        assert len(list((whole / name).iterdir())) == 1
+        assert len(list((cut / name).iterdir())) == -(-D_SAE // 3)
+        assert lines(cut, name) == lines(whole, name)
+
+
+def test_neuronpedias_tables_would_take_every_row(features: Path, tmp_path: Path) -> None:
+    folder = to_neuronpedia(features, tmp_path / "out")
+    rows = {table: lines(folder, name) for name, table in BATCHES.items()}
+    rows |= {table: [json.loads((folder / f"{name}.jsonl").read_text())] for name, table in FILES.items()}
+    for table, found in rows.items():
+        assert [fault for row in found for fault in faults(table, row)] == []
+        keys = [tuple(row[column] for column in KEYS[table]) for row in found]
+        assert len(set(keys)) == len(keys)
+        for names, other in HANGS_ON.get(table, ()):
+            there = {tuple(row[column] for column in KEYS[other]) for row in rows[other]}
+            assert {tuple(row[column] for column in names) for row in found} <= there
+    for table in rows:  # the check can fail
+        lacking = {name: value for name, value in rows[table][0].items() if name != KEYS[table][0]}
+        assert faults(table, lacking | {"other": 1}) == ["other is no column", f"{KEYS[table][0]} is missing"]
+
+
+def test_paths_of_this_machine_are_in_no_row(features: Path, tmp_path: Path) -> None:
+    facts = json.loads((features / "features.json").read_text())
+    changed = facts | {"model": "/home/me/Models/Tiny-LM", "dataset": "/home/me/speeches.jsonl"}
+    (features / "features.json").write_text(json.dumps(changed))
+    folder = to_neuronpedia(features, tmp_path / "out")
+    assert folder.parent.name == "tiny-lm"
+    for name in (*FILES, *BATCHES):
+        found = (folder / f"{name}.jsonl").read_text() if name in FILES else json.dumps(lines(folder, name))
+        assert "/home" not in found
 
 
 def contents(folder: Path) -> dict[str, bytes]:
