@@ -149,7 +149,7 @@ class _Contexts:
 
 def _latents_a_batch(facts: Row) -> int:
     """Return how many latents' examples Postgres takes at a time."""
-    tokens = (facts["top"] + facts["quantiles"] * facts["samples"]) * facts["context_size"]
+    tokens: int = (facts["top"] + facts["quantiles"] * facts["samples"]) * facts["context_size"]
     return min(GROUP, max(1, BATCH_BYTES // (TOKEN_BYTES * max(1, tokens))))
 
 
