@@ -82,11 +82,16 @@ def vocabulary_schema() -> Any:
 def lists(rows: Sequence[NDArray[Any] | None], kind: Any) -> Any:
     """Return an Arrow array of lists of `kind` from a numpy array, or None, a row."""
     pa, _ = arrow()
-    lengths = [0 if row is None else len(row) for row in rows]
     present = [row for row in rows if row is not None]
     flat = np.concatenate(present) if present else np.zeros(0)
+    lengths = [0 if row is None else len(row) for row in rows]
+    return ragged(lengths, flat, kind, pa.array([row is None for row in rows]))
+
+
+def ragged(lengths: Sequence[int] | NDArray[np.int64], flat: NDArray[Any], kind: Any, missing: Any = None) -> Any:
+    """Return an Arrow array of lists of `kind`: `flat` cut by lengths (rows,); missing: Arrow's mask of nulls."""
+    pa, _ = arrow()
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
-    missing = pa.array([row is None for row in rows])
     return pa.ListArray.from_arrays(pa.array(offsets), pa.array(flat, kind), mask=missing)
 
 

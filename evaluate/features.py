@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 from torch import Tensor, nn
 
 from gsae.store import SPLITS, NotFoundError, Site, Store, StoreSet, UsageError
@@ -26,6 +26,7 @@ from .feature_files import (
     examples_schema,
     latents_schema,
     lists,
+    ragged,
     write_contexts,
     write_vocabulary,
     writing,
@@ -233,16 +234,21 @@ def _rows(values: Tensor, kind: str) -> Any:
 def _examples(portraits: Sequence[Portrait | None], first: int, context_size: int) -> dict[str, Any]:
     """Return the columns of examples.parquet."""
     pa, _ = arrow()
-    every = [(first + i, e) for i, p in enumerate(portraits) if p is not None for e in p.examples]
-    sources = np.array([e.source for _, e in every], np.int64)
+    found = [(first + i, p.examples) for i, p in enumerate(portraits) if p is not None]
+
+    def joined(name: str, dtype: DTypeLike = np.int64) -> NDArray[Any]:
+        return np.concatenate([np.zeros(0, dtype), *(getattr(examples, name) for _, examples in found)])
+
+    source, quantile, lengths = joined("source"), joined("quantile", np.int8), joined("lengths")
+    sampled = quantile >= 0
     return {
-        "latent": [latent for latent, _ in every],
-        "kind": ["top" if e.quantile is None else "sample" for _, e in every],
-        "quantile": [e.quantile for _, e in every],
-        "rank": [e.rank for _, e in every],
-        "context": sources // context_size,
-        "position": (sources % context_size).astype(np.int32),
-        "value": [e.value for _, e in every],
-        "positions": lists([e.positions for _, e in every], pa.int32()),
-        "values": lists([e.values for _, e in every], pa.float32()),
+        "latent": np.repeat([latent for latent, _ in found], [len(e.source) for _, e in found]).astype(np.int32),
+        "kind": pa.array(["top", "sample"]).take(pa.array(sampled.astype(np.int8))),
+        "quantile": pa.array(quantile, mask=~sampled),
+        "rank": joined("rank", np.int16),
+        "context": source // context_size,
+        "position": (source % context_size).astype(np.int32),
+        "value": joined("value", np.float32),
+        "positions": ragged(lengths, joined("positions"), pa.int32()),
+        "values": ragged(lengths, joined("values", np.float32), pa.float32()),
     }

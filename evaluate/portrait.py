@@ -4,6 +4,7 @@ Everything is exact: no reservoir, no bins but those that are shown. Equal value
 position, and draws by a hash of the row, so nothing depends on the order in which rows were read.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -30,17 +31,19 @@ class Kept:
 
 
 @dataclass(frozen=True)
-class Example:
-    """A row on which a latent fires, and every row of its context on which it does.
+class Examples:
+    """n rows on which a latent fires, and every row of each one's context on which it does.
 
-    quantile: of the latent's values, 0 the weakest; None for one of the contexts at the top. source: context *
-    context_size + position. positions, values: (n,).
+    quantile: of the latent's values, 0 the weakest; -1 for the contexts at the top. rank: within it, the strongest 0.
+    source: context * context_size + position. lengths: how many of positions and values (m,), one example's after the
+    other's, are of its context. All but those (n,).
     """
 
-    quantile: int | None
-    rank: int
-    source: int
-    value: float
+    quantile: NDArray[np.int8]
+    rank: NDArray[np.int16]
+    source: Ints
+    value: Floats
+    lengths: Ints
     positions: Ints
     values: Floats
 
@@ -55,30 +58,17 @@ class Portrait:
     histogram: Ints
     quantile_edges: Floats
     top_source: int
-    examples: tuple[Example, ...]
+    examples: Examples
 
 
 def portrait(latent: int, sources: Ints, values: Floats, context_size: int, kept: Kept) -> Portrait:
     """Describe a latent from its firings (n,), n at least 1, by source."""
     contexts = sources // context_size
     starts = np.flatnonzero(np.concatenate([[True], contexts[1:] != contexts[:-1]]))
-    ends = np.append(starts[1:], len(sources))
-    rising = _rising(values)
+    rising, drawn = _rising(values), _hash(sources, latent)
     cuts = [len(values) * q // kept.quantiles for q in range(kept.quantiles + 1)]
-
-    def example(quantile: int | None, rank: int, row: int) -> Example:
-        context = int(np.searchsorted(starts, row, side="right")) - 1
-        whole = slice(int(starts[context]), int(ends[context]))
-        return Example(
-            quantile, rank, int(sources[row]), float(values[row]), sources[whole] % context_size, values[whole]
-        )
-
     top = _top_rows(values, starts, kept.top)
-    examples = [example(None, rank, row) for rank, row in enumerate(top.tolist())]
-    for quantile, (begin, end) in enumerate(pairwise(cuts)):
-        drawn = _drawn(latent, sources, rising[begin:end], kept.samples)
-        strongest = drawn[np.lexsort((sources[drawn], -values[drawn]))]
-        examples += [example(quantile, rank, row) for rank, row in enumerate(strongest.tolist())]
+    samples = [_sampled(rising[begin:end], values, drawn, kept.samples) for begin, end in pairwise(cuts)]
     return Portrait(
         rows=len(values),
         max=float(values.max()),
@@ -86,7 +76,24 @@ def portrait(latent: int, sources: Ints, values: Floats, context_size: int, kept
         histogram=_histogram(values, kept.bins),
         quantile_edges=values[rising[[*cuts[:-1], -1]]],
         top_source=int(sources[top[0]]) if len(top) else int(sources[np.argmax(values)]),
-        examples=tuple(examples),
+        examples=_examples([top, *samples], sources, values, starts, context_size),
+    )
+
+
+def _examples(groups: Sequence[Ints], sources: Ints, values: Floats, starts: Ints, context_size: int) -> Examples:
+    """Return groups of rows, the top and then each quantile's, with their contexts, which begin at rows `starts`."""
+    sizes, rows = [len(group) for group in groups], np.concatenate(groups)
+    context = np.searchsorted(starts, rows, side="right") - 1
+    lengths = np.append(starts[1:], len(sources))[context] - starts[context]
+    whole = np.repeat(starts[context] - np.cumsum(lengths) + lengths, lengths) + np.arange(lengths.sum())
+    return Examples(
+        quantile=np.repeat(np.arange(-1, len(groups) - 1, dtype=np.int8), sizes),
+        rank=np.concatenate([np.arange(size, dtype=np.int16) for size in sizes]),
+        source=sources[rows],
+        value=values[rows],
+        lengths=lengths,
+        positions=sources[whole] % context_size,
+        values=values[whole],
     )
 
 
@@ -113,17 +120,16 @@ def _rising(values: Floats) -> Ints:
     return (key & np.uint64(0xFFFFFFFF)).astype(np.int64)
 
 
-def _drawn(latent: int, sources: Ints, rows: Ints, samples: int) -> Ints:
-    """Return at most `samples` of `rows`, by a hash of latent and source."""
-    if len(rows) <= samples:
-        return rows
-    return rows[np.argpartition(_hash(sources[rows], latent), samples)[:samples]]
+def _sampled(rows: Ints, values: Floats, drawn: NDArray[np.uint64], samples: int) -> Ints:
+    """Return the at most `samples` of `rows` with the least `drawn`, the strongest first."""
+    if len(rows) > samples:
+        rows = rows[np.argpartition(drawn[rows], samples)[:samples]]
+    return rows[np.lexsort((rows, -values[rows]))]
 
 
 def _hash(sources: Ints, latent: int) -> NDArray[np.uint64]:
-    """Mix 64 bits as SplitMix64 does (Steele, Lea & Flood 2014)."""
-    with np.errstate(over="ignore"):
-        z = sources.astype(np.uint64) + np.uint64(latent + 1) * np.uint64(0x9E3779B97F4A7C15)
-        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    """Mix latent and source to 64 bits as SplitMix64 does (Steele, Lea & Flood 2014)."""
+    z = sources.astype(np.uint64) + np.uint64((latent + 1) * 0x9E3779B97F4A7C15 & 0xFFFFFFFFFFFFFFFF)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return z ^ (z >> np.uint64(31))

@@ -208,10 +208,11 @@ def test_ranges_of_latents_join_to_all_of_them_whatever_their_size(
 def test_equal_values_are_told_apart_by_their_place() -> None:
     sources, values = np.arange(0, 60, 2), np.ones(30, np.float32)
     found = portrait(3, sources, values, 10, Kept(top=3, quantiles=2, samples=3, bins=4))
-    assert [e.source for e in found.examples[:3]] == [0, 10, 20]
+    assert found.examples.source[:3].tolist() == [0, 10, 20]
+    assert found.examples.quantile.tolist() == [-1] * 3 + [0] * 3 + [1] * 3
     assert found.histogram.tolist() == [0, 0, 0, 30]
     assert found.quantile_edges.tolist() == [1, 1, 1]
-    drawn = [e.source for e in found.examples[3:]]
+    drawn = found.examples.source[3:].tolist()
     assert len(set(drawn)) == 6
     assert drawn[:3] == sorted(drawn[:3])
     assert max(drawn[:3]) < min(drawn[3:])
