@@ -72,18 +72,13 @@ def peak_bytes() -> int:
 
 def look(folder: Path, latents: int) -> dict[str, Any]:
     """Return medians of what a reader waits for, in seconds."""
-    from selenium import webdriver
     from selenium.webdriver.common.by import By
     from selenium.webdriver.support.ui import WebDriverWait
 
     from gsae.evaluate.serving import Server
-    from gsae.tests.test_report_browser import FLAGS, program
+    from gsae.tests.chromium import chromium
 
-    options = webdriver.ChromeOptions()
-    options.binary_location = program("chromium", "chromium-browser", "google-chrome")
-    for flag in FLAGS:
-        options.add_argument(flag)
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(program("chromedriver")))
+    driver = chromium(folder.parent / "profile")
 
     def waited(start: float, selector: str) -> float:
         found = lambda b: b.find_elements(By.CSS_SELECTOR, selector)  # noqa: E731

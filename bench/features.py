@@ -2,6 +2,7 @@
 
 Run as `.venv/bin/python bench/features.py [--rows N] [--latents F,F2,...]`. A synthetic Gated SAE of random unit
 directions on random rows of width 128, its thresholds set so that about 50 latents fire on a row; no language model.
+The limit of the pass is the encoder's product alone, in blocks as large, timed in the same process.
 For each number of latents, in a process of its own: a whole `find_features`, its time a row, for the pass and
 a latent after it; its peak resident size beyond what the process had before, and bytes written. The bound on memory:
 a range of firings, the SAE three times, a pass's product twice, one window of the store, and 0.75 GiB.
@@ -10,6 +11,7 @@ a range of firings, the SAE three times, a pass's product twice, one window of t
 import argparse
 import json
 import re
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -94,7 +96,7 @@ def child(store_path: Path, run: Path, latents: int) -> int:
     before = peak_bytes()
     began = time.perf_counter()
     (facts,) = find_features(run, store, Words(), split="train", listen=listen)
-    ended = time.perf_counter()
+    ended, peak = time.perf_counter(), peak_bytes() - before
     files = {path.name: path.stat().st_size for path in (run / "features" / "one").rglob("*") if path.is_file()}
     firings = sum(size for name, size in files.items() if name.endswith(".safetensors"))
     rows = facts["rows"]
@@ -105,13 +107,28 @@ def child(store_path: Path, run: Path, latents: int) -> int:
         "firing_a_row": round(firings / 12 / rows, 1),
         "microseconds_a_row": round((ended - began) / rows * 1e6, 1),
         "of_which_the_pass": round((ends["activations"] - began) / rows * 1e6, 1),
+        "the_product_alone": round(product_alone(params.W_enc) * 1e6, 1),
         "milliseconds_a_latent_after": round((ended - ends["activations"]) / latents * 1e3, 3),
-        "peak_bytes": peak_bytes() - before,
+        "peak_bytes": peak,
         "bound_bytes": bound,
         "firings_bytes": firings,
         "other_bytes": sum(files.values()) - firings,
     }))  # fmt: skip
     return 0
+
+
+def product_alone(W_enc: torch.Tensor, rows: int = 1 << 14) -> float:
+    """Return the seconds a row of the encoder's product, the median of three times over `rows`."""
+    from gsae.evaluate.firings import PASS_ELEMENTS
+
+    step = PASS_ELEMENTS // len(W_enc)
+    x, out, times = torch.randn(rows, D_IN), torch.empty(step, len(W_enc)), []
+    for _ in range(4):
+        began = time.perf_counter()
+        for part in x.split(step):
+            torch.mm(part, W_enc.T, out=out[: len(part)])
+        times.append(time.perf_counter() - began)
+    return statistics.median(times[1:]) / rows
 
 
 def peak_bytes() -> int:

@@ -10,7 +10,6 @@ import time
 from contextlib import contextmanager
 
 import pytest
-from selenium import webdriver
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
@@ -20,7 +19,7 @@ from gsae.evaluate.blind import build_blind, compare_ratings, ratings_of, read_k
 from gsae.evaluate.browser import build_browser
 from gsae.evaluate.serving import Server
 from gsae.tests.browser_run import HOSTILE, ROWS, WORDS, rows_of, tokens_of, top_of, write_features
-from gsae.tests.test_report_browser import FLAGS, program
+from gsae.tests.chromium import chromium, sized
 
 # What a reader sees of HOSTILE where nothing is left unseen.
 SEEN = (
@@ -43,12 +42,7 @@ SORTED = [("rows", rows_of), ("max", top_of), ("density", rows_of), ("mean", top
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
-    options = webdriver.ChromeOptions()
-    options.binary_location = program("chromium", "chromium-browser", "google-chrome")
-    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(program("chromedriver")))
+    driver = chromium(tmp_path_factory.mktemp("profile"))
     yield driver
     driver.quit()
 
@@ -88,10 +82,7 @@ def _nothing_is_wrong_and_nothing_leaves(browser):
 
 
 def opened(browser, url, wanted=".grid .row[data-latent], .feature-head", *, width=1280, height=900, dark=False):
-    scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
-    size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    sized(browser, width=width, height=height, dark=dark)
     browser.get("about:blank")
     browser.get(url)
     until(browser, lambda: browser.find_elements(By.CSS_SELECTOR, wanted))

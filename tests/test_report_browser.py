@@ -7,53 +7,30 @@ is not tested.
 import csv
 import json
 import re
-import shutil
 
 import pytest
-from selenium import webdriver
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select, WebDriverWait
 
 from gsae.evaluate.report import report
+from gsae.tests.chromium import chromium, sized
 from gsae.tests.report_run import sweep, write_run
 
-FLAGS = (
-    *("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage"),
-)
 HOSTILE = "</script><img src=x onerror=document.title='owned'><b>bold</b> \"'&amp; __proto__"
-
-
-def program(*names):
-    for name in names:
-        if found := shutil.which(name):
-            return found
-    pytest.fail(
-        f"{names[0]} is not installed, and the report must be seen: apt-get install -y chromium chromium-driver"
-    )
 
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
-    options = webdriver.ChromeOptions()
-    options.binary_location = program("chromium", "chromium-browser", "google-chrome")
-    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    service = webdriver.ChromeService(program("chromedriver", "chromium-driver"))
-    driver = webdriver.Chrome(options=options, service=service)
+    driver = chromium(tmp_path_factory.mktemp("profile"))
     yield driver
     driver.quit()
 
 
 def opened(browser, html, *, width=1280, dark=False):
     """Load a report and return the addresses that it asked for."""
-    scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
-    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    sized(browser, width=width, dark=dark)
     browser.get_log("performance")
     browser.get(html.as_uri())
     WebDriverWait(browser, 20).until(lambda b: b.find_elements(By.CSS_SELECTOR, "#fig-gamma .dot"))
