@@ -118,8 +118,10 @@ def demo(
     store = summary["store"]
     print(f"Store: {store['ratio']:.3f} of raw {store['dtype']}.\n")
     print(f"The figures: open {out / 'report.html'} in a browser.")
-    print(f"What each latent fires on: gsae browse {out / 'run'}")
-    print(f"Two SAEs, blind: gsae browse {out / 'run'} --blind --sae NAME --sae NAME (names: {out / 'run' / 'saes'})")
+    ours = sys.argv[0] if Path(sys.argv[0]).name == "gsae" else "gsae"  # .venv/bin/gsae after `make demo`
+    print(f"What each latent fires on: {ours} browse {out / 'run'}")
+    print(f"Whose are easier to read, Gated or baseline, blind: {ours} browse {out / 'run'} --blind", end="")
+    print("".join(f" --sae {name}" for name in summary["alike"]))
 
 
 @app.command()

@@ -88,11 +88,12 @@ def summarise(store: Path, run: Path) -> dict[str, Any]:
 
     evaluations = [json.loads(path.read_text()) for path in sorted(run.glob("saes/*/eval.json"))]
     kept = ("d_sae", "l1_coefficient", "l0", "explained_variance", "ce_loss_score", "gamma", "gamma_centred", "dead")
-    saes = [{"arch": e["architecture"], **{key: e[key] for key in kept}} for e in evaluations]
+    saes = [{"sae": e["sae"], "arch": e["architecture"], **{key: e[key] for key in kept}} for e in evaluations]
     facts = describe(store)
     return {
         "saes": sorted(saes, key=lambda sae: (sae["arch"], sae["l0"])),
         **summary(evaluations),
+        "alike": _alike(saes),
         "store": {
             "rows": facts["rows"]["train"],
             "heldout_rows": facts["rows"]["heldout"],
@@ -102,6 +103,13 @@ def summarise(store: Path, run: Path) -> dict[str, Any]:
             "digest": facts["digest"],
         },
     }
+
+
+def _alike(saes: list[dict[str, Any]]) -> list[str]:
+    """Return the names of the Gated SAE and the baseline whose loss recovered is closest, to be compared blind."""
+    gated, baselines = ([sae for sae in saes if sae["arch"] == arch] for arch in ("gated", "relu"))
+    pairs = [(abs(g["ce_loss_score"] - b["ce_loss_score"]), g["sae"], b["sae"]) for g in gated for b in baselines]
+    return list(min(pairs)[1:])
 
 
 def _run(arguments: list[str], say: Callable[[str], None]) -> float:

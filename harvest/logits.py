@@ -1,8 +1,8 @@
 """What a direction at a site adds to the logits by itself, past all later layers; and the texts of token ids.
 
-The way is read off one pass, not off names: the output embedding, the norm whose output it takes in (its gain is
-probed, so Gemma's 1 + weight needs no special case), and for `attn.L` the output projection. The norm's division is
-left out, and so is a norm of its own that a branch ends in.
+The way is read off one pass, not off names: the output embedding, the norm whose output it takes in, and for `attn.L`
+the output projection with the norm that takes in what comes out of it, where a branch has one (Gemma 2 and 3, OLMo 2,
+GLM-4). A norm's gain is probed, so Gemma's 1 + weight needs no special case; its division is left out.
 """
 
 from collections.abc import Callable
@@ -26,16 +26,15 @@ def logit_effects(lm: LanguageModel, site: SiteSpec) -> Callable[[Tensor], Tenso
     """
     kind = site.name.split(".")[0]
     head = lm.model.get_output_embeddings()
-    norm = _last_norm(lm, head)
-    if kind not in ("resid", "mlp", "attn") or norm is None:
+    projection = lm.model.get_submodule(site.module) if kind == "attn" else None
+    last, of_branch = _norms(lm, head, projection)
+    if kind not in ("resid", "mlp", "attn") or last is None:
         return None
-    d_model = head.weight.shape[1]
-    gain, centres = _probed(norm, d_model)
-    unembedding = head.weight.detach().float() * gain
-    if centres:
-        unembedding = unembedding - unembedding.mean(1, keepdim=True)
-    if kind == "attn":
-        unembedding = unembedding @ _matrix(lm.model.get_submodule(site.module))
+    unembedding = _through(last, head.weight.detach().float())
+    if of_branch is not None:
+        unembedding = _through(of_branch, unembedding)
+    if projection is not None:
+        unembedding = unembedding @ _matrix(projection)
     return lambda directions: directions.to(unembedding.device) @ unembedding.T
 
 
@@ -45,27 +44,51 @@ def token_texts(tokenizer: Any) -> list[str]:
     return [str(text) for text in tokenizer.batch_decode(ids, clean_up_tokenization_spaces=False)]
 
 
-def _last_norm(lm: LanguageModel, head: nn.Module) -> nn.Module | None:
-    """Return the module whose output the output embedding takes in, if its weight is a vector."""
+def _norms(lm: LanguageModel, head: nn.Module, projection: nn.Module | None) -> tuple[Any, Any]:
+    """Return the norm whose output the output embedding takes in, and the one that takes in a projection's output.
+
+    A norm is a module whose weight is a vector; None where none stands there.
+    """
+    # By a tensor's place in memory; the tensor is kept, so that no other gets its place.
     made: dict[int, tuple[nn.Module, Tensor]] = {}
+    taken: dict[int, tuple[nn.Module, Tensor]] = {}
     entered: list[Tensor] = []
+
+    def before(module: nn.Module, args: tuple[Any, ...]) -> None:
+        if args and isinstance(args[0], Tensor) and _is_norm(module):
+            taken[args[0].data_ptr()] = (module, args[0])
 
     def after(module: nn.Module, args: Any, output: Any) -> None:
         if isinstance(output, Tensor) and getattr(module, "weight", None) is not None:
-            made[output.data_ptr()] = (module, output)  # kept, so that no other output gets its memory
+            made[output.data_ptr()] = (module, output)
 
-    def before(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+    def end(module: nn.Module, args: tuple[Tensor, ...]) -> None:
         entered.append(args[0])
         raise Complete
 
     with ExitStack() as hooks, torch.inference_mode():
-        hooks.callback(head.register_forward_pre_hook(before).remove)
+        hooks.callback(head.register_forward_pre_hook(end).remove)
         for module in lm.model.modules():
+            hooks.callback(module.register_forward_pre_hook(before).remove)
             hooks.callback(module.register_forward_hook(after).remove)
         with suppress(Complete):
             lm.model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=lm.device), use_cache=False)
-    module, _ = made.get(entered[0].data_ptr(), (None, None))
-    return module if module is not None and module.weight.ndim == 1 else None
+    last, _ = made.get(entered[0].data_ptr(), (None, None))
+    places = (place for place, (module, _) in made.items() if module is projection)
+    of_branch, _ = taken.get(next(places, -1), (None, None))
+    return last if last is not None and _is_norm(last) else None, of_branch
+
+
+def _is_norm(module: nn.Module) -> bool:
+    weight = getattr(module, "weight", None)
+    return isinstance(weight, Tensor) and weight.ndim == 1
+
+
+def _through(norm: nn.Module, unembedding: Tensor) -> Tensor:
+    """Return the map (vocabulary, d_model) of what enters a norm, from that of what leaves it."""
+    gain, centres = _probed(norm, unembedding.shape[1])
+    before = unembedding * gain
+    return before - before.mean(1, keepdim=True) if centres else before
 
 
 def _probed(norm: Any, d_model: int) -> tuple[Tensor, bool]:

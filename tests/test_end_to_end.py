@@ -48,6 +48,7 @@ def test_the_demo_leaves_store_run_report_and_summary(done: tuple[Path, dict[str
     assert json.loads((out / "summary.json").read_text()) == summary
     assert set(summary["seconds"]) == {"harvest", "verify", "train", "eval", "report", "features", "browse"}
     assert len(summary["saes"]) == 4
+    assert [name.split("-")[0] for name in summary["alike"]] == ["gated", "relu"]
     for sae in summary["saes"]:
         assert 0 < sae["l0"] < sae["d_sae"]
         assert 0.2 < sae["ce_loss_score"] < 1  # 240 steps, four contexts

@@ -9,12 +9,18 @@ from torch import Tensor, nn
 from gsae.harvest import LanguageModel, logit_effects, resolve, token_texts
 from gsae.tests.families import FAMILIES, built
 
+OF_ATTENTION = {  # the norm that an attention's output goes through before it is added to the residual stream
+    "Gemma2": "post_attention_layernorm",
+    "Gemma3": "post_attention_layernorm",
+    "Olmo2": "post_attention_layernorm",
+    "Glm4": "post_self_attn_layernorm",
+}
 
-def last_norm(model: Any, family: str, directions: Tensor) -> Tensor:
-    """The final norm's linear part without its division, from the family's own code."""
-    final = model.get_submodule(FAMILIES[family].final)
-    gain = final.weight.detach()
-    if isinstance(final, nn.LayerNorm) or "LayerNorm" in type(final).__name__:
+
+def through(norm: Any, family: str, directions: Tensor) -> Tensor:
+    """A norm's linear part without its division, from the family's own code."""
+    gain = norm.weight.detach()
+    if isinstance(norm, nn.LayerNorm) or "LayerNorm" in type(norm).__name__:
         directions = directions - directions.mean(1, keepdim=True)
     return directions * (1 + gain if family.startswith("Gemma") else gain)
 
@@ -23,7 +29,13 @@ def last_norm(model: Any, family: str, directions: Tensor) -> Tensor:
 def test_the_direct_way_of_every_family_is_its_norm_and_output_embedding(family: str) -> None:
     model = built(family)
     draw = torch.Generator().manual_seed(3)
-    for parameter in model.get_submodule(FAMILIES[family].final).parameters():
+    own = FAMILIES[family]
+    final, layer = model.get_submodule(own.final), model.get_submodule(own.layers)[1]
+    norms = [
+        module for module in model.modules() if getattr(module, "weight", None) is not None and module.weight.ndim == 1
+    ]
+    assert final in norms
+    for parameter in (parameter for norm in norms for parameter in norm.parameters()):
         parameter.data += 0.3 * torch.randn(parameter.shape, generator=draw)
     head = model.get_output_embeddings().weight.detach()
     for name in ("resid.1", "mlp.1", "attn.1"):
@@ -35,7 +47,9 @@ def test_the_direct_way_of_every_family_is_its_norm_and_output_embedding(family:
         if name == "attn.1":
             projection = model.get_submodule(site.module)
             written = projection(directions) - projection(torch.zeros_like(directions))
-        expected = last_norm(model, family, written) @ head.T
+            if family in OF_ATTENTION:
+                written = through(layer.get_submodule(OF_ATTENTION[family]), family, written)
+        expected = through(final, family, written) @ head.T
         torch.testing.assert_close(effects(directions), expected.detach(), rtol=1e-4, atol=1e-4)
 
 
