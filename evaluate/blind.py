@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from gsae.store import CorruptError, IncompatibleError, NotFoundError, UsageError
 from gsae.train import replace_file
 
-from .browser import INDEX, SCHEMA, digest_of, feature_folders, made_of, publish, write_json, write_texts
+from .browser import INDEX, SCHEMA, digest_of, feature_folders, publish, write_json, write_texts
 from .described import read_facts, rows_fired
 from .described_latents import EXAMPLE, Latent, read_contexts, read_latents
 from .evaluation import Progress
@@ -86,9 +86,7 @@ def build_blind(
         raise CorruptError(f"{out / RATINGS} has ratings of trials that nothing tells: {KEY} is gone.")
     text = json.dumps(asdict(key), indent=2) + "\n"
     digest = digest_of([*facts, asdict(key)])
-    out.mkdir(parents=True, exist_ok=True)
-    if made_of(out / SITE) != digest:
-        publish(out / SITE, lambda folder: _fill(folder, folders, facts, key, digest, listen))
+    publish(out / SITE, digest, lambda folder: _fill(folder, folders, facts, key, digest, listen))
     replace_file(out / KEY, lambda path: path.write_text(text, encoding="utf-8"))
     return out
 

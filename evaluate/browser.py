@@ -12,12 +12,14 @@ few that its examples stand in. The folder appears whole or not at all, and equa
 """
 
 import errno
+import fcntl
 import hashlib
 import heapq
 import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from importlib import resources
 from importlib.metadata import version
 from itertools import groupby, islice
@@ -67,9 +69,8 @@ def build_browser(
     out = out or run / "browser"
     folders = feature_folders(run, names)
     facts = [read_facts(folder) for folder in folders]
-    index = {"schema": SCHEMA, "made_of": digest_of(facts), "latents_a_shard": LATENTS_A_SHARD, "blind": None}
-    if made_of(out) == index["made_of"]:
-        return out
+    digest = digest_of(facts)
+    index = {"schema": SCHEMA, "made_of": digest, "latents_a_shard": LATENTS_A_SHARD, "blind": None}
 
     def fill(folder: Path) -> None:
         texts = write_texts(folder, folders)
@@ -80,7 +81,7 @@ def build_browser(
             saes.append(shown_facts(one) | {"contexts_from": stores[n], "vocabulary": texts[n]})
         write_json(folder / INDEX, index | {"saes": saes})
 
-    publish(out, fill)
+    publish(out, digest, fill)
     return out
 
 
@@ -111,11 +112,35 @@ def shown_facts(facts: dict[str, Any]) -> dict[str, Any]:
     return shown | {key: public(str(shown[key])) for key in ("model", "dataset")}
 
 
-def publish(out: Path, fill: Callable[[Path], None]) -> None:
+def publish(out: Path, digest: str, fill: Callable[[Path], None]) -> None:
     """Let `fill` make a browser's files, beside a copy of the page, in a folder that then takes the place of `out`.
 
-    Raises UsageError where `out` holds anything but a browser, SpaceError on a full disk.
+    One that was made of the same (`digest`) is left. Another process that is at it is waited for. Raises UsageError
+    where `out` holds anything but a browser, SpaceError on a full disk.
     """
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with _alone(out.parent):
+            if made_of(out) != digest:
+                _replace(out, fill)
+    except OSError as error:
+        kind = SpaceError if error.errno in (errno.ENOSPC, errno.EDQUOT) else UsageError
+        raise kind(f"{out} could not be written: {error.strerror}.") from error
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Hold a folder against other processes that ask for it, where its file system has locks."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _replace(out: Path, fill: Callable[[Path], None]) -> None:
     if out.exists() and made_of(out) is None and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"{out} is there and is no browser. Give another --out, or remove it.")
     new, old = (out.with_name(f".{out.name}.{kind}") for kind in ("new", "old"))
@@ -127,9 +152,6 @@ def publish(out: Path, fill: Callable[[Path], None]) -> None:
         if out.exists():
             out.rename(old)
         new.rename(out)
-    except OSError as error:
-        kind = SpaceError if error.errno in (errno.ENOSPC, errno.EDQUOT) else UsageError
-        raise kind(f"{out} could not be written: {error.strerror}.") from error
     finally:
         for left in (new, old):
             shutil.rmtree(left, ignore_errors=True)

@@ -3,12 +3,15 @@
 import http.client
 import json
 import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from gsae.evaluate import browser
 from gsae.evaluate.browser import build_browser
 from gsae.evaluate.ratings import Ratings
 from gsae.evaluate.serving import MAX_BODY, Server
@@ -102,6 +105,24 @@ def test_a_build_that_fails_leaves_what_was_there(run: Path) -> None:
         build_browser(run)
     assert contents(out) == before
     assert sorted(p.name for p in run.iterdir()) == ["browser", "features"]
+
+
+def test_two_that_build_at_once_wait_for_each_other(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    inside, most, write = [], [], browser._write_sae
+
+    def watched(*arguments: Any) -> None:
+        inside.append(1)
+        most.append(len(inside))
+        time.sleep(0.1)
+        write(*arguments)
+        inside.pop()
+
+    monkeypatch.setattr(browser, "_write_sae", watched)
+    with ThreadPoolExecutor(4) as pool:
+        built = list(pool.map(lambda _: build_browser(run), range(4)))
+    assert set(built) == {run / "browser"}
+    assert most == [1, 1]  # one of them wrote two SAEs, and the others found them
+    assert sorted(path.name for path in run.iterdir()) == ["browser", "features"]
 
 
 def test_without_texts_or_logits_there_are_ids_alone(tmp_path: Path) -> None:
