@@ -12,6 +12,7 @@ import torch
 
 from gsae.demo import HARVEST, SITE, TRAIN, demo
 from gsae.store import Store, open_store
+from gsae.tests.feature_search import compare
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]  # a CPU without bfloat16 products takes minutes
 
@@ -65,6 +66,17 @@ def test_the_demo_leaves_store_run_report_and_summary(done: tuple[Path, dict[str
 def test_shrinkage_is_the_baselines_and_not_the_gated_saes(done: tuple[Path, dict[str, Any], list[str]]) -> None:
     gammas = {arch: [s["gamma"] for s in done[1]["saes"] if s["arch"] == arch] for arch in ("gated", "relu")}
     assert max(gammas["relu"]) < min(gammas["gated"])
+
+
+@pytest.mark.parametrize("arch", ["gated", "relu"])
+def test_50_random_features_are_what_a_search_in_float64_finds(
+    done: tuple[Path, dict[str, Any], list[str]], store: Store, arch: str
+) -> None:
+    folder = next((done[0] / "run/features").glob(f"{arch}-*"))
+    found = compare(folder, store, 50)
+    assert found["faults"] == []
+    assert found["values"] > 1000
+    assert found["undecided"] < 50
 
 
 def test_the_stores_rows_take_at_most_69_percent_of_raw(store: Store) -> None:
