@@ -890,7 +890,8 @@ def _print_ratings(found: dict[str, Any], as_json: bool) -> None:
     if found["interval"]:
         low, high = found["interval"]
         of = f"{found['saes'][0]} less {found['saes'][1]}, over {found['pairs']} pairs"
-        print(f"Mean difference, {of}: {found['difference']:.2f} (95 % interval {low:.2f} to {high:.2f}).")
+        interval = f"{100 * found['confidence']:.0f} % interval {low:.2f} to {high:.2f}"
+        print(f"Mean difference, {of}: {found['difference']:.2f} ({interval}).")
 
 
 def _print_json(value: Any) -> None:

@@ -10,7 +10,6 @@ from the address to the first rows, to sort, to filter, and to a latent's page. 
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -56,7 +55,9 @@ def main() -> int:
 def child(run: Path) -> int:
     """Make the browser of a run's features, and print what it took."""
     from gsae.evaluate.browser import build_browser
+    from gsae.tests.peak import forget_peak, peak_bytes
 
+    forget_peak()
     before, start = peak_bytes(), time.perf_counter()
     out = build_browser(run)
     seconds = time.perf_counter() - start
@@ -64,10 +65,6 @@ def child(run: Path) -> int:
     found = {"build_seconds": round(seconds, 1), "peak_bytes": peak_bytes() - before}
     print(json.dumps(found | {"files": len(sizes), "bytes": sum(sizes), "largest_file_bytes": max(sizes)}))
     return 0
-
-
-def peak_bytes() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def look(folder: Path, latents: int) -> dict[str, Any]:
@@ -120,6 +117,7 @@ def write_features(folder: Path, latents: int) -> None:
     from gsae.evaluate.feature_files import (
         examples_schema,
         latents_schema,
+        ragged,
         write_contexts,
         write_vocabulary,
         writing,
@@ -129,8 +127,8 @@ def write_features(folder: Path, latents: int) -> None:
     folder.mkdir(parents=True)
 
     def listed(values: Any, each: int, kind: Any) -> Any:
-        flat = pa.array(np.asarray(values).reshape(-1), kind)
-        return pa.ListArray.from_arrays(pa.array(np.arange(0, len(flat) + 1, each), pa.int32()), flat)
+        flat = np.asarray(values).reshape(-1)
+        return ragged([each] * (len(flat) // each), flat, kind)
 
     i32, f32 = pa.int32(), pa.float32()
     with (

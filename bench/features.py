@@ -10,7 +10,6 @@ a range of firings, the SAE three times, a pass's product twice, one window of t
 
 import argparse
 import json
-import re
 import statistics
 import subprocess
 import sys
@@ -74,6 +73,7 @@ def child(store_path: Path, run: Path, latents: int) -> int:
     """Describe the latents of one SAE, and print what it took."""
     from gsae.evaluate import Progress, Words, find_features
     from gsae.store import open_store
+    from gsae.tests.peak import forget_peak, peak_bytes
     from gsae.train import GatedParams
     from gsae.train.saved import save_sae
 
@@ -92,7 +92,7 @@ def child(store_path: Path, run: Path, latents: int) -> int:
     def listen(event: Progress) -> None:
         ends[event.stage] = time.perf_counter()
 
-    Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far, the making of the SAE
+    forget_peak()  # the making of the SAE
     before = peak_bytes()
     began = time.perf_counter()
     (facts,) = find_features(run, store, Words(), split="train", listen=listen)
@@ -129,13 +129,6 @@ def product_alone(W_enc: torch.Tensor, rows: int = 1 << 14) -> float:
             torch.mm(part, W_enc.T, out=out[: len(part)])
         times.append(time.perf_counter() - began)
     return statistics.median(times[1:]) / rows
-
-
-def peak_bytes() -> int:
-    """Return the most memory that this process had since its peak was last forgotten."""
-    found = re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())
-    assert found is not None
-    return int(found[1]) * 1024
 
 
 if __name__ == "__main__":

@@ -195,7 +195,7 @@ def _fill(
     listen: Callable[[Progress], None],
 ) -> None:
     """Write a site that shows trials by number."""
-    vocabularies = write_texts(out, folders)
+    vocabularies = write_texts(out, folders, facts)
     done = 0
     for sae, folder in enumerate(folders):
         numbers = {trial.latent: n for n, trial in enumerate(key.trials) if trial.sae == sae}

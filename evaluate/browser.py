@@ -11,48 +11,36 @@ A context's file follows from its number, so nothing looks it up; SAEs of one st
 few that its examples stand in. The folder appears whole or not at all, and equal features give equal bytes.
 """
 
-import errno
-import fcntl
 import hashlib
 import heapq
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
 from importlib import resources
 from importlib.metadata import version
-from itertools import groupby, islice
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from gsae.store import CorruptError, NotFoundError, SpaceError, UsageError
+from gsae.store import CorruptError, NotFoundError, UsageError
+from gsae.store import publish as store_files
 
 from .described import public, read_facts
-from .described_latents import Latent, read_contexts, read_latents, read_texts
+from .described_latents import in_batches, read_contexts, read_latents, read_texts
 from .evaluation import Progress
 from .feature_files import arrow
 from .features import FACTS
+from .refusals import refusals_told
 
 SCHEMA = 1
 INDEX = "data/index.json"
 LATENTS_A_SHARD = 32
 CONTEXT_TOKENS = 8192  # in a file of contexts
-SHOWN = (
-    *(
-        "sae",
-        "architecture",
-        "d_in",
-        "d_sae",
-        "site",
-        "hook_name",
-        "model",
-        "dataset",
-        "store_digest",
-        "weights_sha256",
-    ),
-    *("context_size", "split", "rows", "contexts", "has_tokens", "has_logits"),
-)  # of features.json
+SHOWN = (  # of features.json
+    *("sae", "architecture", "d_in", "d_sae", "site", "hook_name", "model", "dataset", "store_digest"),
+    *("weights_sha256", "context_size", "split", "rows", "contexts", "has_tokens", "has_logits"),
+)
 COLUMNS = ("rows", "max", "mean", "top_token")  # of the table
 Listen = Callable[[Progress], None]
 
@@ -73,7 +61,7 @@ def build_browser(
     index = {"schema": SCHEMA, "made_of": digest, "latents_a_shard": LATENTS_A_SHARD, "blind": None}
 
     def fill(folder: Path) -> None:
-        texts = write_texts(folder, folders)
+        texts = write_texts(folder, folders, facts)
         stores = _write_contexts(folder, folders, facts)
         saes = []
         for n, (source, one) in enumerate(zip(folders, facts, strict=True)):
@@ -118,26 +106,13 @@ def publish(out: Path, digest: str, fill: Callable[[Path], None]) -> None:
     One that was made of the same (`digest`) is left. Another process that is at it is waited for. Raises UsageError
     where `out` holds anything but a browser, SpaceError on a full disk.
     """
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with _alone(out.parent):
-            if made_of(out) != digest:
-                _replace(out, fill)
-    except OSError as error:
-        kind = SpaceError if error.errno in (errno.ENOSPC, errno.EDQUOT) else UsageError
-        raise kind(f"{out} could not be written: {error.strerror}.") from error
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Hold a folder against other processes that ask for it, where its file system has locks."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        with suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
+    with refusals_told(out):
+        try:
+            with store_files.alone(out.parent, f"making-{out.name}"):
+                if made_of(out) != digest:
+                    _replace(out, fill)
+        finally:
+            store_files.sweep(out.parent)
 
 
 def _replace(out: Path, fill: Callable[[Path], None]) -> None:
@@ -163,16 +138,15 @@ def write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, allow_nan=False, separators=(",", ":")), encoding="ascii")
 
 
-def write_texts(out: Path, folders: Sequence[Path]) -> list[int | None]:
+def write_texts(out: Path, folders: Sequence[Path], facts: Sequence[dict[str, Any]]) -> list[int | None]:
     """Write the vocabularies that differ; return which is each SAE's, None for an SAE without texts."""
     numbers: dict[str, int] = {}
     found: list[int | None] = []
-    for folder in folders:
-        path = folder / "vocabulary.parquet"
-        if not read_facts(folder)["has_tokens"]:
+    for folder, one in zip(folders, facts, strict=True):
+        if not one["has_tokens"]:
             found.append(None)
             continue
-        text = json.dumps(read_texts(path), separators=(",", ":"))
+        text = json.dumps(read_texts(folder / "vocabulary.parquet"), separators=(",", ":"))
         number = numbers.setdefault(hashlib.sha256(text.encode()).hexdigest(), len(numbers))
         target = out / "data" / "vocabularies" / f"{number}.json"
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -194,7 +168,7 @@ def _write_sae(out: Path, source: Path, facts: dict[str, Any], listen: Listen) -
     """Write an SAE's table and the shards of its latents."""
     columns: dict[str, list[Any]] = {name: [] for name in COLUMNS}
     total, done = facts["d_sae"], 0
-    for number, latents in enumerate(_batches(read_latents(source), LATENTS_A_SHARD)):
+    for number, latents in enumerate(in_batches(read_latents(source), LATENTS_A_SHARD)):
         if [latent["latent"] for latent in latents] != list(range(done, done + len(latents))):
             raise CorruptError(f"{source} lacks latents. Delete it and run `gsae features` again.")
         done += len(latents)
@@ -205,12 +179,6 @@ def _write_sae(out: Path, source: Path, facts: dict[str, Any], listen: Listen) -
     if done != total:
         raise CorruptError(f"{source} has {done:,} latents of {total:,}. Delete it and run `gsae features` again.")
     write_json(out / "table.json", columns)
-
-
-def _batches(latents: Iterable[Latent], size: int) -> Iterator[list[Latent]]:
-    remaining = iter(latents)
-    while batch := list(islice(remaining, size)):
-        yield batch
 
 
 def _write_contexts(out: Path, folders: Sequence[Path], facts: Sequence[dict[str, Any]]) -> list[dict[str, int]]:

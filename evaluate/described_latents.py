@@ -1,11 +1,11 @@
 """A features folder's Parquet as plain values for JSON: latent after latent with its examples, contexts, texts.
 
 Everything is streamed by row groups, so memory does not grow with the number of latents. Floats are cut to four
-significant digits: what a page shows of them, at half the bytes.
+significant digits, unless they are asked for as they are: what a page shows of them, at half the bytes.
 """
 
 import itertools
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +20,16 @@ EXAMPLE = ("quantile", "context", "position", "value", "positions", "values")  #
 Latent = dict[str, Any]
 
 
-def read_latents(folder: Path, only: Collection[int] | None = None) -> Iterator[Latent]:
-    """Yield latents (those of `only`, if given) in order, each with its columns and `examples`: lists as in EXAMPLE.
+def read_latents(
+    folder: Path, only: Collection[int] | None = None, *, example: Collection[str] = EXAMPLE, exact: bool = False
+) -> Iterator[Latent]:
+    """Yield latents (those of `only`, if given) in order, each with its columns and `examples`: lists as in `example`.
 
     Raises CorruptError where a file is damaged, lacks a column, or the latents are not in order.
     """
-    examples = _read_examples(folder / "examples.parquet", only)
+    examples = _read_examples(folder / "examples.parquet", only, example, exact)
     waiting = next(examples, None)
-    for columns in _groups(folder / "latents.parquet", latents_schema(), "latent", only):
+    for columns in _groups(folder / "latents.parquet", latents_schema(), "latent", only, exact=exact):
         for values in zip(*columns.values(), strict=True):
             latent = dict(zip(columns, values, strict=True)) | {"examples": []}
             if waiting is not None and waiting[0] == latent["latent"]:
@@ -35,6 +37,13 @@ def read_latents(folder: Path, only: Collection[int] | None = None) -> Iterator[
             yield latent
     if waiting is not None:
         raise damaged(folder / "examples.parquet", f"latent {waiting[0]} is out of order")
+
+
+def in_batches(latents: Iterable[Latent], size: int) -> Iterator[list[Latent]]:
+    """Yield `size` latents at a time, fewer at the end."""
+    remaining = iter(latents)
+    while batch := list(itertools.islice(remaining, size)):
+        yield batch
 
 
 def read_contexts(path: Path, only: Collection[int] | None = None) -> Iterator[tuple[int, list[int]]]:
@@ -53,22 +62,29 @@ def read_texts(path: Path) -> list[str | None]:
     return texts
 
 
-def _read_examples(path: Path, only: Collection[int] | None) -> Iterator[tuple[int, list[list[Any]]]]:
+def _read_examples(
+    path: Path, only: Collection[int] | None, example: Collection[str], exact: bool
+) -> Iterator[tuple[int, list[list[Any]]]]:
     """Yield each latent that has examples, with them; one whose examples two row groups share is joined."""
     last: tuple[int, list[list[Any]]] | None = None
-    for columns in _groups(path, examples_schema(), "latent", only, ("latent", *EXAMPLE)):
-        for latent, *example in zip(*columns.values(), strict=True):
+    for columns in _groups(path, examples_schema(), "latent", only, ("latent", *example), exact):
+        for latent, *values in zip(*columns.values(), strict=True):
             if last is not None and last[0] != latent:
                 yield last
                 last = None
             last = last or (latent, [])
-            last[1].append(example)
+            last[1].append(values)
     if last is not None:
         yield last
 
 
 def _groups(
-    path: Path, schema: Any, key: str, only: Collection[int] | None = None, names: Collection[str] | None = None
+    path: Path,
+    schema: Any,
+    key: str,
+    only: Collection[int] | None = None,
+    names: Collection[str] | None = None,
+    exact: bool = False,
 ) -> Iterator[dict[str, list[Any]]]:
     """Yield the columns of each row group as lists; `key` must ascend, and is what `only` chooses by."""
     pa, _ = arrow()
@@ -85,7 +101,7 @@ def _groups(
             table = file.read_row_group(group, names)
             if wanted is not None:
                 table = table.filter(compute.is_in(table[key], wanted))
-            columns = {name: _listed(table[name]) for name in names}
+            columns = {name: _listed(table[name], exact) for name in names}
             keys = [before, *columns[key]]
             if any(a > b for a, b in itertools.pairwise(keys)):
                 raise damaged(path, f"its column {key!r} does not ascend")
@@ -93,25 +109,28 @@ def _groups(
             yield columns
 
 
-def _listed(column: Any) -> list[Any]:
+def _listed(column: Any, exact: bool) -> list[Any]:
     """Return a column as a list of values or lists; nulls are None."""
     pa, _ = arrow()
     array = column.combine_chunks()
     if not pa.types.is_list(array.type):
-        return _plain(array)
-    values = _plain(array.flatten())
+        return _plain(array, exact)
+    values = _plain(array.flatten(), exact)
     lengths = array.value_lengths().fill_null(-1).to_numpy(zero_copy_only=False).tolist()
     ends = np.cumsum(np.maximum(lengths, 0)).tolist()
     return [None if n < 0 else values[end - n : end] for n, end in zip(lengths, ends, strict=True)]
 
 
-def _plain(array: Any) -> list[Any]:
+def _plain(array: Any, exact: bool) -> list[Any]:
     pa, _ = arrow()
     if pa.types.is_string(array.type):
         return list(array.to_pylist())
     values = array.fill_null(0).to_numpy(zero_copy_only=False)
     if pa.types.is_floating(array.type):
-        values = shortened(values.astype(np.float64))
+        if not np.isfinite(values).all():
+            raise ValueError("a value is not finite")
+        values = values.astype(np.float64)
+        values = values if exact else shortened(values)
     found: list[Any] = values.tolist()
     if array.null_count:
         missing = array.is_null().to_numpy(zero_copy_only=False).tolist()
@@ -120,9 +139,7 @@ def _plain(array: Any) -> list[Any]:
 
 
 def shortened(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return values cut to DIGITS significant digits; raises ValueError for one that is not finite."""
-    if not np.isfinite(values).all():
-        raise ValueError("a value is not finite")
+    """Return values cut to DIGITS significant digits; all are finite."""
     size = np.abs(values)
     place = DIGITS - 1 - np.floor(np.log10(np.where(size > 0, size, 1.0)))
     scale = 10.0 ** np.minimum(place, 300)

@@ -31,7 +31,7 @@ from .feature_files import (
     write_vocabulary,
     writing,
 )
-from .firings import Ints, read_firings, write_firings
+from .firings import Ints, joined, read_firings, write_firings
 from .portrait import Kept, Portrait, portrait
 
 SCHEMA = 1
@@ -236,19 +236,19 @@ def _examples(portraits: Sequence[Portrait | None], first: int, context_size: in
     pa, _ = arrow()
     found = [(first + i, p.examples) for i, p in enumerate(portraits) if p is not None]
 
-    def joined(name: str, dtype: DTypeLike = np.int64) -> NDArray[Any]:
-        return np.concatenate([np.zeros(0, dtype), *(getattr(examples, name) for _, examples in found)])
+    def column(name: str, dtype: DTypeLike = np.int64) -> NDArray[Any]:
+        return joined((getattr(examples, name) for _, examples in found), dtype)
 
-    source, quantile, lengths = joined("source"), joined("quantile", np.int8), joined("lengths")
+    source, quantile, lengths = column("source"), column("quantile", np.int8), column("lengths")
     sampled = quantile >= 0
     return {
         "latent": np.repeat([latent for latent, _ in found], [len(e.source) for _, e in found]).astype(np.int32),
         "kind": pa.array(["top", "sample"]).take(pa.array(sampled.astype(np.int8))),
         "quantile": pa.array(quantile, mask=~sampled),
-        "rank": joined("rank", np.int16),
+        "rank": column("rank", np.int16),
         "context": source // context_size,
         "position": (source % context_size).astype(np.int32),
-        "value": joined("value", np.float32),
-        "positions": ragged(lengths, joined("positions"), pa.int32()),
-        "values": ragged(lengths, joined("values", np.float32), pa.float32()),
+        "value": column("value", np.float32),
+        "positions": ragged(lengths, column("positions"), pa.int32()),
+        "values": ragged(lengths, column("values", np.float32), pa.float32()),
     }

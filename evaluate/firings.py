@@ -6,7 +6,7 @@ asked of a latent is then exact, and memory is that of one range.
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,22 +93,22 @@ def _write(file: Path, firing: Firing, sources: Ints, x: torch.Tensor, made_of: 
     sources, x = sources[order], x[torch.from_numpy(order)]
     step = max(1, PASS_ELEMENTS // firing.d_sae)
     lists = [firing(x[begin : begin + step].to(device).float()) for begin in range(0, len(x), step)]
-    latent = _joined([part.latents for part in lists], np.int32)
+    latent = joined((part.latents.numpy() for part in lists), np.int32)
     counts = np.bincount(latent, minlength=firing.d_sae)
     # 16 bits are sorted by radix.
     by_latent = np.argsort(latent.astype(np.uint16) if firing.d_sae <= 1 << 16 else latent, kind="stable")
-    each = _joined([part.starts.diff() for part in lists], np.int64)
+    each = joined((part.starts.diff().numpy() for part in lists), np.int64)
     tensors = {
         "indptr": np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
         "sources": np.repeat(sources, each)[by_latent],
-        "values": _joined([part.values for part in lists], np.float32)[by_latent],
+        "values": joined((part.values.numpy() for part in lists), np.float32)[by_latent],
     }
     replace_file(file, lambda path: save_file(tensors, path, _metadata(made_of)))
 
 
-def _joined(parts: Sequence[torch.Tensor], dtype: DTypeLike) -> NDArray[Any]:
+def joined(parts: Iterable[NDArray[Any]], dtype: DTypeLike) -> NDArray[Any]:
     """Join the parts of a list, of which there may be none."""
-    return np.concatenate([np.zeros(0, dtype), *(part.numpy() for part in parts)])
+    return np.concatenate([np.zeros(0, dtype), *parts])
 
 
 def read_firings(files: Sequence[Path], first: int, last: int) -> Iterator[Firings]:

@@ -8,8 +8,7 @@ import gzip
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain, groupby
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +19,12 @@ from gsae.store import CorruptError, IncompatibleError, UsageError
 from gsae.train import replace_file
 
 from .described import public, read_facts, reading
+from .described_latents import in_batches, read_latents, read_texts
 from .feature_files import GROUP
 
 CREATOR = "clkht01d40000jv08hvalcvly"  # whom an instance of one's own takes imported rows to be of
 NOTE = "gsae.json"
+EXAMPLE = ("quantile", "rank", "context", "position", "positions", "values")
 BATCH_BYTES, TOKEN_BYTES = (
     1 << 27,
     32,
@@ -59,10 +60,15 @@ def to_neuronpedia(features: Path, out: Path) -> Path:
     tables = _tables(facts)
     source = tables["source"]
     folder = _folder(out / source["modelId"] / source["id"], facts)
-    texts = _texts(features / "vocabulary.parquet")
+    texts = read_texts(features / "vocabulary.parquet")
     contexts = _Contexts(features / "contexts.parquet", facts["context_size"])
-    for number, (latents, examples) in enumerate(_groups(features, _latents_a_batch(facts))):
-        shown = [_activation(row, latents, texts, contexts, facts, source) for row in examples]
+    described = read_latents(features, example=EXAMPLE, exact=True)
+    for number, latents in enumerate(in_batches(described, _latents_a_batch(facts))):
+        shown = [
+            _activation(latent, dict(zip(EXAMPLE, example, strict=True)), texts, contexts, facts, source)
+            for latent in latents
+            for example in latent["examples"]
+        ]
         _write_batch(folder / "activations" / f"batch-{number}.jsonl.gz", shown)
         _write_batch(
             folder / "features" / f"batch-{number}.jsonl.gz", [_feature(row, texts, source) for row in latents]
@@ -86,17 +92,11 @@ def _tables(facts: Row) -> dict[str, Row]:
     release = {"name": "gsae", "description": "Sparse autoencoders", "descriptionShort": "SAEs", "urls": []}
     set_ = {"modelId": model, "name": f"{kind}-{sae}", "releaseName": "gsae", "creatorName": "gsae"}
     source = {"modelId": model, "id": f"{layer}-{set_['name']}", "setName": set_["name"]}
+    shown = {"id": model, "displayNameShort": name, "displayName": public(facts["model"]), "owner": owner or "unknown"}
     prompts = {"num_prompts": facts["contexts"], "num_tokens_in_prompt": facts["context_size"]}
     return {
         "release": release | {"creatorNameShort": "gsae", "creatorName": "gsae"} | of,
-        "model": {
-            "id": model,
-            "displayNameShort": name,
-            "displayName": public(facts["model"]),
-            "owner": owner or "unknown",
-        }
-        | {"layers": layer + 1, "neuronsPerLayer": 0, "instruct": False}
-        | of,
+        "model": shown | {"layers": layer + 1, "neuronsPerLayer": 0, "instruct": False} | of,
         "sourceset": set_ | {"description": f"{facts['site']}, {facts['sae']}"} | of,
         "source": source | {"dataset": public(facts["dataset"])} | prompts | of,
     }
@@ -126,11 +126,6 @@ def _replace(path: Path, text: str) -> None:
     replace_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
-def _texts(path: Path) -> list[str]:
-    with reading(path) as vocabulary:
-        return list(vocabulary.read(["text"])["text"].to_pylist())
-
-
 class _Contexts:
     """The tokens of the contexts that examples stand in."""
 
@@ -153,24 +148,7 @@ def _latents_a_batch(facts: Row) -> int:
     return min(GROUP, max(1, BATCH_BYTES // (TOKEN_BYTES * max(1, tokens))))
 
 
-def _groups(features: Path, size: int) -> Iterator[tuple[list[Row], list[Row]]]:
-    """Yield `size` latents at a time with their examples."""
-    examples = chain.from_iterable(_batches(features / "examples.parquet", GROUP))
-    groups = groupby(examples, key=lambda row: row["latent"] // size)
-    group = next(groups, None)
-    for described in _batches(features / "latents.parquet", size):
-        mine = group is not None and group[0] == described[0]["latent"] // size
-        yield described, list(group[1]) if group is not None and mine else []
-        group = next(groups, None) if mine else group
-
-
-def _batches(path: Path, size: int) -> Iterator[list[Row]]:
-    with reading(path) as file:
-        for batch in file.iter_batches(size):
-            yield batch.to_pylist()
-
-
-def _feature(row: Row, texts: Sequence[str], source: Row) -> Row:
+def _feature(row: Row, texts: Sequence[str | None], source: Row) -> Row:
     largest, bars = row["max"] or 0.0, row["histogram"] or []
     names = {"modelId": source["modelId"], "layer": source["id"], "index": str(row["latent"])}
     figures = {
@@ -190,21 +168,20 @@ def _feature(row: Row, texts: Sequence[str], source: Row) -> Row:
 
 
 def _activation(
-    row: Row, latents: Sequence[Row], texts: Sequence[str], contexts: _Contexts, facts: Row, source: Row
+    latent: Row, row: Row, texts: Sequence[str | None], contexts: _Contexts, facts: Row, source: Row
 ) -> Row:
     tokens = contexts[row["context"]]
     values = [0.0] * len(tokens)
     for position, value in zip(row["positions"], row["values"], strict=True):
         values[position] = _exact(value)
-    largest, quantile = max(values), row["quantile"]
-    edges = latents[row["latent"] - latents[0]["latent"]]["quantile_edges"]
+    largest, quantile, edges = max(values), row["quantile"], latent["quantile_edges"]
     sampled = quantile is not None
-    identity = [facts["weights_sha256"], facts["store_digest"], *(row[key] for key in ("latent", "quantile", "rank"))]
+    identity = [facts["weights_sha256"], facts["store_digest"], latent["latent"], quantile, row["rank"]]
     return {
         "id": "c" + hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:24],
         "modelId": source["modelId"],
         "layer": source["id"],
-        "index": str(row["latent"]),
+        "index": str(latent["latent"]),
         "creatorId": CREATOR,
         "tokens": [texts[token] for token in tokens],
         "values": values,

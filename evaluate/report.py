@@ -7,7 +7,6 @@ they can be tested.
 
 import base64
 import contextlib
-import errno
 import hashlib
 import json
 import os
@@ -20,10 +19,11 @@ from typing import Any
 
 import numpy as np
 
-from gsae.store import SpaceError, UsageError
+from gsae.store import UsageError
 from gsae.train import RunConfig
 
 from .pareto import SCORES, Point, Score, band, compare, non_dominated
+from .refusals import refusals_told
 from .runs import MAX_POINTS, Curve, Density, Evaluation, Run, read_run, thin
 from .words import NAMES, Compared, Key, counts, headline, summary_words, tiles
 
@@ -366,12 +366,12 @@ def _digest(template: str, tag: str) -> str:
 
 def _publish(content: bytes, out: Path) -> None:
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(content)
-        temporary.replace(out)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        kind = SpaceError if error.errno == errno.ENOSPC else UsageError
-        raise kind(f"{out} could not be written: {error.strerror}.") from error
+    with refusals_told(out):
+        try:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            temporary.write_bytes(content)
+            temporary.replace(out)
+        except OSError:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+            raise

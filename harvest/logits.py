@@ -25,10 +25,12 @@ def logit_effects(lm: LanguageModel, site: SiteSpec) -> Callable[[Tensor], Tenso
     There is one from `resid.L`, `mlp.L` and `attn.L`, unless no norm stands right before the output embedding.
     """
     kind = site.name.split(".")[0]
+    if kind not in ("resid", "mlp", "attn"):
+        return None
     head = lm.model.get_output_embeddings()
     projection = lm.model.get_submodule(site.module) if kind == "attn" else None
     last, of_branch = _norms(lm, head, projection)
-    if kind not in ("resid", "mlp", "attn") or last is None:
+    if last is None:
         return None
     unembedding = _through(last, head.weight.detach().float())
     if of_branch is not None:

@@ -40,9 +40,10 @@ class Firing:
     def _listed(self, params: GatedParams | ReluParams, x: Tensor) -> Open:
         inputs = torch.sub(x, params.b_dec, out=self._scratch("inputs", tuple(x.shape), x.dtype))
         pre = torch.mm(inputs, params.W_enc.T, out=self._scratch("pre", (len(x), self.d_sae), x.dtype))
-        opened = open_gates(pre, getattr(params, params.GATE), pre.numel(), self._scratch)
+        bias: Tensor = getattr(params, params.GATE)
+        opened = open_gates(pre, bias, pre.numel(), self._scratch)
         assert opened is not None  # there is no limit
-        at, gate = opened.latents, opened.values + getattr(params, params.GATE)[opened.latents]
+        at, gate = opened.latents, opened.values + bias[opened.latents]
         values = gate
         if isinstance(params, GatedParams):
             values = torch.exp(params.r_mag)[at] * opened.values + params.b_mag[at]
