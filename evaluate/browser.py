@@ -188,9 +188,14 @@ def _write_contexts(out: Path, folders: Sequence[Path], facts: Sequence[dict[str
     each = [max(1, CONTEXT_TOKENS // size) for _, size in stores]
     for store, key in enumerate(stores):
         paths = [folder / "contexts.parquet" for folder, its in zip(folders, keys, strict=True) if its == key]
-        for number, contexts in groupby(_merged(paths), lambda found, n=each[store]: found[0] // n):  # type: ignore[misc]
-            write_json(out / "data" / "contexts" / str(store) / f"{number:05d}.json", dict(contexts))
+        _write_store(out / "data" / "contexts" / str(store), paths, each[store])
     return [{"store": stores.index(key), "contexts_a_shard": each[stores.index(key)]} for key in keys]
+
+
+def _write_store(out: Path, paths: Sequence[Path], each: int) -> None:
+    """Write the contexts of one store, `each` numbers a file."""
+    for number, contexts in groupby(_merged(paths), lambda found: found[0] // each):
+        write_json(out / f"{number:05d}.json", dict(contexts))
 
 
 def _merged(paths: Sequence[Path]) -> Iterator[tuple[int, list[int]]]:
