@@ -23,8 +23,10 @@ import torch
 from numcodecs import blosc, zstd
 from numpy.typing import NDArray
 
-from gsae.store import kernels, open_store, planes
-from gsae.store.streaming import empty_rows
+from gsae.store import open_store
+from gsae.store.codec import planes
+from gsae.store.codec import planes_kernels as kernels
+from gsae.store.codec.streaming import empty_rows
 
 SITES = "mlp.10,attn.10,resid.15"
 CHUNKS, ROUNDS = 8, 9

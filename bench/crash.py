@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gsae.store import is_complete, open_store, publish, verify
-from gsae.store.contexts import write_contexts
-from gsae.store.writer import unfinished, write_manifest, write_plan, write_window
+from gsae.store.write.contexts_writer import write_contexts
+from gsae.store.write.window_writer import unfinished, write_manifest, write_plan, write_window
 from gsae.tests.children import files, finish, killed_at_random
 from gsae.tests.stores import make_plan, random_contexts, sources_of
 

@@ -49,7 +49,8 @@ from gsae.harvest import (
 )
 from gsae.harvest.estimate import BESIDE_BYTES
 from gsae.harvest.models import find, light_directory, weights_directory
-from gsae.store import SPLITS, Store, order
+from gsae.store import SPLITS, Store
+from gsae.store.format import row_order as order
 
 MODEL, SITES, CONTEXT_SIZE = "builtin:smollm2-135m", ("mlp.10", "attn.10", "resid.15"), 256
 PEER, PEER_SITE, PEER_LAYER = Path(".venv-peers/bin/python"), "mlp.10", 10

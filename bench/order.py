@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gsae.store import order
-from gsae.store.schedule import Group, Shuffle, groups, mixed
+from gsae.store.format import row_order as order
+from gsae.store.read.read_order import Group, Shuffle, groups, mixed
 
 CONTEXT, BATCH, CHUNK_ROWS = 1024, 4096, 512
 DEFAULT_WINDOW = 1 << 18

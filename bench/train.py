@@ -144,7 +144,7 @@ def warm_up(options: argparse.Namespace) -> None:
 def our_run(options: argparse.Namespace, count: int, steps: int | None = None) -> dict[str, float]:
     """Train some SAEs from the store to their files; what it took, from the first batch on."""
     from gsae.store import open_store
-    from gsae.store.mapped import Shard
+    from gsae.store.places.shard import Shard
     from gsae.train import Event, Finished, Progress, RunConfig, Started, parse_sae, train
 
     l1 = options.l1 if count == 1 else ",".join(map(str, L1_OF_EIGHT[:count]))

@@ -22,11 +22,12 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from gsae.store import Plan, empty_rows, order, scatter
-from gsae.store.arrays import site_array
-from gsae.store.contexts import write_contexts
-from gsae.store.moments import Moments
-from gsae.store.writer import write_plan, write_window
+from gsae.store import Plan, empty_rows, scatter
+from gsae.store.format import row_order as order
+from gsae.store.format.arrays import site_array
+from gsae.store.format.moments import Moments
+from gsae.store.write.contexts_writer import write_contexts
+from gsae.store.write.window_writer import write_plan, write_window
 from gsae.tests.stores import make_plan, random_contexts
 
 SITES = ("mlp.10", "resid.10")

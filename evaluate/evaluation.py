@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from gsae.store import IncompatibleError, NotFoundError, Site, Store, StoreSet, UsageError, order
+from gsae.store import IncompatibleError, NotFoundError, Site, Store, StoreSet, UsageError
+from gsae.store.format import row_order as order
 from gsae.train import SAE, load_sae
 
 from .estimate import Estimate, ratio_of_sums

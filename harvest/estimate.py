@@ -18,7 +18,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gsae.store import DTYPE_BYTES, SpaceError, chunk_rows, encoded_bytes, order
+from gsae.store import DTYPE_BYTES, SpaceError, chunk_rows, encoded_bytes
+from gsae.store.format import row_order as order
 
 from .compiled import compiled
 from .config import HarvestConfig

@@ -12,17 +12,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from gsae.store import (
-    ContextsSpec,
-    IncompatibleError,
-    Plan,
-    Store,
-    contexts,
-    is_complete,
-    open_store,
-    publish,
-    writer,
-)
+from gsae.store import ContextsSpec, IncompatibleError, Plan, Store, is_complete, open_store, publish
+from gsae.store.write import contexts_writer as contexts
+from gsae.store.write import window_writer as writer
 
 from .compiled import compiled
 from .config import HarvestConfig

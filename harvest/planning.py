@@ -27,8 +27,8 @@ from gsae.store import (
     UsageError,
     changed_fields,
     chunk_rows,
-    order,
 )
+from gsae.store.format import row_order as order
 
 from .config import HarvestConfig
 from .lm import LanguageModel

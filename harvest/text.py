@@ -19,7 +19,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from gsae.store import DatasetSource, NotFoundError, UsageError, order
+from gsae.store import DatasetSource, NotFoundError, UsageError
+from gsae.store.format import row_order as order
 
 from .hub import explain, one_line, pin, quiet
 

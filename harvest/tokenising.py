@@ -25,13 +25,13 @@ from gsae.store import (
     CorruptError,
     TokensMade,
     UsageError,
-    contexts,
     publish,
     read_tokens,
     write_tokens_made,
     write_tokens_plan,
-    writer,
 )
+from gsae.store.write import contexts_writer as contexts
+from gsae.store.write import window_writer as writer
 
 from .planning import Request, check_same_tokens, make_tokens_plan
 from .tokens import HELDOUT, TRAIN, Block, BlockTokenised, tokenise

@@ -24,7 +24,8 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from gsae.store import UsageError, order
+from gsae.store import UsageError
+from gsae.store.format import row_order as order
 
 from .text import Content, Document
 

@@ -18,7 +18,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gsae.store import DTYPE_BYTES, Plan, Split, all_windows, empty_rows, order, unsigned, writer
+from gsae.store import DTYPE_BYTES, Plan, Split, all_windows, empty_rows, unsigned
+from gsae.store.format import row_order as order
+from gsae.store.write import window_writer as writer
 
 from .events import Running
 from .lm import LanguageModel, capture

@@ -4,11 +4,11 @@ Knows nothing of language models, of what tokens mean, or of SAEs. Importing it 
 `bfloat16` and the codec `gsae.planes` with zarr-python, so that a plain `zarr.open(STORE)` reads a store.
 """
 
-from . import contexts, order, publish, writer
-from .batches import Batches
-from .cache import Cache, Fetched
-from .chunks import encoded_bytes, unsigned
-from .copy import Copied, copy
+from . import publish
+from .codec.chunks import encoded_bytes, unsigned
+from .codec.planes_kernels import scatter
+from .codec.streaming import empty_rows
+from .codec.zarr_plugin import register
 from .errors import (
     CorruptError,
     GsaeError,
@@ -19,14 +19,11 @@ from .errors import (
     SpaceError,
     UsageError,
 )
-from .foreign import foreign_files
-from .info import describe
-from .kernels import scatter
-from .listing import Listed, list_stores
-from .manifest import all_windows
-from .moments import Moments, Summary
-from .order import SPLITS, Split
-from .plan import (
+from .format import row_order as order
+from .format.manifest import all_windows
+from .format.moments import Moments, Summary
+from .format.pending_tokens import TokensMade, TokensPlan, read_tokens, write_tokens_made, write_tokens_plan
+from .format.plan import (
     DTYPE_BYTES,
     SCHEMA_VERSION,
     ContextsSpec,
@@ -38,22 +35,22 @@ from .plan import (
     changed_fields,
     chunk_rows,
 )
-from .reader import Store, is_complete, open_store
-from .seal import seal
-from .several import StoreSet, open_stores
-from .shards import all_cores
-from .shared import SharedBatches
-from .site import Site
-from .streaming import empty_rows
-from .tokens import (
-    TokensMade,
-    TokensPlan,
-    read_tokens,
-    write_tokens_made,
-    write_tokens_plan,
-)
-from .verify import Checked, verify
-from .zarr_types import register
+from .format.row_order import SPLITS, Split
+from .manage.copy import Copied, copy
+from .manage.describe import describe
+from .manage.listing import Listed, list_stores
+from .manage.seal import seal
+from .manage.verify import Checked, verify
+from .manage.verify_foreign import foreign_files
+from .places.cache import Cache, Fetched
+from .read.batches import Batches
+from .read.shared import SharedBatches
+from .read.site import Site
+from .read.store import Store, is_complete, open_store
+from .read.store_set import StoreSet, open_stores
+from .write import contexts_writer as contexts
+from .write import window_writer as writer
+from .write.shard_writer import all_cores
 
 __all__ = [
     "DTYPE_BYTES",

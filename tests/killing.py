@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from gsae.store import publish
-from gsae.store.contexts import write_contexts
-from gsae.store.manifest import all_windows
-from gsae.store.writer import read_plan, unfinished, write_manifest, write_plan, write_window
+from gsae.store.format.manifest import all_windows
+from gsae.store.write.contexts_writer import write_contexts
+from gsae.store.write.window_writer import read_plan, unfinished, write_manifest, write_plan, write_window
 from gsae.tests.calls import Call, kill_at, recorded, watched
 from gsae.tests.children import files, start
 from gsae.tests.stores import make_plan, normal_rows, random_contexts, sources_of

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from gsae.store import GsaeError, IncompatibleError, NotFoundError, open_store
-from gsae.store.cache import Cache, Fetched
-from gsae.store.copy import copy
+from gsae.store.manage.copy import copy
+from gsae.store.places.cache import Cache, Fetched
 from gsae.train import RunConfig, parse_sae, train
 
 SITE = "mlp.1"

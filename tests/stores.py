@@ -8,21 +8,12 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from gsae.store import (
-    ContextsSpec,
-    DatasetSource,
-    ModelSource,
-    Plan,
-    SiteSpec,
-    Store,
-    TokenizerSource,
-    open_store,
-    order,
-)
-from gsae.store.contexts import write_contexts
-from gsae.store.manifest import all_windows
-from gsae.store.plan import SCHEMA_VERSION, chunk_rows
-from gsae.store.writer import write_manifest, write_plan, write_window
+from gsae.store import ContextsSpec, DatasetSource, ModelSource, Plan, SiteSpec, Store, TokenizerSource, open_store
+from gsae.store.format import row_order as order
+from gsae.store.format.manifest import all_windows
+from gsae.store.format.plan import SCHEMA_VERSION, chunk_rows
+from gsae.store.write.contexts_writer import write_contexts
+from gsae.store.write.window_writer import write_manifest, write_plan, write_window
 
 BOS, EOS = 1, 2
 NOBODY = "0" * 64

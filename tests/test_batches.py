@@ -20,11 +20,11 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
 from gsae.store import Batches, NotFoundError, SpaceError, Store, UsageError
-from gsae.store.batches import Reading
-from gsae.store.decoding import ShardFile
-from gsae.store.mapped import Shard
-from gsae.store.schedule import Group, Shuffle, _shuffle, mixed
-from gsae.store.slots import Slots, slots_needed
+from gsae.store.places.shard import Shard
+from gsae.store.read.batch_memory import Slots, slots_needed
+from gsae.store.read.batches import Reading
+from gsae.store.read.decoding import ShardFile
+from gsae.store.read.read_order import Group, Shuffle, _shuffle, mixed
 from gsae.tests.stores import make_store
 
 

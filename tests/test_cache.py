@@ -15,10 +15,10 @@ import pytest
 import torch
 
 from gsae.store import CorruptError, NotFoundError, SpaceError, Store, UsageError, open_store
-from gsae.store.cache import Cache
-from gsae.store.manifest import FileEntry
-from gsae.store.places import Folder
-from gsae.store.plan import sha256
+from gsae.store.format.manifest import FileEntry
+from gsae.store.format.plan import sha256
+from gsae.store.places.cache import Cache
+from gsae.store.places.folder import Folder
 from gsae.tests.children import files, finish, start
 from gsae.tests.sharing import SITE, counted, fetch_for_ever, read_epochs
 from gsae.tests.stores import make_store

@@ -20,7 +20,7 @@ from gsae.store import (
     open_store,
     verify,
 )
-from gsae.store.places import Folder
+from gsae.store.places.folder import Folder
 from gsae.tests.calls import recorded
 from gsae.tests.children import files, start
 from gsae.tests.killing import Step, assert_survives_every_kill, write_three_windows

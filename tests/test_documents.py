@@ -24,7 +24,9 @@ from gsae.harvest import (
 )
 from gsae.harvest.models import Source
 from gsae.harvest.tokens import is_held_out
-from gsae.store import GsaeError, IncompatibleError, UsageError, contexts, order, read_tokens, verify
+from gsae.store import GsaeError, IncompatibleError, UsageError, read_tokens, verify
+from gsae.store.format import row_order as order
+from gsae.store.write import contexts_writer as contexts
 from gsae.tests.texts import contexts_of, joined
 
 TEXTS = [f"document {i} of many" for i in range(50)]

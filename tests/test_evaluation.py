@@ -14,7 +14,8 @@ from torch import Tensor
 
 from gsae.evaluate import Edit, Progress, evaluate, site_of
 from gsae.evaluate.evaluation import SCORES
-from gsae.store import GsaeError, IncompatibleError, NotFoundError, Store, UsageError, open_stores, order
+from gsae.store import GsaeError, IncompatibleError, NotFoundError, Store, UsageError, open_stores
+from gsae.store.format import row_order as order
 from gsae.tests.stores import make_store, sparse_rows
 
 D_IN, D_SAE = 32, 48

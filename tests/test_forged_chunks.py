@@ -10,8 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from gsae.store import CorruptError, frames, planes
-from gsae.store.planes import HEADER, Planes
+from gsae.store import CorruptError
+from gsae.store.codec import planes
+from gsae.store.codec import zstd_frames as frames
+from gsae.store.codec.planes import HEADER, Planes
 
 ROWS, CHANNELS, GUARD = 300, 96, 50
 SIZES = st.sampled_from([0, 1, 2, 299, 300, 301, 2**16, 2**31, 2**32 - 1]) | st.integers(0, 2**32 - 1)

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import zstandard
 
-from gsae.store.planes import encode
+from gsae.store.codec.planes import encode
 from gsae.tests.stores import make_store, normal_rows
 
 PAGE = (Path(__file__).parent.parent / "docs" / "format.md").read_text()

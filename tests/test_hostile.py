@@ -25,10 +25,11 @@ import zstandard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gsae.store import CorruptError, GsaeError, IncompatibleError, Store, describe, open_store, planes, verify
-from gsae.store.manifest import Manifest, digest, files_digest
-from gsae.store.plan import canonical_json, sha256
-from gsae.store.writer import write_manifest
+from gsae.store import CorruptError, GsaeError, IncompatibleError, Store, describe, open_store, verify
+from gsae.store.codec import planes
+from gsae.store.format.manifest import Manifest, digest, files_digest
+from gsae.store.format.plan import canonical_json, sha256
+from gsae.store.write.window_writer import write_manifest
 from gsae.tests.stores import make_store
 
 Edit = Callable[[dict[str, Any]], None]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from gsae.store import NotFoundError, Store, describe, open_store
-from gsae.store.info import PERCENTILES
+from gsae.store.manage.describe import PERCENTILES
 from gsae.tests.stores import make_store, normal_rows
 
 BIN = 2 ** (1 / 16)  # the largest ratio of two norms in one bin

@@ -7,10 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gsae.store import CorruptError, Moments
-from gsae.store.chunks import NUMPY_DTYPES
-from gsae.store.moments import Sums, bin_edge, bin_of, by_norm
-from gsae.store.plan import canonical_json
-from gsae.store.sums import binned_sums, float_bits, squared_norms
+from gsae.store.codec.chunks import NUMPY_DTYPES
+from gsae.store.codec.norm_kernels import binned_sums, float_bits, squared_norms
+from gsae.store.format.moments import Sums, bin_edge, bin_of, by_norm
+from gsae.store.format.plan import canonical_json
 from gsae.tests.stores import normal_rows
 
 

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gsae.store import order
-from gsae.store.order import Stream
+from gsae.store.format import row_order as order
+from gsae.store.format.row_order import Stream
 
 
 def test_a_permutation_is_the_stable_argsort_of_philox_words() -> None:

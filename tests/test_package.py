@@ -26,7 +26,7 @@ def test_the_wheel_holds_exactly_the_package(tmp_path: Path) -> None:
     names = {n for n in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in n}
     expected = {"gsae/py.typed", "gsae/__init__.py", "gsae/cli.py", "gsae/demo.py", "gsae/progress.py"}
     for room in ROOMS:
-        expected |= {f"gsae/{room}/{p.name}" for p in (ROOT / room).glob("*.py")}
+        expected |= {f"gsae/{p.relative_to(ROOT)}" for p in (ROOT / room).rglob("*.py")}
     templates = [p for p in (ROOT / "evaluate" / "templates").rglob("*") if p.is_file()]
     expected |= {f"gsae/{p.relative_to(ROOT)}" for p in templates}
     assert names == expected

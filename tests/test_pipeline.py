@@ -193,7 +193,7 @@ def test_a_store_of_other_hardware_is_refused_unless_that_is_wanted(
     harvested: Store, tiny_llama: Path, tmp_path: Path
 ) -> None:
     """The plan on disk is changed as another machine would have written it."""
-    from gsae.store import writer
+    from gsae.store.write import window_writer as writer
 
     hardware = harvested.plan.model.model_copy(update={"accelerator": "NVIDIA H100"})
     plan = harvested.plan.model_copy(update={"model": hardware})

@@ -9,9 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from gsae.store import CorruptError, kernels, planes
-from gsae.store.planes import Planes
-from gsae.store.streaming import empty_rows
+from gsae.store import CorruptError
+from gsae.store.codec import planes
+from gsae.store.codec import planes_kernels as kernels
+from gsae.store.codec.planes import Planes
+from gsae.store.codec.streaming import empty_rows
 
 
 def decoded(chunk: bytes, shape: tuple[int, int]) -> NDArray[np.uint16]:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gsae.store import CorruptError, IncompatibleError, NotFoundError, Store, UsageError, open_store
-from gsae.store.schedule import Shuffle, groups, mixed, schedule
+from gsae.store.read.read_order import Shuffle, groups, mixed, schedule
 from gsae.tests.stores import make_store, normal_rows
 
 
@@ -192,7 +192,7 @@ def test_a_changed_byte_is_an_error_that_names_the_file(tmp_path: Path) -> None:
 
 
 def test_a_newer_format_is_refused_and_a_newer_minor_one_read(tmp_path: Path) -> None:
-    from gsae.store.plan import canonical_json, sha256
+    from gsae.store.format.plan import canonical_json, sha256
 
     store = make_store(tmp_path / "s")
     path = store.path / "manifest.json"

@@ -26,10 +26,10 @@ from gsae.store import (
     open_store,
     verify,
 )
-from gsae.store.cache import Cache
-from gsae.store.manifest import FileEntry
-from gsae.store.plan import sha256
-from gsae.store.remote import PART_BYTES, Remote
+from gsae.store.format.manifest import FileEntry
+from gsae.store.format.plan import sha256
+from gsae.store.places.cache import Cache
+from gsae.store.places.object_store import PART_BYTES, Remote
 from gsae.tests.children import files, start
 from gsae.tests.command import gsae, refused
 from gsae.tests.sharing import SITE, copy_or_exit, counted, in_environment, train_from

@@ -9,11 +9,11 @@ import torch
 import zarr
 
 from gsae.store import CorruptError, IncompatibleError, NotFoundError, Store, describe, open_store, seal, verify
-from gsae.store.contexts import write_contexts
-from gsae.store.manifest import MANIFEST, all_windows, digest, read_manifest
-from gsae.store.moments import Moments
-from gsae.store.plan import canonical_json, sha256
-from gsae.store.writer import write_manifest, write_plan, write_window
+from gsae.store.format.manifest import MANIFEST, all_windows, digest, read_manifest
+from gsae.store.format.moments import Moments
+from gsae.store.format.plan import canonical_json, sha256
+from gsae.store.write.contexts_writer import write_contexts
+from gsae.store.write.window_writer import write_manifest, write_plan, write_window
 from gsae.tests.children import files
 from gsae.tests.stores import make_plan, normal_rows, random_contexts, sources_of
 

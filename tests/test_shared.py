@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from gsae.store import CorruptError, SharedBatches, Store, UsageError
-from gsae.store.mapped import Shard
+from gsae.store.places.shard import Shard
 from gsae.tests.stores import make_store
 
 

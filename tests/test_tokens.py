@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from gsae.harvest import documents, special_ids, tokenise
 from gsae.harvest.tokens import is_held_out, pack
-from gsae.store import UsageError, order
+from gsae.store import UsageError
+from gsae.store.format import row_order as order
 from gsae.tests.texts import Contexts, contexts_of, numbered
 
 TEXTS = st.lists(st.text("ab <|>é\n", max_size=30), max_size=12)

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from gsae.store import Checked, CorruptError, GsaeError, Store, foreign_files, open_store, order, verify
-from gsae.store.contexts import write_contexts
-from gsae.store.manifest import PLAN
-from gsae.store.plan import canonical_json
-from gsae.store.writer import write_manifest, write_plan, write_window
+from gsae.store import Checked, CorruptError, GsaeError, Store, foreign_files, open_store, verify
+from gsae.store.format import row_order as order
+from gsae.store.format.manifest import PLAN
+from gsae.store.format.plan import canonical_json
+from gsae.store.write.contexts_writer import write_contexts
+from gsae.store.write.window_writer import write_manifest, write_plan, write_window
 from gsae.tests.children import files
 from gsae.tests.stores import make_store, normal_rows, random_contexts, sources_of
 

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from gsae.store import Plan, chunk_rows, open_store, verify
-from gsae.store.chunks import NUMPY_DTYPES
-from gsae.store.contexts import write_contexts
-from gsae.store.manifest import Record, record_name
-from gsae.store.moments import Moments
-from gsae.store.plan import parse
-from gsae.store.writer import unfinished, write_manifest, write_plan, write_window
+from gsae.store.codec.chunks import NUMPY_DTYPES
+from gsae.store.format.manifest import Record, record_name
+from gsae.store.format.moments import Moments
+from gsae.store.format.plan import parse
+from gsae.store.write.contexts_writer import write_contexts
+from gsae.store.write.window_writer import unfinished, write_manifest, write_plan, write_window
 from gsae.tests.children import files
 from gsae.tests.stores import make_plan, normal_rows, random_contexts, sources_of
 

@@ -83,7 +83,7 @@ def raw_sha256(store: Store) -> str:
 
 
 def test_zarr_itself_can_write_our_types(tmp_path: Path) -> None:
-    from gsae.store.zarr_types import PlanesCodec
+    from gsae.store.codec.zarr_plugin import PlanesCodec
 
     rows = every_pattern(100, 24)
     how = {"dtype": "bfloat16", "serializer": PlanesCodec(level=0), "compressors": None}

@@ -1,0 +1,222 @@
+"""Records and the manifest: what was written, with the sums that prove it, and the store's identity.
+
+A record is published after its window's files; the manifest last, and a store is complete when it exists. The
+manifest is a pure function of plan and records (no times, no hosts), so any worker may write it and all write the
+same bytes. `digest` names the content and survives re-encoding: it is what an SAE remembers. The windows of a store
+are those that its manifest lists: all of the plan's, or in a sealed store some of them.
+"""
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import AfterValidator, Field, SerializerFunctionWrapHandler, model_serializer
+
+from gsae.store.errors import CorruptError
+
+from .arrays import context_arrays, metadata_files, window_arrays, windows_of
+from .moments import ZERO_BIN, Moments, MomentsRecord
+from .plan import SCHEMA_VERSION, Count, Frozen, Plan, Positive, Sha256, canonical_json, parse, sha256
+from .row_order import SPLITS, Split
+
+MANIFEST = "manifest.json"
+PLAN = "plan.json"
+POSSIBLE_BINS = 8 * 512  # ||x||^2 of float32 rows lies within 2^-298 and 2^276
+RECORDS = "shards"
+
+
+def _inside(path: str) -> str:
+    if {".", ".."} & set(path.split("/")):
+        raise ValueError(f"{path!r} leads out of the store")
+    return path
+
+
+SafePath = Annotated[
+    str, Field(pattern=r"^[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)*$", max_length=400), AfterValidator(_inside)
+]
+
+
+class FileEntry(Frozen):
+    """A file of the store; `path` is relative to it."""
+
+    path: SafePath
+    size: Count
+    sha256: Sha256
+
+
+class ArrayEntry(Frozen):
+    """One window of one array: its shard file, and the sha256 of its raw little-endian rows."""
+
+    array: SafePath
+    rows: Positive
+    raw_sha256: Sha256
+    file: FileEntry
+
+
+class Record(Frozen):
+    """A finished window: its arrays (sites in the plan's order, then the sources) and the moments of each site."""
+
+    schema_version: str
+    split: Literal["train", "heldout"]
+    window: Count
+    arrays: tuple[ArrayEntry, ...]
+    moments: dict[str, MomentsRecord]
+
+
+class WindowEntry(Frozen):
+    """What the manifest keeps of a record: all but the moments, and the record's own sum."""
+
+    split: Literal["train", "heldout"]
+    window: Count
+    arrays: tuple[ArrayEntry, ...]
+    record: FileEntry
+
+
+class Manifest(Frozen):
+    """Plan, windows and totals of a complete store. `sha256` is that of the other fields in canonical JSON.
+
+    sealed: some of the plan's windows are not here and never will be; the field is written only where it is true.
+    """
+
+    schema_version: str
+    plan: Plan
+    sealed: bool = False
+    files: tuple[FileEntry, ...]
+    windows: tuple[WindowEntry, ...]
+    moments: dict[str, dict[str, MomentsRecord]]
+    digest: Sha256
+    files_digest: Sha256
+    sha256: Sha256
+
+    @model_serializer(mode="wrap")
+    def _without_false(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields: dict[str, Any] = handler(self)
+        return fields if self.sealed else {name: value for name, value in fields.items() if name != "sealed"}
+
+
+def record_name(split: Split, window: int) -> str:
+    """Return the path of a window's record."""
+    return f"{RECORDS}/{split}-{window:05d}.json"
+
+
+def all_windows(plan: Plan) -> list[tuple[Split, int]]:
+    """List the windows of a store in the order of work: held-out first, so that a harvest cut short has them."""
+    return [(split, w) for split in reversed(SPLITS) for w in range(windows_of(plan, split))]
+
+
+def build(plan: Plan, files: list[FileEntry], records: list[tuple[FileEntry, Record]]) -> Manifest:
+    """Return the manifest of a store, sealed when these are not the records of all its windows.
+
+    files: plan.json, Zarr metadata and context arrays. records: in the order of `all_windows`, each with its file.
+    """
+    windows = [WindowEntry(split=r.split, window=r.window, arrays=r.arrays, record=entry) for entry, r in records]
+    moments = {
+        split: {
+            site.name: Moments.merged(
+                [r.moments[site.name].read(site.d_in) for _, r in records if r.split == split], site.d_in
+            ).to_record()
+            for site in plan.sites
+        }
+        for split in SPLITS
+    }
+    ordered = sorted(files, key=lambda f: f.path)
+    body: dict[str, Any] = {
+        "schema_version": SCHEMA_VERSION,
+        "plan": plan.model_dump(mode="json"),
+        "files": [f.model_dump(mode="json") for f in ordered],
+        "windows": [w.model_dump(mode="json") for w in windows],
+        "moments": {s: {n: m.model_dump(mode="json") for n, m in sites.items()} for s, sites in moments.items()},
+        "digest": digest(plan, windows),
+        "files_digest": files_digest(ordered, windows),
+    }
+    if len(windows) < plan.windows + plan.heldout_windows:
+        body["sealed"] = True
+    return parse(Manifest, canonical_json(body | {"sha256": sha256(canonical_json(body))}), MANIFEST)
+
+
+def listed_files(plan: Plan) -> list[str]:
+    """Return the paths of all files outside the windows, ascending: the plan, Zarr metadata, tokens and documents."""
+    c = plan.contexts
+    small = context_arrays(c.contexts, c.context_size, c.documents)
+    return sorted([PLAN, *metadata_files(plan), *(spec.file(i) for spec in small for i in range(spec.shards))])
+
+
+def every_file(manifest: Manifest) -> list[FileEntry]:
+    """Return every file of a store but the manifest: the small ones, then shards, then records."""
+    windows = manifest.windows
+    return [*manifest.files, *(a.file for w in windows for a in w.arrays), *(w.record for w in windows)]
+
+
+def files_digest(files: Sequence[FileEntry], windows: Sequence[WindowEntry]) -> str:
+    """Return the sum over every file of a store but the manifest: `files`, then shards, then records."""
+    every = [*files, *(a.file for w in windows for a in w.arrays), *(w.record for w in windows)]
+    return sha256(canonical_json([f.model_dump(mode="json") for f in every]))
+
+
+def digest(plan: Plan, windows: list[WindowEntry]) -> str:
+    """Return the identity of the content: the plan's meaning, the tokens, and the raw rows in window order."""
+    content = {
+        "plan": plan.semantic(),
+        "rows": [[a.array, w.window, a.raw_sha256] for w in windows for a in w.arrays],
+    }
+    return sha256(canonical_json(content))
+
+
+def read_manifest(data: bytes, where: str) -> Manifest:
+    """Read a manifest and check its own sum and digest; raises CorruptError or IncompatibleError."""
+    manifest = parse(Manifest, data, where)
+    body = manifest.model_dump(mode="json", exclude={"sha256"})
+    found = sha256(canonical_json(body))
+    if found != manifest.sha256:
+        raise CorruptError(f"{where} has sha256 {found[:12]}…; it says {manifest.sha256[:12]}…: it was changed.")
+    if digest(manifest.plan, list(manifest.windows)) != manifest.digest:
+        raise CorruptError(f"{where} holds a digest that its own plan and rows do not give.")
+    _check_windows(manifest, where)
+    _check_files(manifest, where)
+    return manifest
+
+
+def _check_windows(manifest: Manifest, where: str) -> None:
+    """The windows are the plan's, each once and in order (or some of them, when sealed), with the plan's arrays."""
+    plan = manifest.plan
+    due = plan.windows + plan.heldout_windows  # counted, not listed: a forged plan can have any number
+    found = [(SPLITS[::-1].index(w.split), w.window) for w in manifest.windows]
+    inside = all(w.window < windows_of(plan, w.split) for w in manifest.windows)
+    if not inside or found != sorted(set(found)) or manifest.sealed != (len(found) < due):
+        raise CorruptError(f"{where} does not list the {due} windows that its plan has.")
+    for window in manifest.windows:
+        specs = window_arrays(plan, window.split)
+        expected = [(s.path, s.file(window.window), s.rows_of_shard(window.window)) for s in specs]
+        if [(a.array, a.file.path, a.rows) for a in window.arrays] != expected:
+            raise CorruptError(f"{where} does not give {window.split} window {window.window} the arrays of its plan.")
+    names = {site.name for site in plan.sites}
+    if set(manifest.moments) != set(SPLITS) or any(set(sites) != names for sites in manifest.moments.values()):
+        raise CorruptError(f"{where} does not have the moments of each site and split.")
+
+
+def _check_files(manifest: Manifest, where: str) -> None:
+    """The other files are those that the plan gives; counted first, for a forged plan can have any number."""
+    c = manifest.plan.contexts
+    shards = sum(spec.shards for spec in context_arrays(c.contexts, c.context_size, c.documents))
+    if shards > len(manifest.files) or [f.path for f in manifest.files] != listed_files(manifest.plan):
+        raise CorruptError(f"{where} does not list the files that its plan has.")
+    if any(w.record.path != record_name(w.split, w.window) for w in manifest.windows):
+        raise CorruptError(f"{where} gives a window another record's name.")
+    if files_digest(manifest.files, manifest.windows) != manifest.files_digest:
+        raise CorruptError(f"{where} holds a files_digest that its own files do not give.")
+
+
+def moments_of(manifest: Manifest, split: Split, site: str, d_in: int) -> Moments:
+    """Return the moments of a site over a split; raises CorruptError when they cannot be those of its rows."""
+    try:
+        moments = manifest.moments[split][site].read(d_in)
+    except CorruptError as error:
+        raise CorruptError(f"{MANIFEST}, {split} {site!r}: {error}") from None
+    rows = sum(w.arrays[0].rows for w in manifest.windows if w.split == split)
+    if sum(moments.counts.tolist()) + moments.non_finite != rows:
+        raise CorruptError(f"{MANIFEST}, {split} {site!r}: the moments are of another number of rows than {rows}.")
+    finite = np.isfinite(moments.sums).all() and np.isfinite(moments.squares).all() and (moments.squares >= 0).all()
+    bins = moments.bins[moments.bins != ZERO_BIN]
+    if not (finite and (moments.counts > 0).all() and (np.abs(bins) < POSSIBLE_BINS).all()):
+        raise CorruptError(f"{MANIFEST}, {split} {site!r}: no rows have such moments.")
+    return moments

@@ -1,0 +1,156 @@
+"""Several stores read as one: the windows of all in one order, moments merged, contexts numbered on.
+
+They must hold the same activations of the same model: same weights, site and dtype. How they are cut and encoded may
+differ. Nothing is copied; a set is as large as a list of names.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from gsae.store.errors import IncompatibleError, UsageError
+from gsae.store.format.moments import Moments
+from gsae.store.format.plan import Plan, SiteSpec, sha256
+from gsae.store.format.row_order import Ints, Split
+from gsae.store.places.shard import IO
+
+from .decoding import ShardFile
+from .site import Site
+from .store import Store, open_store
+
+
+def open_stores(paths: Sequence[str | Path]) -> "Store | StoreSet":
+    """Open complete stores as one set, a single one as itself.
+
+    Raises as `open_store`; IncompatibleError where they are of different models, UsageError where one comes twice.
+    """
+    stores = tuple(open_store(path) for path in paths)
+    if not stores:
+        raise UsageError("No store was named.")
+    return stores[0] if len(stores) == 1 else StoreSet(stores)
+
+
+@dataclass(frozen=True)
+class StoreSet:
+    """Stores read as one; `plan` is that of the first, the others may be cut and encoded otherwise."""
+
+    stores: tuple[Store, ...]
+
+    def __post_init__(self) -> None:
+        first = self.stores[0]
+        for other in self.stores[1:]:
+            _require_equal(first, other, "model revision", lambda s: s.plan.model.revision)
+            _require_equal(first, other, "hash of the model's weights", lambda s: s.plan.model.weights_sha256)
+            _require_equal(first, other, "dtype", lambda s: s.plan.model.dtype)
+        if len({store.digest for store in self.stores}) < len(self.stores):
+            raise UsageError(f"One store is named twice in {self.name}: its rows would be read twice.")
+
+    @property
+    def name(self) -> str:
+        """The folders or URLs, as messages have them."""
+        return ", ".join(store.name for store in self.stores)
+
+    @property
+    def locations(self) -> tuple[str, ...]:
+        """Where to open them again."""
+        return tuple(place for store in self.stores for place in store.locations)
+
+    @property
+    def plan(self) -> Plan:
+        """The plan of the first."""
+        return self.stores[0].plan
+
+    @property
+    def digest(self) -> str:
+        """The sha256 of the digests, in the order of the stores, as hex digits end to end."""
+        return sha256("".join(store.digest for store in self.stores).encode())
+
+    def site(self, name: str, split: Split = "train", io: IO = "mmap") -> Site:
+        """Return a site's rows in a split; raises NotFoundError where a store lacks it, IncompatibleError."""
+        specs = [store.site(name).spec for store in self.stores]
+        for store, spec in zip(self.stores, specs, strict=True):
+            if _meaning(spec) != _meaning(specs[0]):
+                raise IncompatibleError(
+                    f"Site {name!r} is {_meaning(specs[0])} in {self.stores[0].name}, {_meaning(spec)} in {store.name}."
+                )
+        return Site(self, specs[0], split, io)
+
+    def files(self, site: str, split: Split, io: IO) -> tuple[ShardFile, ...]:
+        """Return the windows of a site, store by store."""
+        return tuple(file for store in self.stores for file in store.files(site, split, io))
+
+    def source_files(self, split: Split, io: IO) -> tuple[tuple[ShardFile, int], ...]:
+        """Return the windows of the sources, each with the tokens of the stores before."""
+        return tuple(
+            (file, int(first))
+            for store, first in zip(self.stores, self._first_tokens, strict=False)
+            for file, _ in store.source_files(split, io)
+        )
+
+    def moments(self, site: str, split: Split) -> Moments:
+        """Return the moments of a site's rows in all stores."""
+        return Moments.merged([store.moments(site, split) for store in self.stores], self.site(site).d_in)
+
+    def sources(self, contexts: Ints, positions: Ints) -> Ints:
+        """Return the source of each token; contexts are numbered through the stores."""
+        found = np.empty_like(contexts)
+        firsts = np.cumsum([0, *(store.plan.contexts.contexts for store in self.stores)])
+        for number, mine in self._shares(contexts, firsts):
+            own = self.stores[number].sources(contexts[mine] - firsts[number], positions[mine])
+            found[mine] = own + self._first_tokens[number]
+        return found
+
+    def rows_of(self, sources: Ints, split: Split) -> Ints:
+        """Return the row number of each source; raises NotFoundError for a token that is no row."""
+        found = np.empty_like(sources)
+        rows = [sum(file.rows for file, _ in store.source_files(split, "mmap")) for store in self.stores]
+        firsts = np.cumsum([0, *rows])
+        for number, mine in self._shares(sources, self._first_tokens):
+            own = self.stores[number].rows_of(sources[mine] - self._first_tokens[number], split)
+            found[mine] = own + firsts[number]
+        return found
+
+    def tokens_around(self, sources: ArrayLike, before: int = 8, after: int = 8) -> NDArray[np.int32]:
+        """Return the tokens about each source, (n, before + 1 + after), -1 beyond its context."""
+        asked = np.atleast_1d(np.asarray(sources, np.int64))
+        found = np.empty((len(asked), before + 1 + after), np.int32)
+        for number, mine in self._shares(asked, self._first_tokens):
+            found[mine] = self.stores[number].tokens_around(asked[mine] - self._first_tokens[number], before, after)
+        return found
+
+    def tokens(self) -> NDArray[np.int32]:
+        """Return the tokens of all contexts, (contexts, context_size), store by store; raises IncompatibleError."""
+        for other in self.stores[1:]:
+            _require_equal(self.stores[0], other, "context_size", lambda s: s.plan.context_size)
+        return np.concatenate([store.tokens() for store in self.stores])
+
+    def split(self) -> NDArray[np.uint8]:
+        """Return the split of each context, (contexts,): 0 train, 1 held out."""
+        return np.concatenate([store.split() for store in self.stores])
+
+    @cached_property
+    def _first_tokens(self) -> Ints:
+        """The flat index of each store's first token, (stores + 1,)."""
+        return np.cumsum([0, *(s.plan.contexts.contexts * s.plan.context_size for s in self.stores)])
+
+    def _shares(self, values: Ints, firsts: Ints) -> Iterator[tuple[int, NDArray[np.bool_]]]:
+        """Yield (store, which values are its own), `firsts` being the first value of each; the last refuses strays."""
+        owner = np.clip(np.searchsorted(firsts, values, side="right") - 1, 0, len(self.stores) - 1)
+        for number in np.unique(owner).tolist():
+            yield number, owner == number
+
+
+def _require_equal(first: Store, other: Store, what: str, of: Callable[[Store], Any]) -> None:
+    if of(first) != of(other):
+        raise IncompatibleError(
+            f"{first.name} and {other.name} are not of one kind: the {what} is {of(first)} here, {of(other)} there."
+        )
+
+
+def _meaning(spec: SiteSpec) -> tuple[str, str, int]:
+    return spec.module, spec.hook, spec.d_in

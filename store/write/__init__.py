@@ -1,0 +1,1 @@
+"""Writing a store: shard files, windows, contexts."""
