@@ -313,7 +313,8 @@ def batches_of(store: Store) -> list[np.ndarray[Any, Any]]:
         laid = order.layout(split, counts, name, plan.seed, plan.window_rows, wanted)
         for number in range(-(-laid.rows // plan.window_rows)):
             own = laid.window(number)
-            found += [tokens[own.contexts[batch]] for batch in order.batches(len(own.contexts), plan.batch_size)]
+            batches = order.context_batches(len(own.contexts), plan.batch_size)
+            found += [tokens[own.contexts[batch]] for batch in batches]
     return found
 
 

@@ -16,8 +16,17 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from gsae.store import IncompatibleError, NotFoundError, Site, Store, StoreSet, UsageError
-from gsae.store.format import row_order as order
+from gsae.store import (
+    IncompatibleError,
+    NotFoundError,
+    Site,
+    Store,
+    StoreSet,
+    Stream,
+    UsageError,
+    permutation,
+    row_mask,
+)
 from gsae.train import SAE, load_sae
 
 from .estimate import Estimate, ratio_of_sums
@@ -174,7 +183,7 @@ def measure(measured: Measurement, site: Site, context_size: int, listen: Listen
 
 def some_contexts(heldout: NDArray[np.int64], seed: int, contexts: int | None) -> NDArray[np.int64]:
     """Return at most `contexts` of the held-out contexts, ascending: the first in the order of their rows."""
-    laid = order.permutation(len(heldout), seed, order.Stream.HELDOUT_CONTEXTS)
+    laid = permutation(len(heldout), seed, Stream.HELDOUT_CONTEXTS)
     return np.sort(heldout[laid[:contexts]])
 
 
@@ -194,7 +203,7 @@ def splice_contexts(
     for first in range(0, len(contexts), size):
         group = contexts[first : first + size]
         tokens = store.tokens_around(group * plan.context_size, 0, plan.context_size - 1)
-        stored = order.row_mask(tokens, plan.tokenizer.excluded_ids, plan.dropped_positions)
+        stored = row_mask(tokens, plan.tokenizer.excluded_ids, plan.dropped_positions)
         special = plan.tokenizer.excluded_ids
         parts.append(splice(effects, saes, tokens, stored, special, mean=mean, norm_limit=norm_limit, device=device))
         listen(Progress("contexts", first + len(group), len(contexts)))

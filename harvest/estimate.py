@@ -18,8 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gsae.store import DTYPE_BYTES, SpaceError, chunk_rows, encoded_bytes
-from gsae.store.format import row_order as order
+from gsae.store import DTYPE_BYTES, SpaceError, Stream, chunk_rows, encoded_bytes, permutation, row_mask
 
 from .compiled import compiled
 from .config import HarvestConfig
@@ -63,7 +62,7 @@ def _probe(asked: Request, load: Callable[[HarvestConfig], LanguageModel]) -> Pr
     if config.compile:
         lm = compiled(lm, asked.sites)
     size = choose_batch_size(lm, asked.sites, tokens) if config.batch_size == "auto" else config.batch_size
-    mask = order.row_mask(tokens, asked.special.excluded_ids, config.dropped_positions)
+    mask = row_mask(tokens, asked.special.excluded_ids, config.dropped_positions)
     rows = chunk_rows(max(site.d_in for site in asked.sites), config.dtype, config.window_rows)
     picks = torch.from_numpy(np.flatnonzero(mask[:size])[:rows])
     batch = torch.from_numpy(np.resize(tokens, (size, config.context_size)))
@@ -98,7 +97,7 @@ def _some_contexts(asked: Request) -> NDArray[np.int32]:
 def _ratio(config: HarvestConfig, rows: Tensor) -> float:
     """Return what the codec makes of rows (rows, d_in), as one chunk in mixed order, of their raw size."""
     bits = rows.view(BITS[rows.itemsize]).numpy()
-    mixed = bits[order.permutation(len(bits), 0, order.Stream.TRAIN_ROWS)]
+    mixed = bits[permutation(len(bits), 0, Stream.TRAIN_ROWS)]
     return encoded_bytes(mixed, config.dtype, config.codec, config.level) / bits.nbytes
 
 

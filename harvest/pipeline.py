@@ -12,9 +12,20 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from gsae.store import ContextsSpec, IncompatibleError, Plan, Store, is_complete, open_store, publish
-from gsae.store.write import contexts_writer as contexts
-from gsae.store.write import window_writer as writer
+from gsae.store import (
+    ContextsSpec,
+    IncompatibleError,
+    Plan,
+    Store,
+    is_complete,
+    open_store,
+    publish,
+    read_contexts,
+    read_plan,
+    unfinished,
+    write_manifest,
+    write_plan,
+)
 
 from .compiled import compiled
 from .config import HarvestConfig
@@ -81,7 +92,7 @@ def _harvest(config: HarvestConfig, out: Path, listen: Listen, load: Load, own: 
     spec = begun.contexts if begun is not None else _tokens(asked, out, listen)
     plan, made = begun, 0
     if plan is None or due_windows(plan, out, own):
-        tokens, split = contexts.read_contexts(out, spec)
+        tokens, split = read_contexts(out, spec)
         rows = rows_of(asked, tokens, split)
         check_room(asked, _rows_left(begun, rows, out), out)
         listen(Stage("loading the model"))
@@ -91,7 +102,7 @@ def _harvest(config: HarvestConfig, out: Path, listen: Listen, load: Load, own: 
         if begun is not None:
             check_same(begun, asked, model_source(lm), out)
         plan = begun or _settled(asked, lm, spec, rows, tokens, out, listen)
-        writer.write_plan(out, plan)
+        write_plan(out, plan)
         listen(Stage("running the model"))
         if due := due_windows(plan, out, own):
             make_windows(plan, due, rows, tokens, lm, out, listen)
@@ -100,7 +111,7 @@ def _harvest(config: HarvestConfig, out: Path, listen: Listen, load: Load, own: 
         listen(Left(made, missing))
         return None
     listen(Stage("writing the manifest"))
-    writer.write_manifest(out, plan)
+    write_manifest(out, plan)
     publish.sweep(out)
     listen(Finished(made))
     return open_store(out)
@@ -108,7 +119,7 @@ def _harvest(config: HarvestConfig, out: Path, listen: Listen, load: Load, own: 
 
 def _begin(config: HarvestConfig, out: Path) -> tuple[Plan | None, Request]:
     """Return the plan that `out` was begun with, if any, and what is asked for, which is the same."""
-    begun = writer.read_plan(out)
+    begun = read_plan(out)
     if begun is None:
         _check_fresh(out)
     asked = request(config)
@@ -126,7 +137,7 @@ def _rows_left(begun: Plan | None, rows: Rows, out: Path) -> int:
     """Return the rows of all windows, also of other workers, that have no record."""
     if begun is None:
         return rows.train.rows + rows.heldout.rows
-    return sum(rows.of(split).window(number).rows for split, number in writer.unfinished(out, begun))
+    return sum(rows.of(split).window(number).rows for split, number in unfinished(out, begun))
 
 
 def _settled(
@@ -139,9 +150,9 @@ def _settled(
         size = choose_batch_size(lm, asked.sites, tokens)
     plan = make_plan(asked, model_source(lm), spec, (rows.train.rows, rows.heldout.rows), size)
     try:
-        writer.write_plan(out, plan)
+        write_plan(out, plan)
     except IncompatibleError:
-        first = writer.read_plan(out)
+        first = read_plan(out)
         if first is None:
             raise
         check_same(first, asked, model_source(lm), out)
@@ -165,13 +176,13 @@ def _check_fresh(out: Path) -> None:
     if out.exists() and not out.is_dir():
         raise IncompatibleError(f"{out} is a file. A store needs a folder of its own.")
     foreign = sorted({p.name for p in out.iterdir()} - BEFORE_THE_PLAN) if out.is_dir() else []
-    if foreign and writer.read_plan(out) is None:  # another worker may just have begun
+    if foreign and read_plan(out) is None:  # another worker may just have begun
         raise IncompatibleError(f"{out} is not empty and no store: it has {foreign[0]!r}. Give an empty folder.")
 
 
 def _missing(out: Path, plan: Plan) -> tuple[str, ...]:
     """Wait a little for other workers, and return the windows that still have no record."""
     deadline = time.monotonic() + PATIENCE_SECONDS
-    while (missing := writer.unfinished(out, plan)) and time.monotonic() < deadline:
+    while (missing := unfinished(out, plan)) and time.monotonic() < deadline:
         time.sleep(POLL_SECONDS)
     return tuple(f"{split}-{window:05d}" for split, window in missing)

@@ -18,6 +18,7 @@ from gsae.store import (
     SCHEMA_VERSION,
     ContextsSpec,
     IncompatibleError,
+    Layout,
     ModelSource,
     Plan,
     SiteSpec,
@@ -27,8 +28,9 @@ from gsae.store import (
     UsageError,
     changed_fields,
     chunk_rows,
+    layout,
+    row_mask,
 )
-from gsae.store.format import row_order as order
 
 from .config import HarvestConfig
 from .lm import LanguageModel
@@ -66,10 +68,10 @@ class Rows:
     train, heldout: the laid-out contexts of each split.
     """
 
-    train: order.Layout
-    heldout: order.Layout
+    train: Layout
+    heldout: Layout
 
-    def of(self, split: Split) -> order.Layout:
+    def of(self, split: Split) -> Layout:
         """Return the layout of a split."""
         return self.train if split == "train" else self.heldout
 
@@ -111,11 +113,11 @@ def rows_of(asked: Request, tokens: NDArray[np.int32], split: NDArray[np.uint8])
     config = asked.config
     counts = np.empty(len(tokens), np.int64)
     for at in range(0, len(tokens), COUNTED_CONTEXTS):
-        mask = order.row_mask(tokens[at : at + COUNTED_CONTEXTS], asked.special.excluded_ids, config.dropped_positions)
+        mask = row_mask(tokens[at : at + COUNTED_CONTEXTS], asked.special.excluded_ids, config.dropped_positions)
         counts[at : at + COUNTED_CONTEXTS] = mask.sum(axis=1, dtype=np.int64)
     return Rows(
-        order.layout(split, counts, "train", config.seed, config.window_rows, config.rows),
-        order.layout(split, counts, "heldout", config.seed, config.window_rows, None),
+        layout(split, counts, "train", config.seed, config.window_rows, config.rows),
+        layout(split, counts, "heldout", config.seed, config.window_rows, None),
     )
 
 

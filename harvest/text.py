@@ -19,8 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from gsae.store import DatasetSource, NotFoundError, UsageError
-from gsae.store.format import row_order as order
+from gsae.store import DatasetSource, NotFoundError, Stream, UsageError, permutation
 
 from .hub import explain, one_line, pin, quiet
 
@@ -213,7 +212,7 @@ def _check_text(name: str, tokenised: bool) -> None:
 
 
 def _permutation(n: int, seed: int, index: int = 0) -> list[int]:
-    places: list[int] = order.permutation(n, seed, order.Stream.DOCUMENTS, index).tolist()
+    places: list[int] = permutation(n, seed, Stream.DOCUMENTS, index).tolist()
     return places
 
 

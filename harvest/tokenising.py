@@ -26,12 +26,12 @@ from gsae.store import (
     TokensMade,
     UsageError,
     publish,
+    read_plan,
     read_tokens,
+    write_contexts,
     write_tokens_made,
     write_tokens_plan,
 )
-from gsae.store.write import contexts_writer as contexts
-from gsae.store.write import window_writer as writer
 
 from .planning import Request, check_same_tokens, make_tokens_plan
 from .tokens import HELDOUT, TRAIN, Block, BlockTokenised, tokenise
@@ -99,7 +99,7 @@ def _finished(out: Path) -> ContextsSpec | None:
     """Return what is known of finished tokens; another worker may have come as far as to the plan."""
     if made := read_tokens(out)[1]:
         return made.contexts
-    plan = writer.read_plan(out)
+    plan = read_plan(out)
     return plan.contexts if plan else None
 
 
@@ -197,7 +197,7 @@ def _laid_end_to_end(asked: Request, out: Path, parts: list[Path]) -> TokensMade
     }
     return TokensMade(
         schema_version=SCHEMA_VERSION,
-        contexts=contexts.write_contexts(out, values, wanted is not None and whole.rows < wanted),
+        contexts=write_contexts(out, values, wanted is not None and whole.rows < wanted),
         rows=whole.rows if wanted is None else min(wanted, whole.rows),
         heldout_rows=whole.heldout_rows,
     )

@@ -24,8 +24,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from gsae.store import UsageError
-from gsae.store.format import row_order as order
+from gsae.store import Stream, UsageError, row_mask, word
 
 from .text import Content, Document
 
@@ -127,7 +126,7 @@ def is_held_out(content: Content, heldout: float, seed: int) -> bool:
     """Say whether a document is held out; equal ones always fall on the same side."""
     data = content.encode("utf-8", "surrogatepass") if isinstance(content, str) else content.astype("<i4").tobytes()
     index = int.from_bytes(hashlib.sha256(data).digest()[:8], "big")
-    return order.word(seed, order.Stream.HELDOUT, index) < int(heldout * 2**64)
+    return word(seed, Stream.HELDOUT, index) < int(heldout * 2**64)
 
 
 def pack(documents: list[Tokens], context_size: int, first: int, eos: int) -> tuple[Tokens, Ints]:
@@ -262,7 +261,7 @@ def _block(
 
 def _rows(tokens: Tokens, special: SpecialIds, dropped_positions: tuple[int, ...]) -> Ints:
     """Return the number of rows of each context, (contexts,)."""
-    counts: Ints = order.row_mask(tokens, special.excluded_ids, dropped_positions).sum(axis=1, dtype=np.int64)
+    counts: Ints = row_mask(tokens, special.excluded_ids, dropped_positions).sum(axis=1, dtype=np.int64)
     return counts
 
 

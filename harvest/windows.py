@@ -18,9 +18,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gsae.store import DTYPE_BYTES, Plan, Split, all_windows, empty_rows, unsigned
-from gsae.store.format import row_order as order
-from gsae.store.write import window_writer as writer
+from gsae.store import (
+    DTYPE_BYTES,
+    Plan,
+    Split,
+    all_windows,
+    context_batches,
+    empty_rows,
+    inverse,
+    row_mask,
+    stored_order,
+    unfinished,
+    unsigned,
+    write_window,
+)
 
 from .events import Running
 from .lm import LanguageModel, capture
@@ -54,18 +65,18 @@ class LaidWindow:
 def due_windows(plan: Plan, out: Path, own: Worker) -> list[tuple[Split, int]]:
     """Return the windows of a worker that have no record, in the order of work."""
     numbers = {window: number for number, window in enumerate(all_windows(plan))}
-    return [window for window in writer.unfinished(out, plan) if own.takes(numbers[window])]
+    return [window for window in unfinished(out, plan) if own.takes(numbers[window])]
 
 
 def lay(plan: Plan, rows: Rows, tokens: NDArray[np.int32], split: Split, number: int) -> LaidWindow:
     """Lay out window `number` of a split; tokens: (contexts, context_size), all of them."""
     window = rows.of(split).window(number)
-    mask = order.row_mask(tokens[window.contexts], plan.tokenizer.excluded_ids, plan.dropped_positions)
-    stored = order.stored_order(window, split, plan.seed)
-    places = order.inverse(stored)
+    mask = row_mask(tokens[window.contexts], plan.tokenizer.excluded_ids, plan.dropped_positions)
+    stored = stored_order(window, split, plan.seed)
+    places = inverse(stored)
     batches = []
     before = -window.skip  # laid rows of the window before this batch; the first context may have begun in another
-    for batch in order.batches(len(window.contexts), plan.batch_size):
+    for batch in context_batches(len(window.contexts), plan.batch_size):
         picks = np.flatnonzero(mask[batch])
         first, last = max(-before, 0), min(len(picks), window.rows - before)
         batches.append(Batch(window.contexts[batch], picks[first:last], places[before + first : before + last]))
@@ -158,5 +169,5 @@ def _write(out: Path, plan: Plan, laid: LaidWindow, rows: Buffers, moves: list[F
     """Publish a window when all its rows are in their places; return the bytes of its files."""
     for move in moves:
         move.result()
-    record = writer.write_window(out, plan, laid.split, laid.number, rows, laid.source)
+    record = write_window(out, plan, laid.split, laid.number, rows, laid.source)
     return sum(entry.file.size for entry in record.arrays)

@@ -19,7 +19,6 @@ from .errors import (
     SpaceError,
     UsageError,
 )
-from .format import row_order as order
 from .format.manifest import all_windows
 from .format.moments import Moments, Summary
 from .format.pending_tokens import TokensMade, TokensPlan, read_tokens, write_tokens_made, write_tokens_plan
@@ -35,7 +34,19 @@ from .format.plan import (
     changed_fields,
     chunk_rows,
 )
-from .format.row_order import SPLITS, Split
+from .format.row_order import (
+    SPLITS,
+    Layout,
+    Split,
+    Stream,
+    context_batches,
+    inverse,
+    layout,
+    permutation,
+    row_mask,
+    stored_order,
+    word,
+)
 from .manage.copy import Copied, copy
 from .manage.describe import describe
 from .manage.listing import Listed, list_stores
@@ -48,9 +59,9 @@ from .read.shared import SharedBatches
 from .read.site import Site
 from .read.store import Store, is_complete, open_store
 from .read.store_set import StoreSet, open_stores
-from .write import contexts_writer as contexts
-from .write import window_writer as writer
+from .write.contexts_writer import read_contexts, write_contexts
 from .write.shard_writer import all_cores
+from .write.window_writer import read_plan, unfinished, write_manifest, write_plan, write_window
 
 __all__ = [
     "DTYPE_BYTES",
@@ -67,6 +78,7 @@ __all__ = [
     "GsaeError",
     "IncompatibleError",
     "InterruptedRun",
+    "Layout",
     "Listed",
     "ModelSource",
     "Moments",
@@ -80,6 +92,7 @@ __all__ = [
     "Split",
     "Store",
     "StoreSet",
+    "Stream",
     "Summary",
     "TokenizerSource",
     "TokensMade",
@@ -89,26 +102,37 @@ __all__ = [
     "all_windows",
     "changed_fields",
     "chunk_rows",
-    "contexts",
+    "context_batches",
     "copy",
     "describe",
     "empty_rows",
     "encoded_bytes",
     "foreign_files",
+    "inverse",
     "is_complete",
+    "layout",
     "list_stores",
     "open_store",
     "open_stores",
-    "order",
+    "permutation",
     "publish",
+    "read_contexts",
+    "read_plan",
     "read_tokens",
+    "row_mask",
     "scatter",
     "seal",
+    "stored_order",
+    "unfinished",
     "unsigned",
     "verify",
+    "word",
+    "write_contexts",
+    "write_manifest",
+    "write_plan",
     "write_tokens_made",
     "write_tokens_plan",
-    "writer",
+    "write_window",
 ]
 
 register()

@@ -69,7 +69,7 @@ def test_windows_hold_every_row_of_a_split_once_whatever_the_counts(
 
 @given(st.integers(0, 300), st.integers(1, 40))
 def test_batches_cover_a_window_in_order_with_sizes_that_differ_by_at_most_one(contexts: int, size: int) -> None:
-    parts = list(order.batches(contexts, size))
+    parts = list(order.context_batches(contexts, size))
     sizes = [part.stop - part.start for part in parts]
     assert len(parts) == -(-contexts // size)
     assert [i for part in parts for i in range(part.start, part.stop)] == list(range(contexts))

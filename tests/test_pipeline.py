@@ -285,7 +285,7 @@ def test_a_revision_that_changed_between_runs_is_named(
         def found(model: str, revision: str | None, *, weights: bool) -> Source:
             return Source("owner/name", commit, tiny_llama)
 
-        for module in ("planning", "loading"):
+        for module in ("request", "model.loading"):
             monkeypatch.setattr(f"gsae.harvest.{module}.find", found)
 
     asked, out = config("owner/name", rows=600, sites=("mlp.0",)), tmp_path / "store"

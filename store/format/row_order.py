@@ -135,7 +135,7 @@ def inverse(order: Ints) -> Ints:
     return places
 
 
-def batches(contexts: int, batch_size: int) -> Iterator[slice]:
+def context_batches(contexts: int, batch_size: int) -> Iterator[slice]:
     """Split `contexts` contexts into ceil(contexts / batch_size) batches whose sizes differ by at most one.
 
     Part of the format: a model's bits may depend on what shares its batch, so a window is always run like this.
