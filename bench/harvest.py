@@ -48,7 +48,7 @@ from gsae.harvest import (
     write_tokens,
 )
 from gsae.harvest.estimate import BESIDE_BYTES
-from gsae.harvest.models import find, light_directory, weights_directory
+from gsae.harvest.model.model_files import find, light_directory, weights_directory
 from gsae.store import SPLITS, Store
 from gsae.store.format import row_order as order
 

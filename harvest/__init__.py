@@ -6,21 +6,21 @@ there cost and `logit_effects` what a direction there says. Imports nothing but 
 are imported when first needed.
 """
 
-from .compiled import compiled
 from .config import HarvestConfig
 from .estimate import estimate, probe
 from .events import Finished, Left, Running, Stage
-from .lm import LanguageModel, Provenance, capture
-from .loading import load_lm, load_meta, load_planned, load_tokenizer, tokenizer_sha256
-from .logits import logit_effects, token_texts
-from .models import is_at_hand
+from .model.capture import LanguageModel, Provenance, capture
+from .model.loading import load_lm, load_meta, load_planned, load_tokenizer, tokenizer_sha256
+from .model.logits import logit_effects, token_texts
+from .model.model_files import is_at_hand
+from .model.predictions import Edit, effects
+from .model.sites import offered, resolve, split_names
+from .model.torch_compile import compiled
 from .pipeline import harvest, harvest_tokens
-from .planning import request
-from .predictions import Edit, effects
-from .sites import offered, resolve, split_names
-from .text import Document, Text, documents
-from .tokenising import write_tokens
-from .tokens import Block, BlockTokenised, SpecialIds, special_ids, tokenise
+from .request import request
+from .text.packing import Block, BlockTokenised, SpecialIds, special_ids, tokenise
+from .text.sources import Document, Text, documents
+from .text.token_files import write_tokens
 from .workers import Worker, worker
 
 __all__ = [

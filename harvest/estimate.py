@@ -20,14 +20,14 @@ from torch import Tensor
 
 from gsae.store import DTYPE_BYTES, SpaceError, Stream, chunk_rows, encoded_bytes, permutation, row_mask
 
-from .compiled import compiled
+from .batch_size import choose_batch_size
 from .config import HarvestConfig
-from .lm import LanguageModel, capture
-from .loading import cpu_threads, load_configured
-from .memory import choose_batch_size
-from .moving import BITS
-from .planning import Request
-from .tokens import tokenise
+from .model.capture import LanguageModel, capture
+from .model.loading import cpu_threads, load_configured
+from .model.torch_compile import compiled
+from .request import Request
+from .row_mover import BITS
+from .text.packing import tokenise
 
 # What the codecs take of raw rows, where nothing was measured.
 TYPICAL = {"planes 0": 0.755, "planes 1": 0.68, "zstd": 0.79, "none": 1.0}

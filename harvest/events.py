@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from .tokens import BlockTokenised
+from .text.packing import BlockTokenised
 
 
 @dataclass(frozen=True)

@@ -27,15 +27,15 @@ from gsae.store import (
     write_plan,
 )
 
-from .compiled import compiled
+from .batch_size import choose_batch_size
 from .config import HarvestConfig
 from .estimate import check_room
 from .events import Finished, Left, Listen, Stage
-from .lm import LanguageModel
-from .loading import cpu_threads, load_configured
-from .memory import choose_batch_size
-from .planning import Request, Rows, check_same, make_plan, model_source, request, rows_of
-from .tokenising import write_tokens
+from .model.capture import LanguageModel
+from .model.loading import cpu_threads, load_configured
+from .model.torch_compile import compiled
+from .request import Request, Rows, check_same, make_plan, model_source, request, rows_of
+from .text.token_files import write_tokens
 from .windows import due_windows, make_windows
 from .workers import ALONE, Worker, device_of
 

@@ -33,11 +33,11 @@ from gsae.store import (
     write_window,
 )
 
+from .batch_size import run_twice
 from .events import Running
-from .lm import LanguageModel, capture
-from .memory import run_twice
-from .moving import Mover, copier_for
-from .planning import Rows
+from .model.capture import LanguageModel, capture
+from .request import Rows
+from .row_mover import Mover, copier_for
 from .workers import Worker
 
 Buffers = dict[str, NDArray[Any]]

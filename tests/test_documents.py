@@ -22,8 +22,8 @@ from gsae.harvest import (
     special_ids,
     tokenise,
 )
-from gsae.harvest.models import Source
-from gsae.harvest.tokens import is_held_out
+from gsae.harvest.model.model_files import Source
+from gsae.harvest.text.packing import is_held_out
 from gsae.store import GsaeError, IncompatibleError, UsageError, read_tokens, verify
 from gsae.store.format import row_order as order
 from gsae.store.write import contexts_writer as contexts
@@ -59,8 +59,8 @@ class Stream:
 def hub(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     """A Hub with one text; the commit that it is at may be changed."""
     at = {"commit": "0" * 40}
-    monkeypatch.setattr("gsae.harvest.text.pin", lambda kind, name, revision: revision or at["commit"])
-    monkeypatch.setattr("gsae.harvest.text._load", lambda *_, **__: Stream([str(i) for i in range(40_000)]))
+    monkeypatch.setattr("gsae.harvest.text.sources.pin", lambda kind, name, revision: revision or at["commit"])
+    monkeypatch.setattr("gsae.harvest.text.sources._load", lambda *_, **__: Stream([str(i) for i in range(40_000)]))
     return at
 
 
@@ -150,7 +150,7 @@ def test_what_is_no_list_of_ids_is_told_with_its_row(tmp_path: Path, value: Any,
         def iter(self, batch_size: int) -> Any:
             return values()
 
-    from gsae.harvest.text import _rows
+    from gsae.harvest.text.sources import _rows
 
     with pytest.raises(UsageError, match=said):
         list(_rows("a.jsonl", "ids", True, Table(), range(2)))
@@ -256,9 +256,9 @@ def test_a_model_that_changed_on_the_hub_is_named(
         lm = load_lm(config.model)
         return replace(lm, source=replace(lm.source, revision=old.revision))
 
-    monkeypatch.setattr("gsae.harvest.planning.find", lambda *_, **__: old)
+    monkeypatch.setattr("gsae.harvest.request.find", lambda *_, **__: old)
     assert harvest(asked, tmp_path / "store", load=load) is not None
-    monkeypatch.setattr("gsae.harvest.planning.find", lambda *_, **__: new)
+    monkeypatch.setattr("gsae.harvest.request.find", lambda *_, **__: new)
     with pytest.raises(IncompatibleError, match=f"model.revision was '{old.revision}', now '{new.revision}'"):
         harvest(asked, tmp_path / "store", load=load)
 
@@ -285,8 +285,8 @@ def test_every_token_of_every_kept_document_is_once_in_order_in_its_split_and_ro
     repeat: bool,
 ) -> None:
     """Against a packing written here token by token, over blocks, splits, budgets, repeats and threads."""
-    monkeypatch.setattr("gsae.harvest.tokens.BLOCK_DOCUMENTS", block)
-    monkeypatch.setattr("gsae.harvest.tokens.AT_A_TIME", at_a_time)
+    monkeypatch.setattr("gsae.harvest.text.packing.BLOCK_DOCUMENTS", block)
+    monkeypatch.setattr("gsae.harvest.text.packing.AT_A_TIME", at_a_time)
     ids = iter(range(4, 10**6))
     source = [np.array([4 + next(ids) % 1000 for _ in range(n)], np.int32) for n in lengths]
     read = [Document(place, each) for place, each in enumerate(source)]
@@ -336,7 +336,7 @@ def test_a_text_field_that_is_missing_is_told_by_the_command_before_anything_is_
 def test_a_row_that_is_no_text_loses_nothing_that_was_written(
     tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: int
 ) -> None:
-    monkeypatch.setattr("gsae.harvest.tokenising.PART_TOKENS", 4000)
+    monkeypatch.setattr("gsae.harvest.text.token_files.PART_TOKENS", 4000)
     texts: list[Any] = [f"document {i}" for i in range(3500)]
     bad = written(tmp_path, [*texts[:failing], None, *texts[failing:]])
     with pytest.raises(GsaeError, match=f"row {failing}: field 'text' holds nothing"):

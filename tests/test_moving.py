@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from gsae.harvest.moving import LEAD, HostCopier, Mover, PinnedCopier
+from gsae.harvest.row_mover import LEAD, HostCopier, Mover, PinnedCopier
 
 
 class SlowCopier:

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from gsae.harvest import BlockTokenised, Finished, HarvestConfig, Running, harvest
-from gsae.harvest.models import Source
+from gsae.harvest.model.model_files import Source
 from gsae.store import (
     GsaeError,
     IncompatibleError,

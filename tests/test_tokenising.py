@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
-from gsae.harvest import BlockTokenised, HarvestConfig, Worker, harvest, harvest_tokens, request, tokens, write_tokens
-from gsae.harvest.planning import Request
+from gsae.harvest import BlockTokenised, HarvestConfig, Worker, harvest, harvest_tokens, request, write_tokens
+from gsae.harvest.request import Request
+from gsae.harvest.text import packing as tokens
 from gsae.store import CorruptError, GsaeError, IncompatibleError, UsageError, list_stores, publish, read_tokens
 from gsae.tests.children import files, finish, killed_at_random, start
 from gsae.tests.command import gsae, refused
@@ -42,7 +43,7 @@ def _small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def make_parts_small(setattr_: Any = setattr) -> None:
     """Many parts and blocks from a small text, here or in a process that has to itself."""
-    from gsae.harvest import tokenising
+    from gsae.harvest.text import token_files as tokenising
 
     setattr_(tokenising, "PART_TOKENS", PART_TOKENS)
     setattr_(tokens, "BLOCK_DOCUMENTS", BLOCK_DOCUMENTS)
@@ -125,9 +126,9 @@ def test_parts_and_blocks_at_a_time_do_not_show_in_the_bytes(
     undisturbed: dict[str, bytes], tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for number, (part, at_a_time, characters) in enumerate([(1, 1, 1), (10**9, 5, 1 << 20)]):
-        monkeypatch.setattr("gsae.harvest.tokenising.PART_TOKENS", part)
-        monkeypatch.setattr("gsae.harvest.tokens.AT_A_TIME", at_a_time)
-        monkeypatch.setattr("gsae.harvest.tokens.ENCODED_CHARACTERS", characters)
+        monkeypatch.setattr("gsae.harvest.text.token_files.PART_TOKENS", part)
+        monkeypatch.setattr("gsae.harvest.text.packing.AT_A_TIME", at_a_time)
+        monkeypatch.setattr("gsae.harvest.text.packing.ENCODED_CHARACTERS", characters)
         write_tokens(asked(tiny_llama), tmp_path / str(number))
         assert files(tmp_path / str(number)) == undisturbed
 
@@ -200,7 +201,7 @@ def test_tokens_are_written_without_weights_and_the_harvest_goes_on_with_them(
 ) -> None:
     out, direct = tmp_path / "store", tmp_path / "direct"
     harvest_tokens(config(without_weights), out)
-    monkeypatch.setattr("gsae.harvest.tokenising.tokenise", lambda *_, **__: pytest.fail("tokenised again"))
+    monkeypatch.setattr("gsae.harvest.text.token_files.tokenise", lambda *_, **__: pytest.fail("tokenised again"))
     harvest_tokens(config(without_weights), out)
     harvest(config(tiny_llama), out, own=Worker(0, 1))
     assert not (out / "tokens").exists()
@@ -248,11 +249,11 @@ def test_settings_that_do_not_determine_tokens_may_change_before_there_is_a_plan
 def test_finished_tokens_of_other_libraries_are_taken_and_unfinished_ones_are_not(
     tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gsae.harvest.planning.TEXT_LIBRARIES", ("numpy",))
+    monkeypatch.setattr("gsae.harvest.request.TEXT_LIBRARIES", ("numpy",))
     for name in ("finished", "unfinished"):
         write_tokens(asked(tiny_llama), tmp_path / name)
     (tmp_path / "unfinished/tokens/made.json").unlink()
-    monkeypatch.setattr("gsae.harvest.planning.TEXT_LIBRARIES", ("tokenizers",))
+    monkeypatch.setattr("gsae.harvest.request.TEXT_LIBRARIES", ("tokenizers",))
     write_tokens(asked(tiny_llama), tmp_path / "finished")
     with pytest.raises(IncompatibleError, match=r"versions\."):
         write_tokens(asked(tiny_llama), tmp_path / "unfinished")

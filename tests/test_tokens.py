@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gsae.harvest import documents, special_ids, tokenise
-from gsae.harvest.tokens import is_held_out, pack
+from gsae.harvest.text.packing import is_held_out, pack
 from gsae.store import UsageError
 from gsae.store.format import row_order as order
 from gsae.tests.texts import Contexts, contexts_of, numbered

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gsae.harvest.request import Request, check_same_tokens, make_tokens_plan
 from gsae.store import (
     SCHEMA_VERSION,
     ContextsSpec,
@@ -33,8 +34,7 @@ from gsae.store import (
     write_tokens_plan,
 )
 
-from .planning import Request, check_same_tokens, make_tokens_plan
-from .tokens import HELDOUT, TRAIN, Block, BlockTokenised, tokenise
+from .packing import HELDOUT, TRAIN, Block, BlockTokenised, tokenise
 
 PART_TOKENS = 1 << 22
 # The store's arrays, and the field of a block that each is made of.

@@ -33,12 +33,12 @@ from gsae.store import (
 )
 
 from .config import HarvestConfig
-from .lm import LanguageModel
-from .loading import load_meta, load_tokenizer, tokenizer_sha256
-from .models import find
-from .sites import resolve
-from .text import Text, documents
-from .tokens import SpecialIds, special_ids
+from .model.capture import LanguageModel
+from .model.loading import load_meta, load_tokenizer, tokenizer_sha256
+from .model.model_files import find
+from .model.sites import resolve
+from .text.packing import SpecialIds, special_ids
+from .text.sources import Text, documents
 
 TEXT_LIBRARIES = ("gsae", "datasets", "tokenizers")
 LIBRARIES = ("gsae", "torch", "transformers", "tokenizers", "numcodecs", "numpy")

@@ -19,9 +19,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from gsae.harvest.hub import explain, one_line, pin, quiet
 from gsae.store import DatasetSource, NotFoundError, Stream, UsageError, permutation
-
-from .hub import explain, one_line, pin, quiet
 
 PYDOC = "builtin:pydoc"
 # File ending -> builder of `datasets` and its options.

@@ -17,9 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gsae.harvest.hub import explain, one_line, quiet
 from gsae.store import NotFoundError, UsageError
-
-from .hub import explain, one_line, quiet
 
 SMOLLM2 = "builtin:smollm2-135m-instruct-q4"
 # Name -> (package that holds the file, file).

@@ -16,12 +16,12 @@ from typing import Any
 
 import torch
 
+from gsae.harvest.config import HarvestConfig
+from gsae.harvest.hub import one_line, quiet
 from gsae.store import IncompatibleError, ModelSource, NotFoundError, SpaceError, UsageError
 
-from .config import HarvestConfig
-from .hub import one_line, quiet
-from .lm import LanguageModel, Provenance
-from .models import Source, find, light_directory, weights_directory, weights_sha256
+from .capture import LanguageModel, Provenance
+from .model_files import Source, find, light_directory, weights_directory, weights_sha256
 
 DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from gsae.store import SiteSpec
 
-from .lm import Complete, LanguageModel, hooked
+from .capture import Complete, LanguageModel, hooked
 
 Edit = Callable[[Tensor], Tensor]
 # Logits of one slice of positions, in elements: 128 MB in float32.

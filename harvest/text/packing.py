@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from gsae.store import Stream, UsageError, row_mask, word
 
-from .text import Content, Document
+from .sources import Content, Document
 
 BLOCK_DOCUMENTS = 1024
 ENCODED_CHARACTERS = 1 << 22

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from gsae.harvest.hub import one_line
 from gsae.store import SiteSpec, UsageError
 
-from .hub import one_line
-from .lm import LanguageModel
+from .capture import LanguageModel
 from .sites import layers
 
 # Variants of one module's code that may be compiled: batch sizes, times layers that differ (Gemma's two attentions).

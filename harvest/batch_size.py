@@ -16,7 +16,7 @@ from torch import Tensor
 
 from gsae.store import SiteSpec, SpaceError
 
-from .lm import LanguageModel, capture
+from .model.capture import LanguageModel, capture
 
 # Tokens of a batch beyond which a pass gets no faster: a GPU is full there; on a CPU, where memory hardly ever fails
 # a pass, more only leaves its caches.

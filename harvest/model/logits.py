@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from gsae.store import SiteSpec
 
-from .lm import Complete, LanguageModel
+from .capture import Complete, LanguageModel
 
 ALIKE = 1e-3  # relative, in the model's dtype
 
