@@ -72,7 +72,7 @@ def random_saes(run: Path) -> list[Path]:
     """A Gated SAE and a baseline, as a run saves them."""
     from gsae.tests.stores import make_store
     from gsae.tests.test_sae import random_params
-    from gsae.train.saved import save_sae
+    from gsae.train.sae import save_sae
 
     store = make_store(run / "store", contexts=20)
     site, folders = store.site("mlp.1"), []

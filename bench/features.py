@@ -75,7 +75,7 @@ def child(store_path: Path, run: Path, latents: int) -> int:
     from gsae.store import open_store
     from gsae.tests.peak import forget_peak, peak_bytes
     from gsae.train import GatedParams
-    from gsae.train.saved import save_sae
+    from gsae.train.sae import save_sae
 
     store = open_store(store_path)
     draw = torch.Generator().manual_seed(1)

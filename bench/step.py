@@ -50,7 +50,7 @@ def main() -> int:
     if not options.no_peers and not PEER.exists():
         parser.error(f"{PEER} is not there. Run `make bench-peers` first, from the repository root, or --no-peers.")
 
-    from gsae.train.bank import kernel_threads
+    from gsae.train.step.bank import kernel_threads
 
     parts = options.part or ["targets", "curve", "crossover"]
     met, figures = True, {}
@@ -72,7 +72,7 @@ def main() -> int:
 
 def targets(options: argparse.Namespace, threads: int) -> tuple[bool, dict[str, Any]]:
     """Return whether our steps stay under the limits, and every ratio to the bare product."""
-    from gsae.train.bank import screening_pays
+    from gsae.train.step.bank import screening_pays
 
     met, figures = True, {}
     with ExitStack() as stack:
@@ -162,9 +162,9 @@ def product(d_in: int, d_sae: int, cpu: bool) -> Timed:
 
 def ours(d_in: int, d_sae: int, l0: int, path: str, cpu: bool, arch: str = "gated", *, screened: bool = False) -> Timed:
     """Our step on random inputs, with as many gates open a row as asked; all features are alive."""
-    from gsae.train.bank import Bank
-    from gsae.train.optim import Adam
-    from gsae.train.sae import initial, names
+    from gsae.train.architectures.registry import initial, names
+    from gsae.train.step.adam import Adam
+    from gsae.train.step.bank import Bank
 
     zeros = torch.zeros(d_in)
     start = initial(arch, d_in, d_sae, 0, zeros)

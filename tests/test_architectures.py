@@ -14,11 +14,11 @@ from torch import Tensor
 from gsae.store import IncompatibleError, NotFoundError, Store
 from gsae.tests.test_sae import random_params
 from gsae.train import RunConfig, load_sae, parse_sae, train
-from gsae.train.autograd import AutogradBank
-from gsae.train.bank import Adam, Bank
-from gsae.train.process import computing_with
-from gsae.train.sae import PARAMS, names, started_from
-from gsae.train.saved import save_sae, weights_sha256
+from gsae.train.architectures.registry import PARAMS, names, started_from
+from gsae.train.run.process import computing_with
+from gsae.train.sae import save_sae, weights_sha256
+from gsae.train.step.autograd import AutogradBank
+from gsae.train.step.bank import Adam, Bank
 
 Tensors = dict[str, Tensor]
 F64 = torch.float64

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from gsae.store import Site, SpaceError, Store, UsageError
 from gsae.tests.command import refused
 from gsae.tests.stores import make_store, normal_rows
-from gsae.train import Event, RunConfig, Started, estimate, memory, parse_sae, train
+from gsae.train import Event, RunConfig, Started, estimate, parse_sae, train
+from gsae.train.run import memory
 
 
 def config(**settings: Any) -> RunConfig:

@@ -7,12 +7,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from gsae.tests.test_sae import random_params
-from gsae.train import dense, elementwise
-from gsae.train.bank import Bank, kernels
-from gsae.train.dense import Gradients
-from gsae.train.params import Params
-from gsae.train.sae import PARAMS, names
-from gsae.train.stack import Figures
+from gsae.train.architectures.base import Params
+from gsae.train.architectures.registry import PARAMS, names
+from gsae.train.step import dense
+from gsae.train.step import dense_plain as elementwise
+from gsae.train.step.bank import Bank, kernels
+from gsae.train.step.dense import Gradients
+from gsae.train.step.stack import Figures
 
 F32, F64, BF16 = torch.float32, torch.float64, torch.bfloat16
 

@@ -10,8 +10,8 @@ from safetensors.torch import load_file, save_file
 
 from gsae.store import CorruptError, GsaeError, IncompatibleError, NotFoundError, SpaceError, Store
 from gsae.tests.test_sae import random_params
-from gsae.train.checkpoint import CHECKPOINT, Checkpoint, load_checkpoint, replace_file, save_checkpoint
-from gsae.train.saved import load_sae, save_sae
+from gsae.train.run.checkpoint import CHECKPOINT, Checkpoint, load_checkpoint, replace_file, save_checkpoint
+from gsae.train.sae import load_sae, save_sae
 
 SCALE = 7.5
 

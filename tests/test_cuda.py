@@ -16,7 +16,7 @@ from gsae.store import InterruptedRun, Store
 from gsae.tests.test_bank import assert_gradients_equal, inputs
 from gsae.tests.test_sae import random_params
 from gsae.train import Event, Progress, RunConfig, parse_sae, train
-from gsae.train.bank import Bank
+from gsae.train.step.bank import Bank
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 

@@ -17,7 +17,7 @@ from gsae.store import IncompatibleError, NotFoundError, Store
 from gsae.tests.command import gsae
 from gsae.tests.test_sae import random_params
 from gsae.train import load_sae
-from gsae.train.saved import save_sae
+from gsae.train.sae import save_sae
 
 D_IN, D_SAE = 32, 71
 

@@ -7,8 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gsae.train import SAE, Firing, firing
-from gsae.train.sae import PARAMS, names
+from gsae.train import SAE, Firing
+from gsae.train.architectures.registry import PARAMS, names
+from gsae.train.step import firing
 
 ARCHS = ("gated", "gated-untied", "relu")
 

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from gsae.tests.test_sae import random_params
-from gsae.train import optim
-from gsae.train.bank import Bank, kernels
-from gsae.train.optim import Adam
-from gsae.train.params import Params
+from gsae.train.architectures.base import Params
+from gsae.train.step import adam as optim
+from gsae.train.step.adam import Adam
+from gsae.train.step.bank import Bank, kernels
 
 SAES, D_SAE, D_IN = 2, 13, 9
 IMPLEMENTATIONS = [optim] if kernels is None else [optim, kernels]

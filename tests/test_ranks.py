@@ -11,7 +11,7 @@ import pytest
 from gsae.store import IncompatibleError, InterruptedRun, Store, UsageError, all_cores, open_store
 from gsae.tests.children import files, start
 from gsae.train import Event, Finished, Left, Progress, Ranks, RunConfig, Started, parse_sae, read_config, train
-from gsae.train.folder import claimed, group_folder
+from gsae.train.run.folder import claimed, group_folder
 
 SAES = parse_sae("gated width=24 l1=.1,.2,.3") + parse_sae("relu width=16 l1=.1,.2") + parse_sae("gated width=8 l1=.1")
 

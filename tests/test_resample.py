@@ -13,15 +13,15 @@ from torch import Tensor
 from gsae.store import Store, UsageError
 from gsae.tests.test_sae import random_params
 from gsae.train import Progress, Resampled, RunConfig, parse_sae, train
-from gsae.train.autograd import AutogradBank
-from gsae.train.bank import Adam, Bank
-from gsae.train.group import Group
-from gsae.train.inputs import Inputs
-from gsae.train.params import Params
-from gsae.train.process import computing_with
-from gsae.train.resample import revived
-from gsae.train.sae import PARAMS
-from gsae.train.schedule import recovery
+from gsae.train.architectures.base import Params
+from gsae.train.architectures.registry import PARAMS
+from gsae.train.run.group import Group
+from gsae.train.run.inputs import Inputs
+from gsae.train.run.lr_schedule import recovery
+from gsae.train.run.process import computing_with
+from gsae.train.run.resample import revived
+from gsae.train.step.autograd import AutogradBank
+from gsae.train.step.bank import Adam, Bank
 
 D_IN, D_SAE = 16, 40
 TRAINED = [kind for kind in sorted(PARAMS) if not PARAMS[kind].FROZEN]

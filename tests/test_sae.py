@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from gsae.train.gated import GatedParams
-from gsae.train.params import Params
-from gsae.train.sae import PARAMS, folded, initial, names
+from gsae.train.architectures.base import Params
+from gsae.train.architectures.gated import GatedParams
+from gsae.train.architectures.registry import PARAMS, folded, initial, names
 
 
 def random_params(arch: str, d_in: int, d_sae: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Params:

@@ -10,11 +10,11 @@ from torch import Tensor
 numba = pytest.importorskip("numba")
 
 from gsae.tests.test_sparse import bank_of, random_params, train  # noqa: E402
-from gsae.train import sparse_kernels  # noqa: E402
-from gsae.train.bank import Bank  # noqa: E402
-from gsae.train.screening import Screen  # noqa: E402
-from gsae.train.stack import Scratch  # noqa: E402
-from gsae.train.vectors import dot  # noqa: E402
+from gsae.train.step import sparse_numba as sparse_kernels  # noqa: E402
+from gsae.train.step.bank import Bank  # noqa: E402
+from gsae.train.step.screening import Screen  # noqa: E402
+from gsae.train.step.stack import Scratch  # noqa: E402
+from gsae.train.step.vector_loops import dot  # noqa: E402
 
 F32 = torch.float32
 

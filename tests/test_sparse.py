@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from gsae.tests import test_sae
-from gsae.train import sparse_plain
-from gsae.train.bank import Bank, kernel_threads, sparse_kernels
-from gsae.train.open_gates import ByLatent, Errors
-from gsae.train.optim import Adam
-from gsae.train.params import Params
-from gsae.train.sae import PARAMS, names
-from gsae.train.stack import Scratch
+from gsae.train.architectures.base import Params
+from gsae.train.architectures.registry import PARAMS, names
+from gsae.train.step import sparse_plain
+from gsae.train.step.adam import Adam
+from gsae.train.step.bank import Bank, kernel_threads, sparse_kernels
+from gsae.train.step.gate_lists import ByLatent, Errors
+from gsae.train.step.stack import Scratch
 
 F32, F64 = torch.float32, torch.float64
 PASSES = [sparse_plain] if sparse_kernels is None else [sparse_plain, sparse_kernels]

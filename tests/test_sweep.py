@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from gsae.store import NotFoundError, UsageError
 from gsae.train import RunConfig, SAEConfig, load_sweep, parse_sae
-from gsae.train.config import from_toml, to_toml
+from gsae.train.run.config import from_toml, to_toml
 
 
 def sae(**values: Any) -> SAEConfig:

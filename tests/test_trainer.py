@@ -27,9 +27,9 @@ from gsae.train import (
     read_config,
     train,
 )
-from gsae.train.group import Group
-from gsae.train.inputs import Inputs
-from gsae.train.process import computing_with
+from gsae.train.run.group import Group
+from gsae.train.run.inputs import Inputs
+from gsae.train.run.process import computing_with
 
 SAES = parse_sae("gated width=48 l1=.1,.3") + parse_sae("relu width=40 l1=.1") + parse_sae("gated width=16 l1=.2")
 
@@ -83,7 +83,7 @@ def test_a_run_leaves_its_settings_metrics_state_and_saes(undisturbed: Path, tin
 
 
 def test_metrics_of_the_first_batch_equal_the_plain_formulas(tiny_store: Store, tmp_path: Path) -> None:
-    from gsae.train.sae import initial
+    from gsae.train.architectures.registry import initial
 
     run(tiny_store, tmp_path / "run", steps=1, log_every=1, l1_warm_up_steps=0)
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]

@@ -16,7 +16,7 @@ from gsae.store import InterruptedRun, open_store
 from gsae.tests.calls import kill_at, recorded
 from gsae.tests.children import files
 from gsae.train import Event, Progress, RunConfig, parse_sae, train
-from gsae.train.checkpoint import load_checkpoint
+from gsae.train.run.checkpoint import load_checkpoint
 
 SAES = parse_sae("gated width=16 l1=.1,3") + parse_sae("relu width=16 l1=3")
 

@@ -3,19 +3,19 @@
 Needs the store and nothing of the language model: neither transformers nor datasets is imported here.
 """
 
-from .checkpoint import replace_file
-from .config import RunConfig, SAEConfig, load_sweep, parse_sae
-from .describe import describe_run, stores_of
-from .estimate import estimate
-from .events import Checkpointed, Event, Finished, Left, Progress, Resampled, Started, Stopped
-from .firing import Firing
-from .folder import read_config
-from .gated import GatedParams
-from .params import Params
-from .ranks import Ranks
-from .relu import ReluParams
-from .saved import SAE, load_sae, weights_sha256
-from .trainer import train
+from .architectures.base import Params
+from .architectures.gated import GatedParams
+from .architectures.relu import ReluParams
+from .run.checkpoint import replace_file
+from .run.config import RunConfig, SAEConfig, load_sweep, parse_sae
+from .run.describe import describe_run, stores_of
+from .run.estimate import estimate
+from .run.events import Checkpointed, Event, Finished, Left, Progress, Resampled, Started, Stopped
+from .run.folder import read_config
+from .run.ranks import Ranks
+from .run.trainer import train
+from .sae import SAE, load_sae, weights_sha256
+from .step.firing import Firing
 
 __all__ = [
     "SAE",

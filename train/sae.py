@@ -1,67 +1,174 @@
-"""The architectures there are, where an SAE starts, and how the scale of its inputs is folded in and out.
+"""A trained SAE as a folder in SAELens's layout, with the scale of its inputs folded into the biases.
 
-A new architecture is a file with a subclass of `Params` and one line in `PARAMS`. What is trained by the fast step
-of `bank` is said in `FAST`; everything else is trained by `autograd`.
+What SAELens's `gated` and `standard` can express is written as such and read from there; an untied encoder has an
+architecture of our own name, which SAELens refuses.
 """
 
-from dataclasses import fields, replace
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
 
-import torch
+import safetensors
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from gsae.store import IncompatibleError
+from gsae.store import CorruptError, IncompatibleError, NotFoundError, Plan, SiteSpec
 
-from .gated import GatedParams, NoRMagParams, UnfrozenParams, UntiedParams
-from .params import Params
-from .relu import ReluParams
-from .rescale_shift import RescaleShiftParams
+from .architectures.base import Params
+from .architectures.gated import GatedParams, UntiedParams
+from .architectures.registry import folded
+from .architectures.relu import ReluParams
+from .run.checkpoint import replace_file, sweep
 
-PARAMS: dict[str, type[Params]] = {
-    "gated": GatedParams,
-    "gated-untied": UntiedParams,
-    "gated-no_r_mag": NoRMagParams,
-    "gated-unfrozen": UnfrozenParams,
-    "relu": ReluParams,
-    "rescale-shift": RescaleShiftParams,
+CFG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
+READ: dict[str, tuple[str, type[Params]]] = {
+    "gated": ("gated", GatedParams),
+    "standard": ("relu", ReluParams),
+    "gsae_gated_untied": ("gated-untied", UntiedParams),
 }
-FAST = ("gated", "relu")
+TRANSPOSED = ("W_enc", "W_mag")  # (d_in, d_sae) in the file
 
 
-def names(arch: str) -> tuple[str, ...]:
-    """The names of an architecture's parameters, in order."""
-    return tuple(field.name for field in fields(PARAMS[arch]))
+@dataclass(frozen=True)
+class SAE:
+    """A trained SAE for raw activations, as saved in `RUN/saes/<name>`; `metadata` is what the run noted of it."""
+
+    params: Params
+    metadata: Mapping[str, Any]
+
+    @property
+    def architecture(self) -> str:
+        """`gated`, `gated-untied` or `relu`: which formula its features follow."""
+        return next(ours for ours, kind in READ.values() if type(self.params) is kind)
+
+    @property
+    def d_in(self) -> int:
+        """Width of the activations."""
+        return self.params.W_dec.shape[1]
+
+    @property
+    def d_sae(self) -> int:
+        """Number of latents."""
+        return self.params.W_dec.shape[0]
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Features (rows, d_sae) of raw activations x (rows, d_in), float32."""
+        return self.params.encode(x)
+
+    def decode(self, f: Tensor) -> Tensor:
+        """Reconstructions (rows, d_in) of raw activations from features f (rows, d_sae)."""
+        return self.params.decode(f)
+
+    def to(self, device: str) -> "SAE":
+        """The same SAE on another device."""
+        moved = {name: tensor.to(device) for name, tensor in vars(self.params).items()}
+        return SAE(type(self.params)(**moved), self.metadata)
 
 
-def initial(arch: str, d_in: int, d_sae: int, seed: int, scaled_mean: Tensor) -> Params:
-    """The SAE a run starts from, float32 on the CPU, a function of its arguments alone.
+def save_sae(
+    folder: Path, params: Params, *, scale: float, site: SiteSpec, plan: Plan, gsae: Mapping[str, Any]
+) -> None:
+    """Write an SAE that was trained on scale * x so that SAELens, and `load_sae`, apply it to raw x.
 
-    Decoder rows are random directions of unit norm and encoders equal the decoder, so a latent begins by reading
-    what it writes; b_dec (d_in) is the mean of the scaled inputs; all else is 0.
+    The scale is folded into the biases, weights are float32 and W_enc is (d_in, d_sae) as SAELens has it. `gsae`
+    becomes `metadata.gsae`. cfg.json comes last: a folder that has it is complete.
     """
-    directions = torch.randn(d_sae, d_in, generator=torch.Generator("cpu").manual_seed(seed))
-    W_dec = directions / directions.norm(dim=1, keepdim=True)
-    b_dec = scaled_mean.to("cpu", torch.float32, copy=True)
-    others = {name: W_dec.clone() if name.startswith("W_") else torch.zeros(d_sae) for name in names(arch)}
-    return PARAMS[arch](**(others | {"W_dec": W_dec, "b_dec": b_dec}))
+    folder.mkdir(parents=True, exist_ok=True)
+    sweep(folder)
+    architecture, raw = folded(params, scale).saelens()
+    tensors = {name: (t.T if name in TRANSPOSED else t).float().contiguous() for name, t in raw.items()}
+    d_sae, d_in = raw["W_dec"].shape
+    cfg = {
+        "architecture": architecture,
+        "d_in": d_in,
+        "d_sae": d_sae,
+        "dtype": "float32",
+        "device": "cpu",
+        "apply_b_dec_to_input": True,
+        "normalize_activations": "none",
+        "reshape_activations": "hook_z" if site.name.startswith("attn.") else "none",
+        "metadata": {
+            "sae_lens_version": "6.0.0",
+            "model_name": plan.model.id,
+            "model_class_name": "AutoModelForCausalLM",
+            "hook_name": site.hook_name,
+            "hf_hook_name": site.module,
+            "dataset_path": plan.dataset.id,
+            "context_size": plan.context_size,
+            "prepend_bos": True,
+            "gsae": {key: _json_number(value) for key, value in gsae.items()},
+        },
+    }
+    replace_file(folder / WEIGHTS, lambda path: save_file(tensors, path))
+    text = json.dumps(cfg, indent=2, allow_nan=False) + "\n"
+    replace_file(folder / CFG, lambda path: path.write_text(text))
 
 
-def started_from(arch: str, trained: Params, scale: float, where: str) -> Params:
-    """The SAE of an architecture that goes on from a saved one, for inputs times `scale`.
+def _json_number(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
-    `rescale-shift` starts from a baseline. Raises IncompatibleError, naming `where`, for another architecture.
+
+def load_sae(folder: str | Path) -> SAE:
+    """Read an SAE in SAELens's layout (`cfg.json`, `sae_weights.safetensors`), written by gsae or, unscaled, by it.
+
+    Raises NotFoundError without the files, CorruptError where they contradict one another or cannot be read, and
+    IncompatibleError for an architecture or input handling that is not ours.
     """
-    found = {name: tensor.clone() for name, tensor in vars(trained).items()}
-    if arch == "rescale-shift" and isinstance(trained, ReluParams):
-        found |= {name: torch.zeros_like(trained.b_enc) for name in ("r_mag", "b_shift")}
-    if sorted(found) != sorted(names(arch)):
-        raise IncompatibleError(f"{where} has {', '.join(vars(trained))}: no start for a {arch} SAE.")
-    start = PARAMS[arch](**found)
-    return replace(start, **{name: (getattr(start, name).double() * scale).float() for name in start.BIASES})
+    folder = Path(folder)
+    cfg = _read_cfg(folder)
+    kind = READ.get(str(cfg.get("architecture")), (None, None))[1]
+    if kind is None:
+        raise IncompatibleError(f"{folder} holds a {cfg.get('architecture')!r} SAE; gated and standard are read.")
+    if cfg.get("normalize_activations", "none") != "none" or cfg.get("apply_b_dec_to_input", True) is not True:
+        raise IncompatibleError(f"{folder}: its inputs are normalised or not centred on b_dec; fold that in first.")
+    weights = _read_weights(folder / WEIGHTS)
+    expected = sorted(field.name for field in fields(kind))
+    if sorted(weights) != expected:
+        raise CorruptError(f"{folder}: expected tensors {expected}, found {sorted(weights)}.")
+    try:
+        d_in, d_sae = int(cfg["d_in"]), int(cfg["d_sae"])
+    except (KeyError, TypeError, ValueError):
+        raise CorruptError(f"{folder / CFG} does not give d_in and d_sae.") from None
+    shapes = {"W_dec": (d_sae, d_in), "b_dec": (d_in,)} | dict.fromkeys(TRANSPOSED, (d_in, d_sae))
+    for name, tensor in weights.items():
+        shape = shapes.get(name, (d_sae,))
+        if tuple(tensor.shape) != shape:
+            raise CorruptError(f"{folder}: {name} has shape {tuple(tensor.shape)}, cfg.json says {shape}.")
+    tensors = {name: (t.T if name in TRANSPOSED else t).float().contiguous() for name, t in weights.items()}
+    metadata = cfg.get("metadata")
+    gsae = metadata.get("gsae") if isinstance(metadata, dict) else None
+    return SAE(kind(**tensors), gsae if isinstance(gsae, dict) else {})
 
 
-def folded(params: Params, scale: float) -> Params:
-    """The SAE that does to raw x what `params` does to scale * x: features times 1/scale, the same gates.
+def weights_sha256(folder: str | Path) -> str:
+    """The sha256 of a saved SAE's weights; raises NotFoundError without them."""
+    try:
+        return hashlib.sha256((Path(folder) / WEIGHTS).read_bytes()).hexdigest()
+    except OSError as error:
+        raise NotFoundError(f"There is no SAE in {folder}: {WEIGHTS}: {error.strerror}.") from None
 
-    Weights stay as they are (decoder rows keep unit norm), r_mag too; biases are divided by the scale.
-    """
-    return replace(params, **{name: getattr(params, name) / scale for name in params.BIASES})
+
+def _read_cfg(folder: Path) -> dict[str, Any]:
+    path = folder / CFG
+    try:
+        cfg = json.loads(path.read_text())
+    except (FileNotFoundError, NotADirectoryError):
+        raise NotFoundError(f"There is no SAE in {folder}: {CFG} is missing.") from None
+    except (OSError, ValueError) as error:
+        raise CorruptError(f"{path} cannot be read: {error}") from None
+    if not isinstance(cfg, dict):
+        raise CorruptError(f"{path} is not a JSON object.")
+    return cfg
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except FileNotFoundError:
+        raise NotFoundError(f"There is no SAE in {path.parent}: {path.name} is missing.") from None
+    except (OSError, safetensors.SafetensorError) as error:
+        raise CorruptError(f"{path} cannot be read: {error}") from None

@@ -13,14 +13,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import dense, elementwise, optim, sparse, sparse_plain
-from .optim import Adam
-from .params import Params
-from .sae import PARAMS, names
+from gsae.train.architectures.base import Params
+from gsae.train.architectures.registry import PARAMS, names
+
+from . import adam as optim
+from . import dense, sparse, sparse_plain
+from . import dense_plain as elementwise
+from .adam import Adam
 from .stack import Figures, Scratch, Stack
 
 try:
-    from . import kernels, screening, sparse_kernels
+    from . import dense_numba as kernels
+    from . import screening
+    from . import sparse_numba as sparse_kernels
 except ImportError:  # without numba everything works, slower
     kernels = screening = sparse_kernels = None  # type: ignore[assignment]
 

@@ -9,11 +9,11 @@ from pathlib import Path
 import torch
 
 from gsae.store import Site, SpaceError
+from gsae.train.architectures.registry import names
 
 from .config import RunConfig, SAEConfig
 from .process import device_of
 from .ranks import Ranks
-from .sae import names
 
 FLOAT = 4
 

@@ -7,14 +7,15 @@ Of a wide SAE's features one in a thousand is above 0. On a CPU the gates are fo
 import torch
 from torch import Tensor
 
-from .gated import GatedParams
-from .open_gates import Open
-from .relu import ReluParams
-from .saved import SAE
+from gsae.train.architectures.gated import GatedParams
+from gsae.train.architectures.relu import ReluParams
+from gsae.train.sae import SAE
+
+from .gate_lists import Open
 from .stack import Scratch
 
 try:
-    from .gate_kernels import open_gates
+    from .gates_numba import open_gates
 except ImportError:  # without numba: slower
     open_gates = None  # type: ignore[assignment]
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from gsae.store import Site
+from gsae.train.architectures.registry import PARAMS
 
 from .config import RunConfig, SAEConfig
 from .group import Group
@@ -18,7 +19,6 @@ from .inputs import Inputs
 from .memory import available, needed, parameters, reading_bytes
 from .process import computing_with, device_of
 from .ranks import ALONE, Ranks
-from .sae import PARAMS
 
 PROBE_FLOPS = 1e11  # a measured step is cut to fewer rows beyond
 PROBE_STEPS, SETTLING_STEPS = 2, 6

@@ -13,8 +13,8 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from . import optim
-from .optim import Adam
+from . import adam as optim
+from .adam import Adam
 from .stack import Figures, Scratch, Stack
 
 

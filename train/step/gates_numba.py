@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .open_gates import ByLatent, Open
+from .gate_lists import ByLatent, Open
 from .stack import Scratch
-from .vectors import above, count_bits, lowest
+from .vector_loops import above, count_bits, lowest
 
 WORD = 64  # gates that are compared at once
 PARTS = 16  # of the list, that are sorted side by side

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .params import Params
+from gsae.train.architectures.base import Params
 
 ENCODER_NORM = 0.2  # of the live encoder rows' mean norm
 ROWS_AT_ONCE, LATENTS_AT_ONCE = 1024, 256

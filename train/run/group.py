@@ -12,19 +12,19 @@ import torch
 from torch import Tensor
 
 from gsae.store import IncompatibleError
+from gsae.train.architectures.base import Params
+from gsae.train.architectures.registry import FAST, PARAMS, initial, started_from
+from gsae.train.sae import load_sae, weights_sha256
+from gsae.train.step.adam import Adam
+from gsae.train.step.autograd import AutogradBank
+from gsae.train.step.bank import Bank
+from gsae.train.step.stack import Figures
 
-from .autograd import AutogradBank
-from .bank import Bank
 from .checkpoint import Checkpoint
 from .config import RunConfig, SAEConfig
 from .inputs import Inputs
-from .optim import Adam
-from .params import Params
+from .lr_schedule import l1_factor, lr_factor, recovery, seed_at
 from .resample import revived
-from .sae import FAST, PARAMS, initial, started_from
-from .saved import load_sae, weights_sha256
-from .schedule import l1_factor, lr_factor, recovery, seed_at
-from .stack import Figures
 
 DEAD_ROWS = 10_000_000  # a latent is dead once silent for this many training rows, or one epoch's if those are fewer
 TOTALS = ("loss", "squared_error", "l1", "l0", "norm", "inner")

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from gsae import __version__
 from gsae.store import Batches, IncompatibleError, InterruptedRun, Site
+from gsae.train.sae import save_sae
 
 from .checkpoint import load_checkpoint, save_checkpoint
 from .config import RunConfig
@@ -30,7 +31,6 @@ from .inputs import Inputs
 from .memory import require_memory
 from .process import computing_with, device_of, stop_signals
 from .ranks import ALONE, Ranks
-from .saved import save_sae
 
 
 def train(site: Site, config: RunConfig, out: Path, listen: Listener = ignore, ranks: Ranks = ALONE) -> None:

@@ -18,12 +18,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .gate_kernels import WORD, compiled
-from .kernels import _load, _store
-from .open_gates import ByLatent, Open
-from .sparse_kernels import LATENTS
+from .dense_numba import _load, _store
+from .gate_lists import ByLatent, Open
+from .gates_numba import WORD, compiled
+from .sparse_numba import LATENTS
 from .stack import Scratch
-from .vectors import count_bits, dot, dots, lowest, maybe_above
+from .vector_loops import count_bits, dot, dots, lowest, maybe_above
 
 UNIT = 2.0**-24  # half a unit in the last place of 1 in float32
 SHARE = np.float32(2.0**-8 * 1.01)  # of a product's value, that rounding it to bfloat16 may have cost

@@ -9,9 +9,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from .optim import Adam
-from .params import Params
-from .sae import PARAMS, names
+from gsae.train.architectures.base import Params
+from gsae.train.architectures.registry import PARAMS, names
+
+from .adam import Adam
 from .stack import Figures
 
 

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from . import optim
-from .optim import Adam
+from . import adam as optim
+from .adam import Adam
 from .stack import Figures, Scratch, Stack
 
 if TYPE_CHECKING:

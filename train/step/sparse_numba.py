@@ -17,11 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .gate_kernels import by_latent, compiled, open_gates
-from .open_gates import ByLatent, Errors, Open
-from .optim import Adam
+from .adam import Adam
+from .gate_lists import ByLatent, Errors, Open
+from .gates_numba import by_latent, compiled, open_gates
 from .stack import Scratch, Stack
-from .vectors import add_row, add_rows, dot, dots
+from .vector_loops import add_row, add_rows, dot, dots
 
 __all__ = ["by_latent", "latents_pass", "open_gates", "rows_pass"]
 

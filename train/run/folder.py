@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from gsae.store import CorruptError, IncompatibleError, NotFoundError, Site, UsageError
+from gsae.train.sae import CFG, weights_sha256
+from gsae.train.step.bank import screening_pays
 
-from .bank import screening_pays
 from .checkpoint import load_checkpoint, replace_file, sweep
 from .config import RunConfig, SAEConfig, from_toml, to_toml
 from .process import device_of
 from .ranks import Ranks
-from .saved import CFG, weights_sha256
 
 CONFIG = "config.toml"
 METRICS = "metrics.jsonl"

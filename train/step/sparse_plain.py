@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
-from . import optim
-from .open_gates import ByLatent, Errors, Open
-from .optim import Adam
+from . import adam as optim
+from .adam import Adam
+from .gate_lists import ByLatent, Errors, Open
 from .stack import Scratch, Stack
 
 ENTRIES = 4096  # whose rows are gathered at a time

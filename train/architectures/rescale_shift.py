@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from .params import Params, Terms
+from .base import Params, Terms
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from torch import Tensor
 from gsae.store import Site, Summary, UsageError
 
 from .config import RunConfig
-from .schedule import seed_at
+from .lr_schedule import seed_at
 
 RESAMPLING_ROWS, RESAMPLING_BATCH = 32768, 4096
 

@@ -1,0 +1,1 @@
+"""One file an SAE architecture: the formulas of its paper, which are the oracle of every fast step."""
