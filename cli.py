@@ -17,7 +17,8 @@ import typer
 from gsae import __version__
 
 if TYPE_CHECKING:
-    from gsae.evaluate import Effects, Progress, Words
+    from gsae.evaluate import Effects, Progress
+    from gsae.features import Words
     from gsae.store import SiteSpec, Store, StoreSet
 
 app = typer.Typer(
@@ -104,7 +105,7 @@ def demo(
 
     It takes about ten minutes on two cores, more on a CPU that cannot multiply bfloat16.
     """
-    from gsae.demo import demo as run_demo
+    from gsae.commands.demo import demo as run_demo
 
     summary = run_demo(out, lambda line: print(line, file=sys.stderr, flush=True))
     if as_json:
@@ -194,6 +195,7 @@ def harvest(
 
     The same command goes on with a harvest that was stopped.
     """
+    from gsae.commands.terminal import Shown
     from gsae.harvest import (
         HarvestConfig,
         estimate,
@@ -205,7 +207,6 @@ def harvest(
         split_names,
         worker,
     )
-    from gsae.progress import Shown
     from gsae.store import UsageError, describe
 
     if "://" in out:
@@ -339,7 +340,7 @@ def verify(
     as_json: Json = False,
 ) -> None:
     """Check that a store holds what its manifest says; exit code 4 when it does not."""
-    from gsae.progress import Shown
+    from gsae.commands.terminal import Shown
     from gsae.store import CorruptError, foreign_files, open_store
     from gsae.store import verify as find_faults
 
@@ -390,7 +391,7 @@ def copy(
 
     The same command goes on with a copy that was stopped.
     """
-    from gsae.progress import Shown
+    from gsae.commands.terminal import Shown
     from gsae.store import copy as copy_store
 
     wanted = None if sites is None else [name.strip() for name in sites.split(",")]
@@ -508,7 +509,7 @@ def train(
     Neither the language model nor the text is needed. The same command goes on with a run that was stopped. Under
     torchrun the ranks take the SAEs from a queue, one shape at a time.
     """
-    from gsae.progress import TrainingShown
+    from gsae.commands.terminal import TrainingShown
     from gsae.store import UsageError, open_stores
     from gsae.train import Ranks, RunConfig, describe_run, estimate, load_sweep, parse_sae
     from gsae.train import train as fit
@@ -573,9 +574,9 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Measure every SAE of a run on held-out rows, and the loss that the language model recovers with it."""
+    from gsae.commands.terminal import Shown
     from gsae.evaluate import evaluate as measure
     from gsae.evaluate import site_of
-    from gsae.progress import Shown
     from gsae.store import open_stores
     from gsae.train import stores_of
 
@@ -639,8 +640,9 @@ def features(
 
     The same command goes on where it was stopped. Writes Parquet files below RUN/features.
     """
-    from gsae.evaluate import Kept, Words, find_features, site_of
-    from gsae.progress import Shown
+    from gsae.commands.terminal import Shown
+    from gsae.evaluate import site_of
+    from gsae.features import Kept, Words, find_features
     from gsae.store import open_stores
     from gsae.train import stores_of
 
@@ -685,8 +687,8 @@ def browse(
 
     The folder that it writes is static files: any web server shows it to others. Ctrl-C ends serving.
     """
-    from gsae.evaluate import build_blind, build_browser, compare_ratings, ratings_of, serve
-    from gsae.progress import Shown
+    from gsae.commands.terminal import Shown
+    from gsae.features import build_blind, build_browser, compare_ratings, ratings_of, serve
 
     names = tuple(sae or ())
     with Shown() as shown:
@@ -722,7 +724,7 @@ def export(
     ] = None,
 ) -> None:
     """Write a trained SAE, or what its latents fire on, for another project's loader."""
-    from gsae.evaluate import to_delphi, to_dictionary_learning, to_neuronpedia
+    from gsae.features import to_delphi, to_dictionary_learning, to_neuronpedia
     from gsae.store import open_stores
     from gsae.train import stores_of
 
@@ -749,7 +751,7 @@ def _effects(store: "Store | StoreSet", site: str, model: str | None, device: st
 
 def _words(store: "Store | StoreSet", site: str, model: str | None, device: str) -> "Words":
     """Load the store's language model and return what only it knows of tokens and logits."""
-    from gsae.evaluate import Words
+    from gsae.features import Words
     from gsae.harvest import load_planned, logit_effects, token_texts
 
     lm = load_planned(store.plan.model, model, device)

@@ -54,7 +54,7 @@ def main() -> int:
 
 def child(run: Path) -> int:
     """Make the browser of a run's features, and print what it took."""
-    from gsae.evaluate.browser import build_browser
+    from gsae.features.browse.site import build_browser
     from gsae.tests.peak import forget_peak, peak_bytes
 
     forget_peak()
@@ -72,7 +72,7 @@ def look(folder: Path, latents: int) -> dict[str, Any]:
     from selenium.webdriver.common.by import By
     from selenium.webdriver.support.ui import WebDriverWait
 
-    from gsae.evaluate.serving import Server
+    from gsae.features.browse.serving import Server
     from gsae.tests.chromium import chromium
 
     driver = chromium(folder.parent / "profile")
@@ -114,7 +114,7 @@ def write_features(folder: Path, latents: int) -> None:
     """Write features of random figures."""
     import pyarrow as pa
 
-    from gsae.evaluate.feature_files import (
+    from gsae.features.find.parquet import (
         examples_schema,
         latents_schema,
         ragged,

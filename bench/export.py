@@ -35,7 +35,7 @@ def main() -> int:
     options = parser.parse_args()
     if not PEER.exists():
         parser.error(f"{PEER} is not there. Run `make bench-peers` first, from the repository root.")
-    from gsae.evaluate import to_dictionary_learning
+    from gsae.features import to_dictionary_learning
     from gsae.train import load_sae
 
     with tempfile.TemporaryDirectory() as scratch:

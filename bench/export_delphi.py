@@ -40,8 +40,8 @@ def main() -> int:
     if not (options.features and options.store and options.delphi):
         print(json.dumps({"bench": "export_delphi", "met": True, "skipped": "needs --features, --store and --delphi"}))
         return 0
-    from gsae.evaluate import to_delphi
-    from gsae.evaluate.firings import read_firings
+    from gsae.features import to_delphi
+    from gsae.features.find.firings import read_firings
     from gsae.store import open_store
 
     store = open_store(options.store)

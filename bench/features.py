@@ -71,7 +71,8 @@ def write_store(root: Path, rows: int) -> None:
 
 def child(store_path: Path, run: Path, latents: int) -> int:
     """Describe the latents of one SAE, and print what it took."""
-    from gsae.evaluate import Progress, Words, find_features
+    from gsae.evaluate import Progress
+    from gsae.features import Words, find_features
     from gsae.store import open_store
     from gsae.tests.peak import forget_peak, peak_bytes
     from gsae.train import GatedParams
@@ -119,7 +120,7 @@ def child(store_path: Path, run: Path, latents: int) -> int:
 
 def product_alone(W_enc: torch.Tensor, rows: int = 1 << 14) -> float:
     """Return the seconds a row of the encoder's product, the median of three times over `rows`."""
-    from gsae.evaluate.firings import PASS_ELEMENTS
+    from gsae.features.find.firings import PASS_ELEMENTS
 
     step = PASS_ELEMENTS // len(W_enc)
     x, out, times = torch.randn(rows, D_IN), torch.empty(step, len(W_enc)), []

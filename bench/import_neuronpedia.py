@@ -33,7 +33,7 @@ def main() -> int:
     if not options.features:
         print(json.dumps({"bench": "import_neuronpedia", "met": True, "skipped": "needs --features"}))
         return 0
-    from gsae.evaluate import to_neuronpedia
+    from gsae.features import to_neuronpedia
     from gsae.tests.neuronpedia_tables import BATCHES, FILES
 
     with tempfile.TemporaryDirectory() as name, postgres(Path(name) / "server") as server:

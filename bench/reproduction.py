@@ -340,7 +340,7 @@ def ends(values: list[float]) -> list[float]:
 
 def of_ablations(sweep: list[dict[str, Any]], changed: list[dict[str, Any]]) -> dict[str, float | None]:
     """L0 of each ablation over that of the whole Gated SAE at equal loss recovered: above 1, it needs more latents."""
-    from gsae.evaluate.pareto import Point, l0_ratio
+    from gsae.evaluate.report.pareto import Point, l0_ratio
 
     def points(evaluations: list[dict[str, Any]], arch: str, seed: int) -> list[Point]:
         return [

@@ -29,10 +29,10 @@ from gsae.store import (
 )
 from gsae.train import SAE, load_sae
 
-from .estimate import Estimate, ratio_of_sums
 from .measurement import Measurement, Tally
+from .norms_pass import survey
+from .ratio_errors import Estimate, ratio_of_sums
 from .splice import CLEAN, EVERYWHERE, MEAN, ZERO, Effects, Spliced, splice
-from .survey import survey
 
 BATCH_ROWS = 4096
 HELD_OUT = 1

@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from .estimate import ratio
+from .ratio_errors import ratio
 
 
 class Sae(Protocol):

@@ -14,8 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .estimate import Estimate, Sums, ratio_of_sums
 from .metrics import Sae, row_norms
+from .ratio_errors import Estimate, Sums, ratio_of_sums
 
 Edit = Callable[[Tensor], Tensor]
 """Takes the site's activation (contexts, context_size, d_in), returns what the model goes on with."""

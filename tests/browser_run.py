@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from gsae.evaluate.feature_files import contexts_schema, examples_schema, latents_schema, write_vocabulary, writing
+from gsae.features.find.parquet import contexts_schema, examples_schema, latents_schema, write_vocabulary, writing
 
 ROWS, CONTEXT_SIZE, BINS, QUANTILES = 10_000, 64, 10, 2
 HOSTILE = (

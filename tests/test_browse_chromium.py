@@ -15,9 +15,9 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select, WebDriverWait
 
-from gsae.evaluate.blind import build_blind, compare_ratings, ratings_of, read_key
-from gsae.evaluate.browser import build_browser
-from gsae.evaluate.serving import Server
+from gsae.features.browse.blind import build_blind, compare_ratings, ratings_of, read_key
+from gsae.features.browse.serving import Server
+from gsae.features.browse.site import build_browser
 from gsae.tests.browser_run import HOSTILE, ROWS, WORDS, rows_of, tokens_of, top_of, write_features
 from gsae.tests.chromium import chromium, sized
 

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from gsae.evaluate import browser
-from gsae.evaluate.browser import build_browser
-from gsae.evaluate.ratings import Ratings
-from gsae.evaluate.serving import MAX_BODY, Server
+from gsae.features.browse import site as browser
+from gsae.features.browse.ratings import Ratings
+from gsae.features.browse.serving import MAX_BODY, Server
+from gsae.features.browse.site import build_browser
 from gsae.store import CorruptError, IncompatibleError, NotFoundError, UsageError
 from gsae.tests.browser_run import HOSTILE, ROWS, WORDS, rows_of, tokens_of, top_of, write_features
 

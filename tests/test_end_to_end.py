@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from gsae.demo import HARVEST, SITE, TRAIN, demo
+from gsae.commands.demo import HARVEST, SITE, TRAIN, demo
 from gsae.store import Store, open_store
 from gsae.tests.feature_search import compare
 

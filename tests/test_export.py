@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from gsae.evaluate import to_dictionary_learning
+from gsae.features import to_dictionary_learning
 from gsae.store import IncompatibleError, NotFoundError, Store
 from gsae.tests.command import gsae
 from gsae.tests.test_sae import random_params

@@ -13,8 +13,9 @@ import pytest
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
-from gsae.evaluate import Words, delphi, find_features
-from gsae.evaluate.delphi import to_delphi
+from gsae.features import Words, find_features
+from gsae.features.export import delphi
+from gsae.features.export.delphi import to_delphi
 from gsae.store import CorruptError, IncompatibleError, NotFoundError, Store
 from gsae.tests.stores import make_store
 from gsae.tests.test_evaluation import D_SAE, noted, reconstruct, write_sae
@@ -130,7 +131,7 @@ def test_what_cannot_be_exported_is_said(features: Path, tiny_store: Store, tmp_
 def test_a_missing_file_of_activations_is_noticed(
     tmp_path: Path, tiny_store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gsae.evaluate.firings.FILE_ROWS", 100)
+    monkeypatch.setattr("gsae.features.find.firings.FILE_ROWS", 100)
     write_sae(tmp_path / "run", "gated", 0, noted(tiny_store))
     find_features(tmp_path / "run", tiny_store, Words())
     features = tmp_path / "run" / "features" / "gated-0"

@@ -12,9 +12,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gsae.evaluate import Kept, Progress, Words, find_features, firings
-from gsae.evaluate.firings import read_firings
-from gsae.evaluate.portrait import portrait
+from gsae.evaluate import Progress
+from gsae.features import Kept, Words, find_features
+from gsae.features.find import firings
+from gsae.features.find.firings import read_firings
+from gsae.features.find.portrait import portrait
 from gsae.store import CorruptError, NotFoundError, Store, UsageError
 from gsae.tests.command import gsae
 from gsae.tests.stores import make_store, normal_rows

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from gsae.evaluate.figures import SCORES, figures
+from gsae.evaluate.report.png import SCORES, figures
 from gsae.store import NotFoundError
 from gsae.tests.command import gsae
 from gsae.tests.report_run import sweep, write_run

@@ -15,6 +15,7 @@ ALLOWED = {
     "harvest": {"harvest", "store"},
     "train": {"train", "store"},
     "evaluate": {"evaluate", "store", "train"},
+    "features": {"features", "evaluate", "store", "train"},
 }
 LANGUAGE_MODELS = {"transformers", "datasets", "tokenizers"}
 HEAVY = {"torch", "transformers", "numba", "datasets", "zarr", "numpy"}

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gsae.evaluate.estimate import ratio_of_sums
 from gsae.evaluate.measurement import Measurement
-from gsae.evaluate.survey import survey
+from gsae.evaluate.norms_pass import survey
+from gsae.evaluate.ratio_errors import ratio_of_sums
 from gsae.store import Store
 
 Floats = NDArray[np.float64]

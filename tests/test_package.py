@@ -8,7 +8,7 @@ from pathlib import Path
 import gsae
 
 ROOT = Path(gsae.__file__).parent
-ROOMS = ("harvest", "store", "train", "evaluate")
+ROOMS = ("harvest", "store", "train", "evaluate", "features", "commands")
 
 
 def test_the_wheel_holds_exactly_the_package(tmp_path: Path) -> None:
@@ -24,11 +24,11 @@ def test_the_wheel_holds_exactly_the_package(tmp_path: Path) -> None:
     subprocess.run([*build, str(copy)], check=True, capture_output=True)
     (wheel,) = tmp_path.glob("*.whl")
     names = {n for n in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in n}
-    expected = {"gsae/py.typed", "gsae/__init__.py", "gsae/cli.py", "gsae/demo.py", "gsae/progress.py"}
+    expected = {"gsae/py.typed", "gsae/__init__.py", "gsae/cli.py"}
     for room in ROOMS:
         expected |= {f"gsae/{p.relative_to(ROOT)}" for p in (ROOT / room).rglob("*.py")}
-    templates = [p for p in (ROOT / "evaluate" / "templates").rglob("*") if p.is_file()]
-    expected |= {f"gsae/{p.relative_to(ROOT)}" for p in templates}
+    expected |= {"gsae/evaluate/report/template.html"}
+    expected |= {f"gsae/{p.relative_to(ROOT)}" for p in (ROOT / "features" / "browse" / "page").iterdir()}
     assert names == expected
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gsae.evaluate.pareto import Point, bootstrap, compare, l0_ratio, non_dominated, summary
+from gsae.evaluate.report.pareto import Point, bootstrap, compare, l0_ratio, non_dominated, summary
 from gsae.tests.report_run import RATIO, scores, sweep
 
 GATED = [Point(10, 0.8), Point(20, 0.9), Point(40, 0.95)]

@@ -14,7 +14,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select, WebDriverWait
 
-from gsae.evaluate.report import report
+from gsae.evaluate.report.report import report
 from gsae.tests.chromium import chromium, sized
 from gsae.tests.report_run import sweep, write_run
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from gsae.progress import TrainingShown
+from gsae.commands.terminal import TrainingShown
 
 
 class Terminal(io.StringIO):

@@ -19,12 +19,11 @@ import safetensors
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
+from gsae.evaluate import Progress
+from gsae.features.find.firings import Ints, read_firings
+from gsae.features.find.reader import activation_files, read_facts, rows_fired
 from gsae.store import SPLITS, CorruptError, IncompatibleError, Store, StoreSet
 from gsae.train import replace_file
-
-from .described import activation_files, read_facts, rows_fired
-from .evaluation import Progress
-from .firings import Ints, read_firings
 
 CONFIG = "config.json"
 FILE_ENTRIES = 1 << 23  # of a file, but for a single latent that has more: 80 MB of locations and activations

@@ -1,6 +1,6 @@
 """The feature browser of a run as static files: one page, its scripts, and data in shards that it loads on demand.
 
-    index.html, app.css, *.js             as they are in templates/browser
+    index.html, app.css, *.js             as they are in page
     data/index.json                       the SAEs and what they were applied to
     data/<n>/table.json                   SAE n: the columns of the table of latents
     data/<n>/latents/00000.json           SAE n: all that the pages of LATENTS_A_SHARD latents show
@@ -23,15 +23,14 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from gsae.evaluate import Progress
+from gsae.evaluate.refusals import refusals_told
+from gsae.features.find.find_features import FACTS
+from gsae.features.find.latents_json import in_batches, read_contexts, read_latents, read_texts
+from gsae.features.find.parquet import arrow
+from gsae.features.find.reader import public, read_facts
 from gsae.store import CorruptError, NotFoundError, UsageError
 from gsae.store import publish as store_files
-
-from .described import public, read_facts
-from .described_latents import in_batches, read_contexts, read_latents, read_texts
-from .evaluation import Progress
-from .feature_files import arrow
-from .features import FACTS
-from .refusals import refusals_told
 
 SCHEMA = 1
 INDEX = "data/index.json"
@@ -122,7 +121,7 @@ def _replace(out: Path, fill: Callable[[Path], None]) -> None:
     for left in (new, old):
         shutil.rmtree(left, ignore_errors=True)
     try:
-        shutil.copytree(Path(str(resources.files(__package__) / "templates" / "browser")), new)
+        shutil.copytree(Path(str(resources.files(__package__) / "page")), new)
         fill(new)
         if out.exists():
             out.rename(old)
@@ -158,7 +157,7 @@ def write_texts(out: Path, folders: Sequence[Path], facts: Sequence[dict[str, An
 def digest_of(values: Sequence[dict[str, Any]]) -> str:
     """Return a digest of what a browser's bytes follow from: `values`, telling the features, and the page itself."""
     digest = hashlib.sha256(json.dumps([SCHEMA, version("gsae"), *values], sort_keys=True).encode())
-    page = Path(str(resources.files(__package__) / "templates" / "browser"))
+    page = Path(str(resources.files(__package__) / "page"))
     for path in sorted(page.iterdir()):
         digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()

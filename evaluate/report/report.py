@@ -19,13 +19,13 @@ from typing import Any
 
 import numpy as np
 
+from gsae.evaluate.refusals import refusals_told
 from gsae.store import UsageError
 from gsae.train import RunConfig
 
 from .pareto import SCORES, Point, Score, band, compare, non_dominated
-from .refusals import refusals_told
 from .runs import MAX_POINTS, Curve, Density, Evaluation, Run, read_run, thin
-from .words import NAMES, Compared, Key, counts, headline, summary_words, tiles
+from .sentences import NAMES, Compared, Key, counts, headline, summary_words, tiles
 
 MAX_BYTES = 1_000_000
 COLUMNS = (
@@ -85,7 +85,7 @@ def report(runs: Sequence[Path], out: Path) -> None:
         raise UsageError(f"{out} is a folder; --out takes the report's file name, such as {out / 'report.html'}.")
     read = [read_run(folder) for folder in runs]
     command = shlex.join(["gsae", "report", *map(_shown_path, runs), "--out", _shown_path(out)])
-    template = resources.files(__package__).joinpath("templates/report.html").read_text(encoding="utf-8")
+    template = resources.files(__package__).joinpath("template.html").read_text(encoding="utf-8")
     for points in (MAX_POINTS, 100, 50, 20, 0):
         html = _fill(template, page(read, command, points)).encode()
         if len(html) < MAX_BYTES:

@@ -15,12 +15,13 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 from torch import Tensor, nn
 
+from gsae.evaluate import Progress, Trained, common_input, sae_folders
 from gsae.store import SPLITS, NotFoundError, Site, Store, StoreSet, UsageError
 from gsae.train import SAE, load_sae, replace_file, weights_sha256
 
 from .directions import LogitEffects, neighbours, outermost
-from .evaluation import Progress, Trained, common_input, sae_folders
-from .feature_files import (
+from .firings import Ints, joined, read_firings, write_firings
+from .parquet import (
     GROUP,
     arrow,
     examples_schema,
@@ -31,7 +32,6 @@ from .feature_files import (
     write_vocabulary,
     writing,
 )
-from .firings import Ints, joined, read_firings, write_firings
 from .portrait import Kept, Portrait, portrait
 
 SCHEMA = 1

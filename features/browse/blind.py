@@ -16,14 +16,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gsae.evaluate import Progress
+from gsae.features.find.latents_json import EXAMPLE, Latent, read_contexts, read_latents
+from gsae.features.find.reader import read_facts, rows_fired
 from gsae.store import CorruptError, IncompatibleError, NotFoundError, UsageError
 from gsae.train import replace_file
 
-from .browser import INDEX, SCHEMA, digest_of, feature_folders, publish, write_json, write_texts
-from .described import read_facts, rows_fired
-from .described_latents import EXAMPLE, Latent, read_contexts, read_latents
-from .evaluation import Progress
 from .ratings import WORDS, Ratings
+from .site import INDEX, SCHEMA, digest_of, feature_folders, publish, write_json, write_texts
 
 KEY, RATINGS, SITE = "key.json", "ratings.jsonl", "site"
 REDRAWS, CONFIDENCE = 10_000, 0.95

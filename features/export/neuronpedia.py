@@ -15,12 +15,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gsae.features.find.latents_json import in_batches, read_latents, read_texts
+from gsae.features.find.parquet import GROUP
+from gsae.features.find.reader import public, read_facts, reading
 from gsae.store import CorruptError, IncompatibleError, UsageError
 from gsae.train import replace_file
-
-from .described import public, read_facts, reading
-from .described_latents import in_batches, read_latents, read_texts
-from .feature_files import GROUP
 
 CREATOR = "clkht01d40000jv08hvalcvly"  # whom an instance of one's own takes imported rows to be of
 NOTE = "gsae.json"

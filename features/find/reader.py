@@ -11,9 +11,9 @@ import safetensors
 
 from gsae.store import CorruptError, IncompatibleError, NotFoundError
 
-from .feature_files import arrow
-from .features import FACTS, SCHEMA
+from .find_features import FACTS, SCHEMA
 from .firings import Ints
+from .parquet import arrow
 
 
 def read_facts(folder: Path) -> dict[str, Any]:

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .described import damaged, reading
-from .feature_files import arrow, contexts_schema, examples_schema, latents_schema, vocabulary_schema
+from .parquet import arrow, contexts_schema, examples_schema, latents_schema, vocabulary_schema
+from .reader import damaged, reading
 
 DIGITS = 4
 EXAMPLE = ("quantile", "context", "position", "value", "positions", "values")  # of an example, in this order

@@ -1,0 +1,1 @@
+"""The `gsae` commands, one file a group; what they print to a terminal."""

@@ -1,0 +1,1 @@
+"""The feature browser: static files, the local server, the blind comparison."""

@@ -1,0 +1,1 @@
+"""SAEs and their features in the layouts of other projects."""
