@@ -54,7 +54,7 @@ def _clean_stops() -> Iterator[None]:
     """Let the first SIGTERM or Ctrl-C end the command in order, what is being written included; the second at once."""
 
     def stop(number: int, frame: object) -> None:
-        from gsae.store.errors import InterruptedRun
+        from gsae.errors import InterruptedRun
 
         for each in (signal.SIGTERM, signal.SIGINT):
             signal.signal(each, signal.SIG_DFL)
@@ -71,7 +71,7 @@ def _clean_stops() -> Iterator[None]:
 
 def _told(error: BaseException) -> int:
     """Print an error in one line and return the exit code."""
-    from gsae.store.errors import GsaeError, InterruptedRun
+    from gsae.errors import GsaeError, InterruptedRun
 
     if isinstance(error, (GsaeError, InterruptedRun)):
         print(f"gsae: {error}", file=sys.stderr)
@@ -196,6 +196,7 @@ def harvest(
     The same command goes on with a harvest that was stopped.
     """
     from gsae.commands.terminal import Shown
+    from gsae.errors import UsageError
     from gsae.harvest import (
         HarvestConfig,
         estimate,
@@ -207,7 +208,7 @@ def harvest(
         split_names,
         worker,
     )
-    from gsae.store import UsageError, describe
+    from gsae.store import describe
 
     if "://" in out:
         local = out.rstrip("/").split("/")[-1]
@@ -341,7 +342,8 @@ def verify(
 ) -> None:
     """Check that a store holds what its manifest says; exit code 4 when it does not."""
     from gsae.commands.terminal import Shown
-    from gsae.store import CorruptError, foreign_files, open_store
+    from gsae.errors import CorruptError
+    from gsae.store import foreign_files, open_store
     from gsae.store import verify as find_faults
 
     opened = open_store(store)
@@ -510,7 +512,8 @@ def train(
     torchrun the ranks take the SAEs from a queue, one shape at a time.
     """
     from gsae.commands.terminal import TrainingShown
-    from gsae.store import UsageError, open_stores
+    from gsae.errors import UsageError
+    from gsae.store import open_stores
     from gsae.train import Ranks, RunConfig, describe_run, estimate, load_sweep, parse_sae
     from gsae.train import train as fit
 
@@ -765,7 +768,7 @@ def _torch(device: str) -> str:
 
 
 def _steps(text: str) -> tuple[int, ...]:
-    from gsae.store import UsageError
+    from gsae.errors import UsageError
 
     try:
         return tuple(int(part) for part in text.split(",") if part.strip())
@@ -774,7 +777,7 @@ def _steps(text: str) -> tuple[int, ...]:
 
 
 def _number(option: str, text: str) -> int:
-    from gsae.store import UsageError
+    from gsae.errors import UsageError
 
     if not text.isdecimal():
         raise UsageError(f"{option} {text!r}: give a number or auto.")
@@ -782,7 +785,7 @@ def _number(option: str, text: str) -> int:
 
 
 def _positions(text: str) -> tuple[int, ...]:
-    from gsae.store import UsageError
+    from gsae.errors import UsageError
 
     try:
         ranges = [[int(end) for end in part.split("-", 1)] for part in text.split(",") if part.strip()]

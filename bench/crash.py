@@ -17,7 +17,8 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from gsae.store import is_complete, open_store, publish, verify
+from gsae.files import sweep
+from gsae.store import is_complete, open_store, verify
 from gsae.store.write.contexts_writer import write_contexts
 from gsae.store.write.window_writer import unfinished, write_manifest, write_plan, write_window
 from gsae.tests.children import files, finish, killed_at_random
@@ -37,9 +38,9 @@ def made(source: NDArray[np.int64], d_in: int, scale: float) -> NDArray[np.uint1
 def write(root: Path) -> None:
     """Write the store, or go on with it."""
     if is_complete(root):
-        publish.sweep(root)
+        sweep(root)
         return
-    publish.sweep(root)
+    sweep(root)
     arrays = random_contexts(CONTEXTS, CONTEXT_SIZE)
     plan = make_plan(write_contexts(root, arrays, ended_early=False), arrays, SITES, window_rows=WINDOW_ROWS)
     write_plan(root, plan)
@@ -55,7 +56,7 @@ def write(root: Path) -> None:
         for future in writing:
             future.result()
     write_manifest(root, plan)
-    publish.sweep(root)
+    sweep(root)
 
 
 def main() -> int:

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from gsae.store.errors import GsaeError
+from gsae.errors import GsaeError
 
 SITE = "mlp.10"
 HARVEST = shlex.split(

@@ -5,7 +5,6 @@ figures that follow from the SAE, the store and the model, so evaluating twice w
 """
 
 import json
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import inf, isfinite
@@ -16,17 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from gsae.store import (
-    IncompatibleError,
-    NotFoundError,
-    Site,
-    Store,
-    StoreSet,
-    Stream,
-    UsageError,
-    permutation,
-    row_mask,
-)
+from gsae.errors import IncompatibleError, NotFoundError, UsageError
+from gsae.files import replace_text
+from gsae.store import Site, Store, StoreSet, Stream, permutation, row_mask
 from gsae.train import SAE, load_sae
 
 from .measurement import Measurement, Tally
@@ -320,9 +311,4 @@ def grouped(column: NDArray[Any]) -> list[Any] | None:
 def write_json(path: Path, value: Figures) -> None:
     """Write `value` with a line for each of its keys; the file is there whole or not at all."""
     lines = (f"{json.dumps(key)}: {json.dumps(part, allow_nan=False)}" for key, part in value.items())
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write("{\n" + ",\n".join(lines) + "\n}\n")
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    replace_text(path, "{\n" + ",\n".join(lines) + "\n}\n", shared=True)

@@ -20,7 +20,7 @@ from .pipeline import harvest, harvest_tokens
 from .request import request
 from .text.packing import Block, BlockTokenised, SpecialIds, special_ids, tokenise
 from .text.sources import Document, Text, documents
-from .text.token_files import write_tokens
+from .token_files import write_tokens
 from .workers import Worker, worker
 
 __all__ = [

@@ -14,7 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gsae.store import SiteSpec, SpaceError
+from gsae.errors import SpaceError
+from gsae.store import SiteSpec
 
 from .model.capture import LanguageModel, capture
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from gsae.store import UsageError
+from gsae.errors import UsageError
 
 MAX_HELDOUT = 0.1
 HELDOUT_ROWS = 1 << 17

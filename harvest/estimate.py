@@ -18,7 +18,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gsae.store import DTYPE_BYTES, SpaceError, Stream, chunk_rows, encoded_bytes, permutation, row_mask
+from gsae.errors import SpaceError
+from gsae.store import DTYPE_BYTES, Stream, chunk_rows, encoded_bytes, permutation, row_mask
 
 from .batch_size import choose_batch_size
 from .config import HarvestConfig

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, redirect_stderr
 from typing import Literal
 
-from gsae.store import GsaeError, NotFoundError, UsageError
+from gsae.errors import GsaeError, NotFoundError, UsageError
 
 Kind = Literal["model", "dataset"]
 LOGGERS = ("transformers", "datasets", "huggingface_hub", "accelerate")

@@ -12,14 +12,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from gsae.errors import IncompatibleError
+from gsae.files import TMP, sweep
 from gsae.store import (
     ContextsSpec,
-    IncompatibleError,
     Plan,
     Store,
     is_complete,
     open_store,
-    publish,
     read_contexts,
     read_plan,
     unfinished,
@@ -35,12 +35,12 @@ from .model.capture import LanguageModel
 from .model.loading import cpu_threads, load_configured
 from .model.torch_compile import compiled
 from .request import Request, Rows, check_same, make_plan, model_source, request, rows_of
-from .text.token_files import write_tokens
+from .token_files import write_tokens
 from .windows import due_windows, make_windows
 from .workers import ALONE, Worker, device_of
 
 # What a killed harvest may have left before it had a plan.
-BEFORE_THE_PLAN = {"contexts", "documents", "tokens", publish.TMP}
+BEFORE_THE_PLAN = {"contexts", "documents", "tokens", TMP}
 PATIENCE_SECONDS, POLL_SECONDS = 10.0, 0.25
 
 Tokens = NDArray[np.int32]
@@ -77,16 +77,16 @@ def harvest_tokens(config: HarvestConfig, out: Path, listen: Listen = lambda eve
     """
     begun, asked = _begin(config, out)
     if begun is None:
-        publish.sweep(out)
+        sweep(out)
         _tokens(asked, out, listen)
-        publish.sweep(out)
+        sweep(out)
 
 
 def _harvest(config: HarvestConfig, out: Path, listen: Listen, load: Load, own: Worker) -> Store | None:
     begun, asked = _begin(config, out)
     if is_complete(out):
         return _already_complete(out, listen)
-    publish.sweep(out)
+    sweep(out)
     if begun is None and config.rows is not None:
         check_room(asked, config.rows, out)
     spec = begun.contexts if begun is not None else _tokens(asked, out, listen)
@@ -112,7 +112,7 @@ def _harvest(config: HarvestConfig, out: Path, listen: Listen, load: Load, own: 
         return None
     listen(Stage("writing the manifest"))
     write_manifest(out, plan)
-    publish.sweep(out)
+    sweep(out)
     listen(Finished(made))
     return open_store(out)
 

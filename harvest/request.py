@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from gsae.errors import IncompatibleError, UsageError
 from gsae.store import (
     DTYPE_BYTES,
     SCHEMA_VERSION,
     ContextsSpec,
-    IncompatibleError,
     Layout,
     ModelSource,
     Plan,
@@ -25,7 +25,6 @@ from gsae.store import (
     Split,
     TokenizerSource,
     TokensPlan,
-    UsageError,
     changed_fields,
     chunk_rows,
     layout,

@@ -8,7 +8,7 @@ running it again, or by one run alone.
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from gsae.store import UsageError
+from gsae.errors import UsageError
 
 
 @dataclass(frozen=True)

@@ -4,24 +4,12 @@ Knows nothing of language models, of what tokens mean, or of SAEs. Importing it 
 `bfloat16` and the codec `gsae.planes` with zarr-python, so that a plain `zarr.open(STORE)` reads a store.
 """
 
-from . import publish
 from .codec.chunks import encoded_bytes, unsigned
 from .codec.planes_kernels import scatter
 from .codec.streaming import empty_rows
 from .codec.zarr_plugin import register
-from .errors import (
-    CorruptError,
-    GsaeError,
-    IncompatibleError,
-    InterruptedRun,
-    NotFoundError,
-    RemoteError,
-    SpaceError,
-    UsageError,
-)
 from .format.manifest import all_windows
 from .format.moments import Moments, Summary
-from .format.pending_tokens import TokensMade, TokensPlan, read_tokens, write_tokens_made, write_tokens_plan
 from .format.plan import (
     DTYPE_BYTES,
     SCHEMA_VERSION,
@@ -54,6 +42,7 @@ from .manage.seal import seal
 from .manage.verify import Checked, verify
 from .manage.verify_foreign import foreign_files
 from .places.cache import Cache, Fetched
+from .places.pending_tokens import TokensMade, TokensPlan, read_tokens, write_tokens_made, write_tokens_plan
 from .read.batches import Batches
 from .read.shared import SharedBatches
 from .read.site import Site
@@ -72,23 +61,16 @@ __all__ = [
     "Checked",
     "ContextsSpec",
     "Copied",
-    "CorruptError",
     "DatasetSource",
     "Fetched",
-    "GsaeError",
-    "IncompatibleError",
-    "InterruptedRun",
     "Layout",
     "Listed",
     "ModelSource",
     "Moments",
-    "NotFoundError",
     "Plan",
-    "RemoteError",
     "SharedBatches",
     "Site",
     "SiteSpec",
-    "SpaceError",
     "Split",
     "Store",
     "StoreSet",
@@ -97,7 +79,6 @@ __all__ = [
     "TokenizerSource",
     "TokensMade",
     "TokensPlan",
-    "UsageError",
     "all_cores",
     "all_windows",
     "changed_fields",
@@ -115,7 +96,6 @@ __all__ = [
     "open_store",
     "open_stores",
     "permutation",
-    "publish",
     "read_contexts",
     "read_plan",
     "read_tokens",

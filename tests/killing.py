@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from gsae.store import publish
+from gsae.files import sweep
 from gsae.store.format.manifest import all_windows
 from gsae.store.write.contexts_writer import write_contexts
 from gsae.store.write.window_writer import read_plan, unfinished, write_manifest, write_plan, write_window
@@ -27,21 +27,21 @@ def write_three_windows(root: Path, threads: int = 1) -> None:
 
 def begin(root: Path) -> None:
     """Write tokens and plan."""
-    publish.sweep(root)
+    sweep(root)
     arrays = random_contexts(CONTEXTS, CONTEXT_SIZE)
     spec = write_contexts(root, arrays, ended_early=False)
     write_plan(root, make_plan(spec, arrays, {"mlp.1": D_IN}, window_rows=256, chunk_rows=64))
-    publish.sweep(root)
+    sweep(root)
 
 
 def write_windows(root: Path, threads: int = 1, again: bool = False) -> None:
     """Write the windows that are not finished (again: all), then the manifest."""
-    publish.sweep(root)
+    sweep(root)
     _write_windows(root, again=again, threads=threads)
     plan = read_plan(root)
     assert plan is not None
     write_manifest(root, plan)
-    publish.sweep(root)
+    sweep(root)
 
 
 def _write_windows(root: Path, without: int | None = None, again: bool = False, threads: int = 1) -> None:

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from gsae.store import GsaeError, IncompatibleError, NotFoundError, open_store
+from gsae.errors import GsaeError, IncompatibleError, NotFoundError
+from gsae.store import open_store
 from gsae.store.manage.copy import copy
 from gsae.store.places.cache import Cache, Fetched
 from gsae.train import RunConfig, parse_sae, train

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from gsae.store import IncompatibleError, NotFoundError, Store
+from gsae.errors import IncompatibleError, NotFoundError
+from gsae.store import Store
 from gsae.tests.test_sae import random_params
 from gsae.train import RunConfig, load_sae, parse_sae, train
 from gsae.train.architectures.registry import PARAMS, names, started_from

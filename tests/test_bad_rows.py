@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from gsae.store import Site, SpaceError, Store, UsageError
+from gsae.errors import SpaceError, UsageError
+from gsae.store import Site, Store
 from gsae.tests.command import refused
 from gsae.tests.stores import make_store, normal_rows
 from gsae.train import Event, RunConfig, Started, estimate, parse_sae, train

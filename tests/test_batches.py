@@ -19,7 +19,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
-from gsae.store import Batches, NotFoundError, SpaceError, Store, UsageError
+from gsae.errors import NotFoundError, SpaceError, UsageError
+from gsae.store import Batches, Store
 from gsae.store.places.shard import Shard
 from gsae.store.read.batch_memory import Slots, slots_needed
 from gsae.store.read.batches import Reading

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from gsae.errors import CorruptError, IncompatibleError, NotFoundError, UsageError
 from gsae.features.browse.blind import build_blind, compare_ratings, ratings_of, read_key
 from gsae.features.browse.ratings import Ratings
-from gsae.store import CorruptError, IncompatibleError, NotFoundError, UsageError
 from gsae.tests.browser_run import rows_of, write_features
 
 

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
+from gsae.errors import CorruptError, IncompatibleError, NotFoundError, UsageError
 from gsae.features.browse import site as browser
 from gsae.features.browse.ratings import Ratings
 from gsae.features.browse.serving import MAX_BODY, Server
 from gsae.features.browse.site import build_browser
-from gsae.store import CorruptError, IncompatibleError, NotFoundError, UsageError
 from gsae.tests.browser_run import HOSTILE, ROWS, WORDS, rows_of, tokens_of, top_of, write_features
 
 
@@ -149,7 +149,7 @@ def test_what_cannot_be_browsed_is_refused_in_one_line(run: Path, tmp_path: Path
     mine = tmp_path / "mine"
     mine.mkdir()
     (mine / "notes.txt").write_text("dear")
-    with pytest.raises(UsageError, match="no browser"):
+    with pytest.raises(UsageError, match="not a feature browser"):
         build_browser(run, out=mine)
     assert (mine / "notes.txt").read_text() == "dear"
     write_features(tmp_path / "newer", schema=2)

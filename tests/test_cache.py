@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 import torch
 
-from gsae.store import CorruptError, NotFoundError, SpaceError, Store, UsageError, open_store
+from gsae.errors import CorruptError, NotFoundError, SpaceError, UsageError
+from gsae.store import Store, open_store
 from gsae.store.format.manifest import FileEntry
 from gsae.store.format.plan import sha256
 from gsae.store.places.cache import Cache

@@ -8,9 +8,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from gsae.store import CorruptError, GsaeError, IncompatibleError, NotFoundError, SpaceError, Store
+from gsae.errors import CorruptError, GsaeError, IncompatibleError, NotFoundError, SpaceError
+from gsae.files import replace_file
+from gsae.store import Store
 from gsae.tests.test_sae import random_params
-from gsae.train.run.checkpoint import CHECKPOINT, Checkpoint, load_checkpoint, replace_file, save_checkpoint
+from gsae.train.run.checkpoint import CHECKPOINT, Checkpoint, load_checkpoint, save_checkpoint
 from gsae.train.sae import load_sae, save_sae
 
 SCALE = 7.5
@@ -138,7 +140,7 @@ def test_a_write_that_fails_leaves_the_file_before(tmp_path: Path) -> None:
         temporary.write_text("half")
         raise OSError(28, "No space left on device")
 
-    with pytest.raises(SpaceError, match="No room on the disk"):
+    with pytest.raises(SpaceError, match="No space left to write"):
         replace_file(path, full)
     assert path.read_text() == "first"
     assert [p.name for p in tmp_path.iterdir()] == ["file"]

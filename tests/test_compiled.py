@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from gsae.errors import IncompatibleError, UsageError
 from gsae.harvest import HarvestConfig, LanguageModel, capture, compiled, harvest, load_lm, resolve
-from gsae.store import IncompatibleError, UsageError
 from gsae.tests.command import gsae
 
 pytestmark = pytest.mark.usefixtures("one_thread")

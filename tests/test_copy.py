@@ -8,18 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from gsae.store import (
-    CorruptError,
-    IncompatibleError,
-    NotFoundError,
-    RemoteError,
-    Store,
-    UsageError,
-    copy,
-    list_stores,
-    open_store,
-    verify,
-)
+from gsae.errors import CorruptError, IncompatibleError, NotFoundError, RemoteError, UsageError
+from gsae.store import Store, copy, list_stores, open_store, verify
 from gsae.store.places.folder import Folder
 from gsae.tests.calls import recorded
 from gsae.tests.children import files, start

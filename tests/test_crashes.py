@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from gsae.store import SpaceError, open_store, publish, seal, verify
+from gsae.errors import SpaceError
+from gsae.files import TMP, sweep
+from gsae.store import open_store, seal, verify
 from gsae.tests.calls import Call, recorded
 from gsae.tests.children import files, start
 from gsae.tests.killing import (
@@ -78,14 +80,14 @@ def test_two_sweeps_do_not_mind_each_other(tmp_path: Path) -> None:
 
     def come_and_go() -> None:
         while not done.is_set():
-            (tmp_path / publish.TMP).mkdir(exist_ok=True)
-            publish.sweep(tmp_path)
+            (tmp_path / TMP).mkdir(exist_ok=True)
+            sweep(tmp_path)
 
     with ThreadPoolExecutor(1) as pool:
         other = pool.submit(come_and_go)
         try:
             for _ in range(3000):
-                publish.sweep(tmp_path)
+                sweep(tmp_path)
         finally:
             done.set()
         other.result()
@@ -102,7 +104,7 @@ def space_ran_out(root: Path) -> bool:
         write_three_windows(root, threads=2)
     except SpaceError as error:
         said = str(error)
-    assert not said or f"No space left to write under {root}" in said
+    assert not said or f"No space left to write {root}" in said
     return bool(said)
 
 
@@ -152,6 +154,6 @@ def test_a_disk_that_is_full_at_any_page_fails_cleanly_and_the_same_call_complet
         assert mount(small_disk, f"remount,size={4 * pages}k")
     assert pages > 20
     assert SpaceError.exit_code == 6
-    publish.sweep(root)
+    sweep(root)
     assert files(root) == expected
     assert verify(open_store(root), deep=True) == []

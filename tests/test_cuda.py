@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import torch
 
+from gsae.errors import InterruptedRun
 from gsae.harvest import HarvestConfig, harvest
-from gsae.store import InterruptedRun, Store
+from gsae.store import Store
 from gsae.tests.test_bank import assert_gradients_equal, inputs
 from gsae.tests.test_sae import random_params
 from gsae.train import Event, Progress, RunConfig, parse_sae, train

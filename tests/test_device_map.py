@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
+from gsae.errors import IncompatibleError, UsageError
 from gsae.harvest import HarvestConfig, capture, effects, harvest, load_lm, load_planned, resolve
-from gsae.store import IncompatibleError, UsageError
 from gsae.tests.children import files
 
 pytestmark = pytest.mark.usefixtures("one_thread")

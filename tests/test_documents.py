@@ -11,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from gsae.errors import GsaeError, IncompatibleError, UsageError
 from gsae.harvest import (
     Document,
     HarvestConfig,
@@ -24,7 +25,7 @@ from gsae.harvest import (
 )
 from gsae.harvest.model.model_files import Source
 from gsae.harvest.text.packing import is_held_out
-from gsae.store import GsaeError, IncompatibleError, UsageError, read_tokens, verify
+from gsae.store import read_tokens, verify
 from gsae.store.format import row_order as order
 from gsae.store.write import contexts_writer as contexts
 from gsae.tests.texts import contexts_of, joined
@@ -336,7 +337,7 @@ def test_a_text_field_that_is_missing_is_told_by_the_command_before_anything_is_
 def test_a_row_that_is_no_text_loses_nothing_that_was_written(
     tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: int
 ) -> None:
-    monkeypatch.setattr("gsae.harvest.text.token_files.PART_TOKENS", 4000)
+    monkeypatch.setattr("gsae.harvest.token_files.PART_TOKENS", 4000)
     texts: list[Any] = [f"document {i}" for i in range(3500)]
     bad = written(tmp_path, [*texts[:failing], None, *texts[failing:]])
     with pytest.raises(GsaeError, match=f"row {failing}: field 'text' holds nothing"):

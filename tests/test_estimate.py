@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from gsae.cli import _rate
+from gsae.errors import SpaceError
 from gsae.harvest import HarvestConfig, Running, estimate, harvest, is_at_hand, probe, request
-from gsae.store import SpaceError, open_store
+from gsae.store import open_store
 from gsae.tests.children import files
 from gsae.tests.command import gsae, refused
 

@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import Tensor
 
+from gsae.errors import GsaeError, IncompatibleError, NotFoundError, UsageError
 from gsae.evaluate import Edit, Progress, evaluate, site_of
 from gsae.evaluate.evaluation import SCORES
-from gsae.store import GsaeError, IncompatibleError, NotFoundError, Store, UsageError, open_stores
+from gsae.store import Store, open_stores
 from gsae.store.format import row_order as order
 from gsae.tests.stores import make_store, sparse_rows
 

@@ -12,8 +12,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from gsae.errors import IncompatibleError, NotFoundError
 from gsae.features import to_dictionary_learning
-from gsae.store import IncompatibleError, NotFoundError, Store
+from gsae.store import Store
 from gsae.tests.command import gsae
 from gsae.tests.test_sae import random_params
 from gsae.train import load_sae

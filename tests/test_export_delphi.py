@@ -13,10 +13,11 @@ import pytest
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
+from gsae.errors import CorruptError, IncompatibleError, NotFoundError
 from gsae.features import Words, find_features
 from gsae.features.export import delphi
 from gsae.features.export.delphi import to_delphi
-from gsae.store import CorruptError, IncompatibleError, NotFoundError, Store
+from gsae.store import Store
 from gsae.tests.stores import make_store
 from gsae.tests.test_evaluation import D_SAE, noted, reconstruct, write_sae
 

@@ -11,10 +11,11 @@ import pyarrow.parquet as parquet
 import pytest
 import torch
 
+from gsae.errors import IncompatibleError, NotFoundError, UsageError
 from gsae.features import Kept, Words, find_features
 from gsae.features.export import neuronpedia
 from gsae.features.export.neuronpedia import to_neuronpedia
-from gsae.store import IncompatibleError, NotFoundError, Store, UsageError
+from gsae.store import Store
 from gsae.tests.neuronpedia_tables import BATCHES, FILES, HANGS_ON, KEYS, faults
 from gsae.tests.test_evaluation import D_IN, D_SAE, noted, write_sae
 

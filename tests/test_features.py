@@ -12,12 +12,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from gsae.errors import CorruptError, NotFoundError, UsageError
 from gsae.evaluate import Progress
 from gsae.features import Kept, Words, find_features
 from gsae.features.find import firings
 from gsae.features.find.firings import read_firings
 from gsae.features.find.portrait import portrait
-from gsae.store import CorruptError, NotFoundError, Store, UsageError
+from gsae.store import Store
 from gsae.tests.command import gsae
 from gsae.tests.stores import make_store, normal_rows
 from gsae.tests.test_evaluation import D_IN, D_SAE, noted, reconstruct, weights, write_sae

@@ -4,8 +4,8 @@ import sys
 
 import pytest
 
+from gsae.errors import NotFoundError
 from gsae.evaluate.report.png import SCORES, figures
-from gsae.store import NotFoundError
 from gsae.tests.command import gsae
 from gsae.tests.report_run import sweep, write_run
 

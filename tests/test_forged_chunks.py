@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from gsae.store import CorruptError
+from gsae.errors import CorruptError
 from gsae.store.codec import planes
 from gsae.store.codec import zstd_frames as frames
 from gsae.store.codec.planes import HEADER, Planes

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
+from gsae.errors import UsageError
 from gsae.harvest import HarvestConfig
-from gsae.store import UsageError
 
 GIVEN: dict[str, Any] = {"model": "m", "dataset": "d", "sites": ("mlp.1",)}
 

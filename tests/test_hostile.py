@@ -25,7 +25,8 @@ import zstandard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gsae.store import CorruptError, GsaeError, IncompatibleError, Store, describe, open_store, verify
+from gsae.errors import CorruptError, GsaeError, IncompatibleError
+from gsae.store import Store, describe, open_store, verify
 from gsae.store.codec import planes
 from gsae.store.format.manifest import Manifest, digest, files_digest
 from gsae.store.format.plan import canonical_json, sha256

@@ -6,8 +6,8 @@ from threading import Thread
 
 import pytest
 
+from gsae.errors import NotFoundError
 from gsae.harvest import documents, load_tokenizer
-from gsae.store import NotFoundError
 
 ANSWERS = {
     "owner/gated": (403, "GatedRepo"),

@@ -10,12 +10,26 @@ import pytest
 import gsae
 
 ROOT = Path(gsae.__file__).parent
-ALLOWED = {
-    "store": {"store"},
-    "harvest": {"harvest", "store"},
-    "train": {"train", "store"},
-    "evaluate": {"evaluate", "store", "train"},
-    "features": {"features", "evaluate", "store", "train"},
+# What each room may import, itself first. `harvest` and `train` never meet.
+ROOMS = {
+    "errors": (),
+    "files": ("errors",),
+    "store": ("store", "errors", "files"),
+    "harvest": ("harvest", "errors", "files", "store"),
+    "train": ("train", "errors", "files", "store"),
+    "evaluate": ("evaluate", "errors", "files", "store", "train"),
+    "features": ("features", "errors", "files", "store", "train", "evaluate"),
+    "commands": ("commands", "errors", "files", "store", "harvest", "train", "evaluate", "features"),
+}
+PLAIN = {"errors", "files", "__version__"}  # modules of the top, imported from anywhere as they are
+# Inside a room: sub-rooms and files that import only what stands before them; * is every other file of the room.
+LAYERS = {
+    "store": ("codec", "format", "places", "write", "read", "manage"),
+    "harvest": ("hub", "config", "text", "model", "*"),
+    "train": ("architectures", "sae", "step", "run"),
+    "evaluate": ("*", "report"),
+    "features": ("find", "browse", "export"),
+    "commands": ("options", "*"),
 }
 LANGUAGE_MODELS = {"transformers", "datasets", "tokenizers"}
 HEAVY = {"torch", "transformers", "numba", "datasets", "zarr", "numpy"}
@@ -32,20 +46,81 @@ def imports(path: Path) -> list[tuple[int, str]]:
     return found
 
 
-@pytest.mark.parametrize("room", sorted(ALLOWED))
-def test_a_room_imports_only_the_rooms_before_it(room: str) -> None:
-    files = sorted((ROOT / room).rglob("*.py"))
-    assert files
-    for path in files:
-        for level, module in imports(path):
-            parts = module.split(".")
-            assert level < 2, f"{path.name} reaches over its folder: {module}"
-            if level == 0 and parts[0] == "gsae" and parts[1:]:
-                assert parts[1] in ALLOWED[room] | {"__version__"}, f"{room}/{path.name} imports {module}"
-                if parts[1] != room and parts[1] != "__version__":
-                    exported = len(parts) == 3 and parts[2] in vars(__import__(f"gsae.{parts[1]}", fromlist=["x"]))
-                    assert exported, f"{room}/{path.name} imports {module}, which gsae.{parts[1]} does not export"
-            assert room == "harvest" or parts[0] not in LANGUAGE_MODELS, f"{room}/{path.name} imports {module}"
+def exported(root: Path, room: str) -> set[str]:
+    """The names in `__all__` of a room's `__init__`."""
+    for node in ast.parse((root / room / "__init__.py").read_text()).body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
+            return set(ast.literal_eval(node.value))
+    return set()
+
+
+def layer(room: str, name: str) -> int:
+    """The place of a sub-room or file in its room's order."""
+    order = LAYERS[room]
+    return order.index(name) if name in order else order.index("*")
+
+
+def fault(root: Path, path: Path, level: int, module: str) -> str | None:
+    """What is wrong with one import of a file, None where nothing is."""
+    here = path.relative_to(root).with_suffix("").parts
+    room, parts = here[0], module.split(".")
+    if level > 1:
+        return "reaches over its folder"
+    if level == 1:
+        parts = ["gsae", *here[:-1], *parts]
+    if parts[0] in LANGUAGE_MODELS and room != "harvest":
+        return "is for harvest/ alone"
+    if parts[0] != "gsae" or len(parts) == 1 or (parts[1] in PLAIN and parts[1] in (*ROOMS[room], "__version__")):
+        return None
+    if parts[1] not in ROOMS[room]:
+        return f"is not a room before {room}"
+    if parts[1] != room:
+        outside = len(parts) != 3 or parts[2] not in exported(root, parts[1])
+        return f"is not exported by gsae.{parts[1]}" if outside else None
+    if here[1] == "__init__":
+        return None
+    if len(parts) < 4 and not (root / room / f"{parts[2]}.py").exists():
+        return "is the room's own facade"
+    return "stands after it" if layer(room, parts[2]) > layer(room, here[1]) else None
+
+
+def faults(root: Path, room: str) -> list[str]:
+    """Every import of a room's files against the order of the rooms or of the layers inside it."""
+    files = sorted((root / room).rglob("*.py")) or [root / f"{room}.py"]
+    assert all(path.is_file() for path in files)
+    told = [(path, module, fault(root, path, level, module)) for path in files for level, module in imports(path)]
+    return [f"{path.relative_to(root)}: {module} {what}" for path, module, what in told if what]
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_file_imports_only_what_stands_before_it(room: str) -> None:
+    assert faults(ROOT, room) == []
+
+
+@pytest.mark.parametrize(
+    ("file", "line"),
+    [
+        ("store/codec/planted.py", "from gsae.store.read.site import Site"),
+        ("store/codec/planted.py", "from gsae.harvest import harvest"),
+        ("store/read/planted.py", "from gsae.store import open_store"),
+        ("train/step/planted.py", "from gsae.harvest import harvest"),
+        ("train/step/planted.py", "from gsae.train.run.trainer import train"),
+        ("train/run/planted.py", "from gsae.store.read.site import Site"),
+        ("train/run/planted.py", "import transformers"),
+        ("evaluate/planted.py", "from gsae.evaluate.report.runs import read_run"),
+        ("features/find/planted.py", "from gsae.evaluate.metrics import Totals"),
+        ("features/find/planted.py", "from ..browse import site"),
+    ],
+)
+def test_a_planted_import_is_found(tmp_path: Path, file: str, line: str) -> None:
+    for facade in ROOT.glob("*/__init__.py"):
+        (tmp_path / facade.relative_to(ROOT)).parent.mkdir()
+        (tmp_path / facade.relative_to(ROOT)).write_text(facade.read_text())
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / file).write_text(f"def late() -> None:\n    {line}\n")
+    room = file.split("/")[0]
+    assert [each for each in faults(tmp_path, room) if each.startswith(file)]
+    assert len(faults(tmp_path, room)) == 1
 
 
 def loaded(code: str) -> set[str]:
@@ -70,23 +145,3 @@ def test_importing_the_package_imports_nothing_of_it() -> None:
 def test_training_never_imports_the_language_models_libraries() -> None:
     assert "torch" in (found := loaded("import gsae.train, gsae.evaluate"))
     assert not LANGUAGE_MODELS & found
-
-
-def test_the_store_works_without_numba() -> None:
-    """In plain numpy, slower: the same digest and the same batches."""
-    code = (
-        "import sys, tempfile, pathlib, hashlib\n{block}"
-        "from gsae.tests.stores import make_store\n"
-        "from gsae.store.streaming import HAVE_NUMBA\n"
-        "store = make_store(pathlib.Path(tempfile.mkdtemp()) / 's', contexts=40)\n"
-        "rows = b''.join(x.float().numpy().tobytes() for x in store.site('mlp.1').batches(64, max_norm_multiple=1.2))\n"
-        "print('FOUND', HAVE_NUMBA, store.digest, hashlib.sha256(rows).hexdigest())"
-    )
-    answers = []
-    for block in ("", "sys.modules['numba'] = None\n"):
-        done = subprocess.run(
-            [sys.executable, "-c", code.replace("{block}", block)], capture_output=True, text=True, check=True
-        )
-        answers.append(done.stdout.split("FOUND ")[1].split())
-    assert [a[0] for a in answers] == ["True", "False"]
-    assert answers[0][1:] == answers[1][1:]

@@ -8,7 +8,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from gsae.store import NotFoundError, Store, describe, open_store
+from gsae.errors import NotFoundError
+from gsae.store import Store, describe, open_store
 from gsae.store.manage.describe import PERCENTILES
 from gsae.tests.stores import make_store, normal_rows
 

@@ -12,9 +12,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from gsae.errors import GsaeError, NotFoundError, UsageError
 from gsae.harvest import LanguageModel, capture, load_lm, load_meta, load_tokenizer, resolve, tokenizer_sha256
 from gsae.harvest.model import model_files as models
-from gsae.store import GsaeError, NotFoundError, UsageError
 
 SITES = ["resid.0", "mlp.1", "attn.1", "resid.2", "module:model.layers.0.mlp:in"]
 

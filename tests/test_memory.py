@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from gsae.errors import IncompatibleError, SpaceError
 from gsae.harvest import HarvestConfig, LanguageModel, Stage, Worker, harvest, load_lm
-from gsae.store import IncompatibleError, SpaceError, verify
+from gsae.store import verify
 from gsae.tests.children import files
 from gsae.tests.command import refused
 

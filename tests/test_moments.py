@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gsae.store import CorruptError, Moments
+from gsae.errors import CorruptError
+from gsae.store import Moments
 from gsae.store.codec.chunks import NUMPY_DTYPES
 from gsae.store.codec.norm_kernels import binned_sums, float_bits, squared_norms
 from gsae.store.format.moments import Sums, bin_edge, bin_of, by_norm

@@ -11,19 +11,10 @@ import numpy as np
 import pytest
 import torch
 
+from gsae.errors import GsaeError, IncompatibleError, NotFoundError, SpaceError, UsageError
 from gsae.harvest import BlockTokenised, Finished, HarvestConfig, Running, harvest
 from gsae.harvest.model.model_files import Source
-from gsae.store import (
-    GsaeError,
-    IncompatibleError,
-    NotFoundError,
-    SpaceError,
-    Store,
-    UsageError,
-    open_store,
-    open_stores,
-    verify,
-)
+from gsae.store import Store, open_store, open_stores, verify
 from gsae.tests.children import files, finish, killed_at_random, load_batch_sensitive, slow_harvest
 
 SITES = ("resid.1", "mlp.0", "attn.1")

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from gsae.store import CorruptError
+from gsae.errors import CorruptError
 from gsae.store.codec import planes
 from gsae.store.codec import planes_kernels as kernels
 from gsae.store.codec.planes import Planes

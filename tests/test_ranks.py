@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from gsae.store import IncompatibleError, InterruptedRun, Store, UsageError, all_cores, open_store
+from gsae.errors import IncompatibleError, InterruptedRun, UsageError
+from gsae.store import Store, all_cores, open_store
 from gsae.tests.children import files, start
 from gsae.train import Event, Finished, Left, Progress, Ranks, RunConfig, Started, parse_sae, read_config, train
 from gsae.train.run.folder import claimed, group_folder

@@ -10,7 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gsae.store import CorruptError, IncompatibleError, NotFoundError, Store, UsageError, open_store
+from gsae.errors import CorruptError, IncompatibleError, NotFoundError, UsageError
+from gsae.store import Store, open_store
 from gsae.store.read.read_order import Shuffle, groups, mixed, schedule
 from gsae.tests.stores import make_store, normal_rows
 

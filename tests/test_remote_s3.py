@@ -14,18 +14,8 @@ import pytest
 import torch
 from obstore.store import S3Store
 
-from gsae.store import (
-    CorruptError,
-    IncompatibleError,
-    NotFoundError,
-    RemoteError,
-    Store,
-    UsageError,
-    copy,
-    list_stores,
-    open_store,
-    verify,
-)
+from gsae.errors import CorruptError, IncompatibleError, NotFoundError, RemoteError, UsageError
+from gsae.store import Store, copy, list_stores, open_store, verify
 from gsae.store.format.manifest import FileEntry
 from gsae.store.format.plan import sha256
 from gsae.store.places.cache import Cache

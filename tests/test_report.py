@@ -9,10 +9,10 @@ import shutil
 
 import pytest
 
+from gsae.errors import CorruptError, NotFoundError, UsageError
 from gsae.evaluate import evaluate
 from gsae.evaluate.report.report import MAX_BYTES, report
 from gsae.evaluate.report.runs import MAX_POINTS, read_run
-from gsae.store import CorruptError, NotFoundError, UsageError
 from gsae.tests.command import gsae
 from gsae.tests.report_run import METRIC_LINES, sweep, write_run
 from gsae.train import RunConfig, parse_sae, train

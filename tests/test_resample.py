@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from gsae.store import Store, UsageError
+from gsae.errors import UsageError
+from gsae.store import Store
 from gsae.tests.test_sae import random_params
 from gsae.train import Progress, Resampled, RunConfig, parse_sae, train
 from gsae.train.architectures.base import Params

@@ -9,7 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gsae.store import NotFoundError, Site, Store, open_store, seal
+from gsae.errors import NotFoundError
+from gsae.store import Site, Store, open_store, seal
 from gsae.tests.stores import BOS, make_store, normal_rows
 
 CONTEXTS, CONTEXT_SIZE, D_IN = 150, 32, 16

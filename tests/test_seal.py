@@ -8,7 +8,8 @@ import pytest
 import torch
 import zarr
 
-from gsae.store import CorruptError, IncompatibleError, NotFoundError, Store, describe, open_store, seal, verify
+from gsae.errors import CorruptError, IncompatibleError, NotFoundError
+from gsae.store import Store, describe, open_store, seal, verify
 from gsae.store.format.manifest import MANIFEST, all_windows, digest, read_manifest
 from gsae.store.format.moments import Moments
 from gsae.store.format.plan import canonical_json, sha256

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from gsae.store import IncompatibleError, ModelSource, Moments, NotFoundError, Store, StoreSet, UsageError, open_stores
+from gsae.errors import IncompatibleError, NotFoundError, UsageError
+from gsae.store import ModelSource, Moments, Store, StoreSet, open_stores
 from gsae.tests.stores import make_store, normal_rows
 
 

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from gsae.store import CorruptError, SharedBatches, Store, UsageError
+from gsae.errors import CorruptError, UsageError
+from gsae.store import SharedBatches, Store
 from gsae.store.places.shard import Shard
 from gsae.tests.stores import make_store
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from gsae.errors import UsageError
 from gsae.harvest import LanguageModel, capture, offered, resolve, split_names
-from gsae.store import UsageError
 from gsae.tests.families import FAMILIES, built
 
 

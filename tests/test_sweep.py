@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gsae.store import NotFoundError, UsageError
+from gsae.errors import NotFoundError, UsageError
 from gsae.train import RunConfig, SAEConfig, load_sweep, parse_sae
 from gsae.train.run.config import from_toml, to_toml
 

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import zstandard
 
+from gsae.errors import GsaeError, NotFoundError, UsageError
 from gsae.harvest import Document, Text, documents
-from gsae.store import GsaeError, NotFoundError, UsageError
 
 TEXTS = ["One.\n\nTwo.", "", "Ünïcode — ‘quotes’ \U0001f600", "<|im_start|> is text", "last"]
 

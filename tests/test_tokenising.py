@@ -12,10 +12,12 @@ from typing import Any
 
 import pytest
 
+from gsae.errors import CorruptError, GsaeError, IncompatibleError, UsageError
+from gsae.files import sweep
 from gsae.harvest import BlockTokenised, HarvestConfig, Worker, harvest, harvest_tokens, request, write_tokens
 from gsae.harvest.request import Request
 from gsae.harvest.text import packing as tokens
-from gsae.store import CorruptError, GsaeError, IncompatibleError, UsageError, list_stores, publish, read_tokens
+from gsae.store import list_stores, read_tokens
 from gsae.tests.children import files, finish, killed_at_random, start
 from gsae.tests.command import gsae, refused
 from gsae.tests.killing import assert_survives_every_kill
@@ -58,9 +60,9 @@ def step(model: Path, root: Path) -> None:
     """Write the tokens in a process that is forked again and again, so that the tokenizer may start no threads."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     make_parts_small()
-    publish.sweep(root)
+    sweep(root)
     write_tokens(asked(model, 5000), root)
-    publish.sweep(root)
+    sweep(root)
 
 
 def work(model: Path, out: Path, heard: Path | None = None, pause: float = 0.0, locks: bool = True) -> None:
@@ -126,7 +128,7 @@ def test_parts_and_blocks_at_a_time_do_not_show_in_the_bytes(
     undisturbed: dict[str, bytes], tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for number, (part, at_a_time, characters) in enumerate([(1, 1, 1), (10**9, 5, 1 << 20)]):
-        monkeypatch.setattr("gsae.harvest.text.token_files.PART_TOKENS", part)
+        monkeypatch.setattr("gsae.harvest.token_files.PART_TOKENS", part)
         monkeypatch.setattr("gsae.harvest.text.packing.AT_A_TIME", at_a_time)
         monkeypatch.setattr("gsae.harvest.text.packing.ENCODED_CHARACTERS", characters)
         write_tokens(asked(tiny_llama), tmp_path / str(number))
@@ -201,7 +203,7 @@ def test_tokens_are_written_without_weights_and_the_harvest_goes_on_with_them(
 ) -> None:
     out, direct = tmp_path / "store", tmp_path / "direct"
     harvest_tokens(config(without_weights), out)
-    monkeypatch.setattr("gsae.harvest.text.token_files.tokenise", lambda *_, **__: pytest.fail("tokenised again"))
+    monkeypatch.setattr("gsae.harvest.token_files.tokenise", lambda *_, **__: pytest.fail("tokenised again"))
     harvest_tokens(config(without_weights), out)
     harvest(config(tiny_llama), out, own=Worker(0, 1))
     assert not (out / "tokens").exists()

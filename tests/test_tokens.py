@@ -10,9 +10,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from gsae.errors import UsageError
 from gsae.harvest import documents, special_ids, tokenise
 from gsae.harvest.text.packing import is_held_out, pack
-from gsae.store import UsageError
 from gsae.store.format import row_order as order
 from gsae.tests.texts import Contexts, contexts_of, numbered
 

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from gsae.store import IncompatibleError, InterruptedRun, Site, Store, UsageError
+from gsae.errors import IncompatibleError, InterruptedRun, UsageError
+from gsae.store import Site, Store
 from gsae.tests.stores import make_store
 from gsae.train import (
     Checkpointed,
@@ -248,7 +249,7 @@ def test_training_needs_no_network_and_no_language_model_code(tiny_store: Store,
 
 THREADS = """
 import torch
-from gsae.train.process import computing_with
+from gsae.train.run.process import computing_with
 for count in (1, 2, 1):
     with computing_with(count):
         assert torch.get_num_threads() == count, (count, torch.get_num_threads())

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from gsae.store import Checked, CorruptError, GsaeError, Store, foreign_files, open_store, verify
+from gsae.errors import CorruptError, GsaeError
+from gsae.store import Checked, Store, foreign_files, open_store, verify
 from gsae.store.format import row_order as order
 from gsae.store.format.manifest import PLAN
 from gsae.store.format.plan import canonical_json

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
+from gsae.errors import UsageError
 from gsae.harvest import HarvestConfig, Left, Worker, harvest, worker, workers
-from gsae.store import UsageError, open_store, verify
+from gsae.store import open_store, verify
 from gsae.tests.children import files, load_batch_sensitive, start
 from gsae.tests.command import gsae, refused
 

@@ -12,7 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from gsae.store import InterruptedRun, open_store
+from gsae.errors import InterruptedRun
+from gsae.store import open_store
 from gsae.tests.calls import kill_at, recorded
 from gsae.tests.children import files
 from gsae.train import Event, Progress, RunConfig, parse_sae, train

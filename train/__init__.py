@@ -6,7 +6,6 @@ Needs the store and nothing of the language model: neither transformers nor data
 from .architectures.base import Params
 from .architectures.gated import GatedParams
 from .architectures.relu import ReluParams
-from .run.checkpoint import replace_file
 from .run.config import RunConfig, SAEConfig, load_sweep, parse_sae
 from .run.describe import describe_run, stores_of
 from .run.estimate import estimate
@@ -40,7 +39,6 @@ __all__ = [
     "load_sweep",
     "parse_sae",
     "read_config",
-    "replace_file",
     "stores_of",
     "train",
     "weights_sha256",

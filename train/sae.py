@@ -16,13 +16,14 @@ import safetensors
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from gsae.store import CorruptError, IncompatibleError, NotFoundError, Plan, SiteSpec
+from gsae.errors import CorruptError, IncompatibleError, NotFoundError
+from gsae.files import remove_temporary, replace_file, replace_text
+from gsae.store import Plan, SiteSpec
 
 from .architectures.base import Params
 from .architectures.gated import GatedParams, UntiedParams
 from .architectures.registry import folded
 from .architectures.relu import ReluParams
-from .run.checkpoint import replace_file, sweep
 
 CFG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
 READ: dict[str, tuple[str, type[Params]]] = {
@@ -78,7 +79,7 @@ def save_sae(
     becomes `metadata.gsae`. cfg.json comes last: a folder that has it is complete.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    sweep(folder)
+    remove_temporary(folder)
     architecture, raw = folded(params, scale).saelens()
     tensors = {name: (t.T if name in TRANSPOSED else t).float().contiguous() for name, t in raw.items()}
     d_sae, d_in = raw["W_dec"].shape
@@ -105,7 +106,7 @@ def save_sae(
     }
     replace_file(folder / WEIGHTS, lambda path: save_file(tensors, path))
     text = json.dumps(cfg, indent=2, allow_nan=False) + "\n"
-    replace_file(folder / CFG, lambda path: path.write_text(text))
+    replace_text(folder / CFG, text)
 
 
 def _json_number(value: Any) -> Any:

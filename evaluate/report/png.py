@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from gsae.store import NotFoundError
+from gsae.errors import NotFoundError
 
 from .report import page
 from .runs import read_run

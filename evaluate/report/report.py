@@ -6,10 +6,8 @@ they can be tested.
 """
 
 import base64
-import contextlib
 import hashlib
 import json
-import os
 import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from gsae.evaluate.refusals import refusals_told
-from gsae.store import UsageError
+from gsae.errors import UsageError
+from gsae.files import disk_errors, replacing
 from gsae.train import RunConfig
 
 from .pareto import SCORES, Point, Score, band, compare, non_dominated
@@ -89,7 +87,11 @@ def report(runs: Sequence[Path], out: Path) -> None:
     for points in (MAX_POINTS, 100, 50, 20, 0):
         html = _fill(template, page(read, command, points)).encode()
         if len(html) < MAX_BYTES:
-            return _publish(html, out)
+            with disk_errors(out):
+                out.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(out, shared=True) as temporary:
+                temporary.write_bytes(html)
+            return
     raise UsageError(f"A report of {sum(len(r.evaluations) for r in read)} SAEs passes 1 MB. Report fewer runs.")
 
 
@@ -362,16 +364,3 @@ def _fill(template: str, data: Mapping[str, Any]) -> str:
 def _digest(template: str, tag: str) -> str:
     (body,) = re.findall(rf"<{tag}>(.*?)</{tag}>", template, flags=re.DOTALL)
     return "sha256-" + base64.b64encode(hashlib.sha256(body.encode()).digest()).decode()
-
-
-def _publish(content: bytes, out: Path) -> None:
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    with refusals_told(out):
-        try:
-            out.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_bytes(content)
-            temporary.replace(out)
-        except OSError:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
-            raise

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, model_validator
 
-from gsae.store import CorruptError, NotFoundError
+from gsae.errors import CorruptError, NotFoundError
 
 METRICS = ("l0", "explained_variance", "gamma", "dead", "loss")
 MAX_POINTS = 200

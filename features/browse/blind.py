@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gsae.errors import CorruptError, IncompatibleError, NotFoundError, UsageError
 from gsae.evaluate import Progress
 from gsae.features.find.latents_json import EXAMPLE, Latent, read_contexts, read_latents
 from gsae.features.find.reader import read_facts, rows_fired
-from gsae.store import CorruptError, IncompatibleError, NotFoundError, UsageError
-from gsae.train import replace_file
+from gsae.files import replace_text
 
 from .ratings import WORDS, Ratings
 from .site import INDEX, SCHEMA, digest_of, feature_folders, publish, write_json, write_texts
@@ -87,7 +87,7 @@ def build_blind(
     text = json.dumps(asdict(key), indent=2) + "\n"
     digest = digest_of([*facts, asdict(key)])
     publish(out / SITE, digest, lambda folder: _fill(folder, folders, facts, key, digest, listen))
-    replace_file(out / KEY, lambda path: path.write_text(text, encoding="utf-8"))
+    replace_text(out / KEY, text)
     return out
 
 

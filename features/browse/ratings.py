@@ -5,7 +5,7 @@ import os
 import threading
 from pathlib import Path
 
-from gsae.store import CorruptError
+from gsae.errors import CorruptError
 
 WORDS = ("no", "maybe", "yes")  # what ratings 0, 1 and 2 mean
 

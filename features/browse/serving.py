@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, cast
 from urllib.parse import unquote, urlsplit
 
-from gsae.store import InterruptedRun, UsageError
+from gsae.errors import InterruptedRun, UsageError
 
 from .ratings import Ratings
 

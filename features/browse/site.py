@@ -23,14 +23,13 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from gsae.errors import CorruptError, NotFoundError, UsageError
 from gsae.evaluate import Progress
-from gsae.evaluate.refusals import refusals_told
 from gsae.features.find.find_features import FACTS
 from gsae.features.find.latents_json import in_batches, read_contexts, read_latents, read_texts
 from gsae.features.find.parquet import arrow
 from gsae.features.find.reader import public, read_facts
-from gsae.store import CorruptError, NotFoundError, UsageError
-from gsae.store import publish as store_files
+from gsae.files import alone, disk_errors, replace_folder, sweep
 
 SCHEMA = 1
 INDEX = "data/index.json"
@@ -105,30 +104,24 @@ def publish(out: Path, digest: str, fill: Callable[[Path], None]) -> None:
     One that was made of the same (`digest`) is left. Another process that is at it is waited for. Raises UsageError
     where `out` holds anything but a browser, SpaceError on a full disk.
     """
-    with refusals_told(out):
+
+    def fill_beside_page(folder: Path) -> None:
+        shutil.copytree(Path(str(resources.files(__package__) / "page")), folder)
+        fill(folder)
+
+    with disk_errors(out):
         try:
-            with store_files.alone(out.parent, f"making-{out.name}"):
+            with alone(out.parent, f"making-{out.name}"):
                 if made_of(out) != digest:
-                    _replace(out, fill)
+                    _refuse_others(out)
+                    replace_folder(out, fill_beside_page)
         finally:
-            store_files.sweep(out.parent)
+            sweep(out.parent)
 
 
-def _replace(out: Path, fill: Callable[[Path], None]) -> None:
+def _refuse_others(out: Path) -> None:
     if out.exists() and made_of(out) is None and (not out.is_dir() or any(out.iterdir())):
-        raise UsageError(f"{out} is there and is no browser. Give another --out, or remove it.")
-    new, old = (out.with_name(f".{out.name}.{kind}") for kind in ("new", "old"))
-    for left in (new, old):
-        shutil.rmtree(left, ignore_errors=True)
-    try:
-        shutil.copytree(Path(str(resources.files(__package__) / "page")), new)
-        fill(new)
-        if out.exists():
-            out.rename(old)
-        new.rename(out)
-    finally:
-        for left in (new, old):
-            shutil.rmtree(left, ignore_errors=True)
+        raise UsageError(f"{out} exists and is not a feature browser. Give another --out, or remove it.")
 
 
 def write_json(path: Path, value: Any) -> None:

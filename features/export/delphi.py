@@ -19,11 +19,12 @@ import safetensors
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
+from gsae.errors import CorruptError, IncompatibleError
 from gsae.evaluate import Progress
 from gsae.features.find.firings import Ints, read_firings
 from gsae.features.find.reader import activation_files, read_facts, rows_fired
-from gsae.store import SPLITS, CorruptError, IncompatibleError, Store, StoreSet
-from gsae.train import replace_file
+from gsae.files import replace_file, replace_text
+from gsae.store import SPLITS, Store, StoreSet
 
 CONFIG = "config.json"
 FILE_ENTRIES = 1 << 23  # of a file, but for a single latent that has more: 80 MB of locations and activations
@@ -55,7 +56,7 @@ def to_delphi(
             replace_file(path, partial(save_file, tensors, metadata=_metadata(facts)))
         listen(Progress("export", last, len(counts), facts["sae"]))
     text = json.dumps(_config(facts, len(contexts), len(ranges)), indent=4) + "\n"
-    replace_file(folder / CONFIG, lambda path: path.write_text(text, encoding="utf-8"))
+    replace_text(folder / CONFIG, text)
     return folder
 
 

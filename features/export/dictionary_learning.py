@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gsae.store import IncompatibleError
-from gsae.train import SAE, GatedParams, ReluParams, load_sae, replace_file
+from gsae.errors import IncompatibleError
+from gsae.files import replace_file, replace_text
+from gsae.train import SAE, GatedParams, ReluParams, load_sae
 
 AE, CONFIG = "ae.pt", "config.json"
 
@@ -34,7 +35,7 @@ def to_dictionary_learning(sae: str | Path, out: str | Path) -> Path:
         if (folder / name).exists() and (folder / name).read_bytes() != data:
             raise IncompatibleError(f"{folder / name} is another SAE's; choose another folder.")
     replace_file(folder / AE, lambda path: path.write_bytes(packed.getvalue()))
-    replace_file(folder / CONFIG, lambda path: path.write_text(config))
+    replace_text(folder / CONFIG, config)
     return folder
 
 

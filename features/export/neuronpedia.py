@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gsae.errors import CorruptError, IncompatibleError, UsageError
 from gsae.features.find.latents_json import in_batches, read_latents, read_texts
 from gsae.features.find.parquet import GROUP
 from gsae.features.find.reader import public, read_facts, reading
-from gsae.store import CorruptError, IncompatibleError, UsageError
-from gsae.train import replace_file
+from gsae.files import replace_file, replace_text
 
 CREATOR = "clkht01d40000jv08hvalcvly"  # whom an instance of one's own takes imported rows to be of
 NOTE = "gsae.json"
@@ -122,7 +122,7 @@ def _folder(folder: Path, facts: Row) -> Path:
 
 
 def _replace(path: Path, text: str) -> None:
-    replace_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    replace_text(path, text)
 
 
 class _Contexts:

@@ -15,9 +15,11 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 from torch import Tensor, nn
 
+from gsae.errors import NotFoundError, UsageError
 from gsae.evaluate import Progress, Trained, common_input, sae_folders
-from gsae.store import SPLITS, NotFoundError, Site, Store, StoreSet, UsageError
-from gsae.train import SAE, load_sae, replace_file, weights_sha256
+from gsae.files import replace_text
+from gsae.store import SPLITS, Site, Store, StoreSet
+from gsae.train import SAE, load_sae, weights_sha256
 
 from .directions import LogitEffects, neighbours, outermost
 from .firings import Ints, joined, read_firings, write_firings
@@ -128,7 +130,7 @@ def _describe(look: Look, folder: Path, listen: Listen) -> dict[str, Any]:
     if look.words.texts is not None:
         write_vocabulary(folder / "vocabulary.parquet", look.words.texts)
     text = json.dumps(facts, indent=2, allow_nan=False) + "\n"
-    replace_file(folder / FACTS, lambda path: path.write_text(text, encoding="utf-8"))
+    replace_text(folder / FACTS, text)
     return facts
 
 

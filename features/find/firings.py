@@ -18,9 +18,11 @@ import torch
 from numpy.typing import DTypeLike, NDArray
 from safetensors.numpy import save_file
 
+from gsae.errors import CorruptError, NotFoundError
 from gsae.evaluate import row_norms
-from gsae.store import CorruptError, NotFoundError, Site
-from gsae.train import SAE, Firing, replace_file
+from gsae.files import replace_file
+from gsae.store import Site
+from gsae.train import SAE, Firing
 
 FILE_ROWS = 1 << 14
 PASS_ELEMENTS = 1 << 25  # of the encoder's product at a time: 128 MiB, so that its weights are read for many rows

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gsae.store import UsageError
+from gsae.errors import UsageError
+from gsae.files import replacing
 
 GROUP = 1024  # latents, contexts or tokens in a row group
 CODEC = "zstd"
@@ -99,10 +100,8 @@ def ragged(lengths: Sequence[int] | NDArray[np.int64], flat: NDArray[Any], kind:
 def writing(path: Path, schema: Any) -> Iterator[Any]:
     """Open a Parquet writer of row groups; what it wrote has its name only once all of it is there."""
     _, parquet = arrow()
-    temporary = path.with_name(f".{path.name}.tmp")
-    with parquet.ParquetWriter(temporary, schema, compression=CODEC) as writer:
+    with replacing(path) as temporary, parquet.ParquetWriter(temporary, schema, compression=CODEC) as writer:
         yield writer
-    temporary.replace(path)
 
 
 def write_vocabulary(path: Path, texts: Sequence[str]) -> None:

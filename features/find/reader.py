@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import safetensors
 
-from gsae.store import CorruptError, IncompatibleError, NotFoundError
+from gsae.errors import CorruptError, IncompatibleError, NotFoundError
 
 from .find_features import FACTS, SCHEMA
 from .firings import Ints

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gsae.store import SiteSpec, UsageError
+from gsae.errors import UsageError
+from gsae.store import SiteSpec
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,10 @@ from typing import Any
 
 import torch
 
+from gsae.errors import IncompatibleError, NotFoundError, SpaceError, UsageError
 from gsae.harvest.config import HarvestConfig
 from gsae.harvest.hub import one_line, quiet
-from gsae.store import IncompatibleError, ModelSource, NotFoundError, SpaceError, UsageError
+from gsae.store import ModelSource
 
 from .capture import LanguageModel, Provenance
 from .model_files import Source, find, light_directory, weights_directory, weights_sha256

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gsae.errors import NotFoundError, UsageError
 from gsae.harvest.hub import explain, one_line, quiet
-from gsae.store import NotFoundError, UsageError
 
 SMOLLM2 = "builtin:smollm2-135m-instruct-q4"
 # Name -> (package that holds the file, file).

@@ -18,7 +18,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from gsae.store import SiteSpec, UsageError
+from gsae.errors import UsageError
+from gsae.store import SiteSpec
 
 Kind = Literal["resid", "mlp", "attn"]
 KINDS = "resid.L, mlp.L, attn.L or module:PATH:in|out"

@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from gsae.errors import UsageError
 from gsae.harvest.hub import one_line
-from gsae.store import SiteSpec, UsageError
+from gsae.store import SiteSpec
 
 from .capture import LanguageModel
 from .sites import layers

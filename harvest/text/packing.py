@@ -24,7 +24,8 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from gsae.store import Stream, UsageError, row_mask, word
+from gsae.errors import UsageError
+from gsae.store import Stream, row_mask, word
 
 from .sources import Content, Document
 

@@ -19,8 +19,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from gsae.errors import NotFoundError, UsageError
 from gsae.harvest.hub import explain, one_line, pin, quiet
-from gsae.store import DatasetSource, NotFoundError, Stream, UsageError, permutation
+from gsae.store import DatasetSource, Stream, permutation
 
 PYDOC = "builtin:pydoc"
 # File ending -> builder of `datasets` and its options.

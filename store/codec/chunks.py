@@ -5,21 +5,23 @@ Each chain ends in crc32c, checked before anything is decoded: a changed bit is 
 never a wrong number. The sum costs a few per cent of decoding.
 """
 
+import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import crc32c
 import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from gsae.store.errors import CorruptError
-from gsae.store.format.plan import Codec
+from gsae.errors import CorruptError
 
 from . import planes
 from . import planes_kernels as kernels
 from . import zstd_frames as frames
 
+Codec = Literal["planes", "zstd", "none"]
 ZSTD_LEVEL = 1
 CRC_BYTES = 4
 MISSING = 2**64 - 1
@@ -38,6 +40,14 @@ UNSIGNED: dict[int, type[np.unsignedinteger[Any]]] = {1: np.uint8, 2: np.uint16,
 def unsigned(dtype: str) -> type[np.unsignedinteger[Any]]:
     """Return the unsigned integers that hold the bit patterns of a store's dtype."""
     return UNSIGNED[NUMPY_DTYPES[dtype].itemsize]
+
+
+def raw_sha256(arrays: Iterable[NDArray[Any]]) -> str:
+    """Return the sha256 of the bytes of arrays laid end to end."""
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True)

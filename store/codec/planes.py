@@ -30,7 +30,7 @@ from numcodecs.abc import Codec
 from numcodecs.compat import ensure_contiguous_ndarray_like
 from numpy.typing import NDArray
 
-from gsae.store.errors import CorruptError
+from gsae.errors import CorruptError
 
 from . import planes_kernels as kernels
 from . import zstd_frames as frames

@@ -9,7 +9,7 @@ import numpy as np
 from numcodecs import zstd
 from numpy.typing import NDArray
 
-from gsae.store.errors import CorruptError
+from gsae.errors import CorruptError
 
 MAGIC = b"\x28\xb5\x2f\xfd"
 HEADER_BYTES = 14  # longest part of a frame header up to the end of the content size (RFC 8878, 3.1.1.1)

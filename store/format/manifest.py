@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import AfterValidator, Field, SerializerFunctionWrapHandler, model_serializer
 
-from gsae.store.errors import CorruptError
+from gsae.errors import CorruptError
 
 from .arrays import context_arrays, metadata_files, window_arrays, windows_of
 from .moments import ZERO_BIN, Moments, MomentsRecord

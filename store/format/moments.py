@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from gsae.errors import CorruptError
 from gsae.store.codec.norm_kernels import binned_sums, float_bits, squared_norms
 from gsae.store.codec.planes_kernels import F64, I64
-from gsae.store.errors import CorruptError
 
 from .plan import Count, Frozen
 

@@ -19,7 +19,8 @@ from pydantic import (
     model_validator,
 )
 
-from gsae.store.errors import CorruptError, IncompatibleError
+from gsae.errors import CorruptError, IncompatibleError
+from gsae.store.codec.chunks import Codec
 
 SCHEMA_VERSION = "1.0"
 MAX_CHUNK_BYTES = 4 << 20
@@ -37,7 +38,6 @@ Text = Annotated[str, Field(pattern=r"^\P{Cc}*$", max_length=4096)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Folder = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$", max_length=200)]
 Dtype = Literal["bfloat16", "float16", "float32"]
-Codec = Literal["planes", "zstd", "none"]
 
 
 class Frozen(BaseModel):

@@ -10,10 +10,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from gsae.files import sweep
+from gsae.store.codec.chunks import Codec
 from gsae.store.format.manifest import MANIFEST, PLAN, FileEntry, Manifest, every_file
-from gsae.store.format.plan import Codec
 from gsae.store.places.folder import STREAMS, Folder, Place, place, put_bytes, send
-from gsae.store.publish import sweep
 from gsae.store.read.store import find_manifest, open_store
 from gsae.store.write.shard_writer import all_cores
 

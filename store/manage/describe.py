@@ -10,14 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from gsae.store.errors import NotFoundError
+from gsae.errors import NotFoundError
 from gsae.store.format.arrays import rows_of, window_arrays
 from gsae.store.format.manifest import MANIFEST, PLAN, all_windows
 from gsae.store.format.moments import Moments
-from gsae.store.format.pending_tokens import TOKENS_ONLY, UNFINISHED_TOKENS, read_tokens
 from gsae.store.format.plan import Plan, parse
 from gsae.store.format.row_order import SPLITS
 from gsae.store.places.folder import Place, place
+from gsae.store.places.pending_tokens import TOKENS_ONLY, UNFINISHED_TOKENS, read_tokens
 from gsae.store.read.site import Site
 from gsae.store.read.store import Store, open_store, recorded
 

@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from gsae.store.errors import GsaeError
+from gsae.errors import GsaeError
 from gsae.store.format.arrays import rows_of
 from gsae.store.format.manifest import MANIFEST, PLAN, every_file
-from gsae.store.format.pending_tokens import TOKENS, TOKENS_BEGUN, TOKENS_ONLY, UNFINISHED_TOKENS, read_tokens
 from gsae.store.format.plan import Plan, parse
 from gsae.store.format.row_order import SPLITS
 from gsae.store.places.folder import Place, place
+from gsae.store.places.pending_tokens import TOKENS, TOKENS_BEGUN, TOKENS_ONLY, UNFINISHED_TOKENS, read_tokens
 from gsae.store.read.store import find_manifest, recorded
 
 DEEPEST = 8

@@ -14,8 +14,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from gsae.store.codec.chunks import ArraySpec
-from gsae.store.errors import CorruptError, IncompatibleError, NotFoundError, UsageError
+from gsae.errors import CorruptError, IncompatibleError, NotFoundError, UsageError
+from gsae.store.codec.chunks import ArraySpec, Codec
 from gsae.store.format.arrays import metadata_files, window_arrays
 from gsae.store.format.manifest import (
     MANIFEST,
@@ -29,7 +29,7 @@ from gsae.store.format.manifest import (
     listed_files,
     record_name,
 )
-from gsae.store.format.plan import Codec, Plan, canonical_json, first_fault, parse
+from gsae.store.format.plan import Plan, canonical_json, first_fault, parse
 from gsae.store.format.row_order import Split
 from gsae.store.places.folder import Folder, Place, checked, put_bytes, send
 from gsae.store.read.store import Store

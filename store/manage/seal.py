@@ -8,12 +8,12 @@ the rows of the missing windows read as NaN.
 from contextlib import suppress
 from pathlib import Path
 
-from gsae.store.errors import IncompatibleError, NotFoundError
+from gsae.errors import IncompatibleError, NotFoundError
+from gsae.files import sweep
 from gsae.store.format.arrays import window_arrays
 from gsae.store.format.manifest import PLAN, all_windows, record_name
-from gsae.store.format.pending_tokens import read_tokens
 from gsae.store.format.row_order import Split
-from gsae.store.publish import sweep
+from gsae.store.places.pending_tokens import read_tokens
 from gsae.store.read.store import Store, is_complete, open_store
 from gsae.store.write.window_writer import read_plan, unfinished, write_manifest
 

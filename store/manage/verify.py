@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gsae.errors import CorruptError, GsaeError
 from gsae.store.codec.chunks import ArraySpec, unsigned
-from gsae.store.errors import CorruptError, GsaeError
 from gsae.store.format.arrays import SOURCE, context_arrays, metadata_files, window_arrays
 from gsae.store.format.manifest import PLAN, ArrayEntry, FileEntry, Record, WindowEntry, moments_of
 from gsae.store.format.moments import Moments, Sums, by_norm

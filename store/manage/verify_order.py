@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gsae.store.errors import GsaeError
+from gsae.errors import GsaeError
+from gsae.store.codec.chunks import raw_sha256
 from gsae.store.format.arrays import rows_of
 from gsae.store.format.row_order import SPLITS, Ints, Layout, Mask, Split, layout, row_mask, stored_order
-from gsae.store.publish import raw_sha256
 from gsae.store.read.store import Store
 from gsae.store.write.contexts_writer import DOCUMENTS, context_parts, sum_faults
 

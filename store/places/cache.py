@@ -22,9 +22,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from gsae.store.errors import SpaceError, UsageError
+from gsae.errors import SpaceError, UsageError
+from gsae.files import disk_errors
 from gsae.store.format.manifest import FileEntry
-from gsae.store.publish import disk_errors
 
 from .folder import Place, checked
 from .object_store import Remote

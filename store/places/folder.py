@@ -13,10 +13,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
-from gsae.store.errors import CorruptError, IncompatibleError, NotFoundError
+from gsae.errors import CorruptError, IncompatibleError, NotFoundError
+from gsae.files import READ_BYTES, disk_errors, hash_file, publish, read_file, sync_up_to, temp_file
 from gsae.store.format.manifest import FileEntry
 from gsae.store.format.plan import sha256
-from gsae.store.publish import READ_BYTES, disk_errors, hash_file, publish, read_file, sync_up_to, temp_file
 
 from .object_store import Remote, is_url
 from .shard import Opened, open_file

@@ -25,7 +25,7 @@ import obstore
 from obstore.exceptions import BaseError, PermissionDeniedError, UnauthenticatedError
 from obstore.store import LocalStore, from_url
 
-from gsae.store.errors import GsaeError, IncompatibleError, NotFoundError, RemoteError, UsageError
+from gsae.errors import GsaeError, IncompatibleError, NotFoundError, RemoteError, UsageError
 from gsae.store.format.manifest import FileEntry
 
 SCHEMES = ("s3", "gs", "az", "file")

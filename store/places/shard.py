@@ -14,8 +14,8 @@ from typing import Any, Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from gsae.errors import CorruptError, NotFoundError
 from gsae.store.codec.chunks import ArraySpec, decode_index, unsigned
-from gsae.store.errors import CorruptError, NotFoundError
 
 IO = Literal["mmap", "pread"]
 Opened = tuple[Path, int]  # a file's path, as messages have it, and its descriptor

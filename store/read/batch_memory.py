@@ -15,9 +15,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from gsae.errors import SpaceError
 from gsae.store.codec.chunks import unsigned
 from gsae.store.codec.streaming import pages
-from gsae.store.errors import SpaceError
 
 KEPT = 2  # batches that one consumer holds: the one at hand, and the one before until it is let go
 

@@ -19,7 +19,7 @@ import numpy as np
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
-from gsae.store.errors import UsageError
+from gsae.errors import UsageError
 
 from .batch_memory import KEPT, Slots, SlotsClosed, slots_needed
 from .decoding import Decoder, Flight, ShardFile

@@ -9,7 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from typing import Protocol
 
-from gsae.store.errors import GsaeError, SpaceError
+from gsae.errors import GsaeError, SpaceError
 from gsae.store.places.shard import Shard
 
 from .read_order import Group, Shuffle, window_order

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from gsae.errors import UsageError
 from gsae.store.codec.numba_support import compiled_or
-from gsae.store.errors import UsageError
 from gsae.store.format.row_order import Ints, Stream, permutation, words
 
 POSITION = ("epoch", "group", "offset", "skipped")

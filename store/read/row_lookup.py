@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from gsae.store.errors import NotFoundError
+from gsae.errors import NotFoundError
 from gsae.store.format.plan import Plan
 from gsae.store.format.row_order import SPLITS, Ints, Layout, Mask, Split, inverse, layout, row_mask, stored_order
 

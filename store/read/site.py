@@ -13,8 +13,8 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from gsae.errors import UsageError
 from gsae.store.codec.chunks import NUMPY_DTYPES
-from gsae.store.errors import UsageError
 from gsae.store.format.moments import Moments
 from gsae.store.format.plan import Plan, SiteSpec
 from gsae.store.format.row_order import Ints, Split

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from gsae.errors import GsaeError, IncompatibleError, NotFoundError
 from gsae.store.codec.chunks import ArraySpec
-from gsae.store.errors import GsaeError, IncompatibleError, NotFoundError
 from gsae.store.format.arrays import SOURCE, context_arrays, site_array
 from gsae.store.format.manifest import (
     MANIFEST,
@@ -27,12 +27,12 @@ from gsae.store.format.manifest import (
     record_name,
 )
 from gsae.store.format.moments import Moments
-from gsae.store.format.pending_tokens import read_tokens
 from gsae.store.format.plan import Plan, SiteSpec, parse
 from gsae.store.format.row_order import Ints, Split
 from gsae.store.places.cache import Cache, Cached
 from gsae.store.places.folder import Folder, Place, Readable
 from gsae.store.places.object_store import is_url
+from gsae.store.places.pending_tokens import read_tokens
 from gsae.store.places.shard import IO, Shard
 from gsae.store.write.contexts_writer import read_context_array
 

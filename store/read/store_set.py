@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from gsae.store.errors import IncompatibleError, UsageError
+from gsae.errors import IncompatibleError, UsageError
 from gsae.store.format.moments import Moments
 from gsae.store.format.plan import Plan, SiteSpec, sha256
 from gsae.store.format.row_order import Ints, Split

@@ -12,12 +12,11 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from gsae.store.codec.chunks import NUMPY_DTYPES, ArraySpec
-from gsae.store.errors import CorruptError
+from gsae.errors import CorruptError
+from gsae.store.codec.chunks import NUMPY_DTYPES, ArraySpec, raw_sha256
 from gsae.store.format.arrays import context_arrays
 from gsae.store.format.plan import ContextsSpec
 from gsae.store.places.shard import Shard
-from gsae.store.publish import raw_sha256
 
 from .window_writer import write_shard
 

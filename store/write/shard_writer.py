@@ -21,11 +21,11 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from gsae.store.codec.chunks import ArraySpec, encode_index
+from gsae.files import disk_errors, hash_file, publish, temp_file, write_back
+from gsae.store.codec.chunks import ArraySpec, encode_index, raw_sha256
 from gsae.store.format.manifest import ArrayEntry, FileEntry
 from gsae.store.format.moments import Moments, Sums, by_norm
 from gsae.store.places.shard import Shard
-from gsae.store.publish import disk_errors, hash_file, publish, raw_sha256, temp_file, write_back
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gsae.errors import IncompatibleError
+from gsae.files import hash_file, publish_bytes, read_file
 from gsae.store.codec.chunks import ArraySpec, unsigned
-from gsae.store.errors import IncompatibleError
 from gsae.store.format.arrays import context_arrays, metadata_files, window_arrays
 from gsae.store.format.manifest import (
     MANIFEST,
@@ -26,10 +27,9 @@ from gsae.store.format.manifest import (
     read_manifest,
     record_name,
 )
-from gsae.store.format.pending_tokens import clear_tokens
 from gsae.store.format.plan import SCHEMA_VERSION, Plan, canonical_json, parse
 from gsae.store.format.row_order import Split
-from gsae.store.publish import hash_file, publish_bytes, read_file
+from gsae.store.places.pending_tokens import clear_tokens
 
 from .shard_writer import NewShard, all_cores, write_shards
 

@@ -9,7 +9,7 @@ from dataclasses import fields, replace
 import torch
 from torch import Tensor
 
-from gsae.store import IncompatibleError
+from gsae.errors import IncompatibleError
 
 from .base import Params
 from .gated import GatedParams, NoRMagParams, UnfrozenParams, UntiedParams

@@ -1,13 +1,11 @@
-"""What a group of SAEs goes on from: one file, and how a file of a run is replaced.
+"""What a group of SAEs goes on from: one file, a safetensors file.
 
 Everything is written under a temporary name, synced and renamed, so a file is whole or not there, whenever the
 process is killed. A checkpoint is tensors with one JSON string in the header: no pickle, nothing that runs on loading.
 """
 
-import errno
 import json
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +13,8 @@ import safetensors
 from safetensors.torch import save_file
 from torch import Tensor
 
-from gsae.store import CorruptError, SpaceError
+from gsae.errors import CorruptError
+from gsae.files import replace_file
 
 CHECKPOINT = "checkpoint.safetensors"
 
@@ -69,36 +68,3 @@ def load_checkpoint(folder: Path, only: Sequence[str] | None = None) -> Checkpoi
         )
     except (OSError, safetensors.SafetensorError, KeyError, ValueError, TypeError, AttributeError) as error:
         raise CorruptError(f"{path} is no checkpoint of gsae, or damaged: {error}") from None
-
-
-def replace_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a temporary file beside `path`, sync it and rename it; raises SpaceError on a full disk."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        write(temporary)
-        _sync(temporary)
-        os.replace(temporary, path)  # noqa: PTH105  (as the os module documents its atomicity)
-        _sync(path.parent)
-    except (OSError, safetensors.SafetensorError) as error:
-        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "os error 28" in str(error)
-        if not full:
-            raise
-        temporary.unlink(missing_ok=True)
-        raise SpaceError(f"No room on the disk for {path}; make some and run the same command again.") from None
-
-
-def sweep(folder: Path) -> None:
-    """Remove what a killed process left half-written in a folder that this one alone writes to.
-
-    safetensors names temporary files of its own, by chance, so nothing replaces them.
-    """
-    for path in folder.glob(".*tmp*"):
-        path.unlink(missing_ok=True)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -15,7 +15,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from gsae.store import NotFoundError, UsageError
+from gsae.errors import NotFoundError, UsageError
 
 Architecture = Literal["gated", "relu", "rescale-shift"]
 Variant = Literal["untied", "no_r_mag", "unfrozen"]

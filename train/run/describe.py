@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from gsae.store import NotFoundError
+from gsae.errors import NotFoundError
 
 from .config import from_toml
 from .folder import CONFIG, last_lines, read_config

@@ -6,21 +6,20 @@ The first process to come writes `config.toml`; every later one must ask for the
 depend on who trained what.
 """
 
-import errno
-import fcntl
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from gsae.store import CorruptError, IncompatibleError, NotFoundError, Site, UsageError
+from gsae.errors import CorruptError, IncompatibleError, NotFoundError, UsageError
+from gsae.files import claim, held, remove_temporary, replace_text
+from gsae.store import Site
 from gsae.train.sae import CFG, weights_sha256
 from gsae.train.step.bank import screening_pays
 
-from .checkpoint import load_checkpoint, replace_file, sweep
+from .checkpoint import load_checkpoint
 from .config import RunConfig, SAEConfig, from_toml, to_toml
 from .process import device_of
 from .ranks import Ranks
@@ -28,7 +27,6 @@ from .ranks import Ranks
 CONFIG = "config.toml"
 METRICS = "metrics.jsonl"
 LOCK = "lock"
-NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 # Settings that change nothing in the result and may differ on a resume; the SAEs have the learning rates.
 FREE = ("checkpoint_every", "checkpoint_minutes", "lr")
 
@@ -47,11 +45,11 @@ def settled(run: Path, config: RunConfig, site: Site, ranks: Ranks) -> RunConfig
         raise IncompatibleError(f"{run} is a file; a run needs a folder of its own.") from None
     if begun:
         raise IncompatibleError(f"{run} is not empty and no run of gsae (it has {begun[0]}); choose another.")
-    with _alone(run):  # of several processes that begin, one decides for all
+    with held(run / ".lock"):  # of several processes that begin, one decides for all
         if not (run / CONFIG).exists():
             new = _new(config, ranks)
             text = to_toml(new, {"paths": site.store.locations, "digest": site.store.digest})
-            replace_file(run / CONFIG, lambda temporary: temporary.write_text(text))
+            replace_text(run / CONFIG, text)
     return _same(run, config, site)
 
 
@@ -143,17 +141,10 @@ def group_folder(run: Path, number: int) -> Path:
 def claimed(run: Path, number: int) -> Claim | None:
     """Take a group, unless a process that lives has it."""
     folder = group_folder(run, number)
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = (folder / LOCK).open("a+b")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        lock.close()
+    lock = claim(folder / LOCK)
+    if lock is None:
         return None
-    except OSError as error:
-        lock.close()
-        raise IncompatibleError(f"{folder} is on a file system without locks: {error.strerror}.") from None
-    sweep(folder)
+    remove_temporary(folder)
     return Claim(number, folder, lock)
 
 
@@ -192,26 +183,14 @@ def group_lines(run: Path, number: int) -> list[tuple[int, str]]:
 def merge_metrics(run: Path, config: RunConfig) -> None:
     """Make `metrics.jsonl` from all groups' lines, by step, then in the order of the run's SAEs."""
     place = {str(sae.name): index for index, sae in enumerate(config.named_saes())}
-    with _alone(run):  # the last to merge has seen what every other wrote
+    with held(run / ".lock"):  # the last to merge has seen what every other wrote
         lines: list[tuple[int, int, str]] = []
         for number in range(len(config.groups())):
             lines += [(step, place[json.loads(line)["sae"]], line) for step, line in group_lines(run, number)]
         text = "".join(line for _, _, line in sorted(lines))
         path = run / METRICS
         if not path.exists() or path.read_text() != text:
-            replace_file(path, lambda temporary: temporary.write_text(text))
-
-
-@contextmanager
-def _alone(run: Path) -> Iterator[None]:
-    """Wait until no other process is here."""
-    with (run / ".lock").open("a+b") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        except OSError as error:
-            if error.errno not in NO_LOCKS:
-                raise
-        yield
+            replace_text(path, text)
 
 
 def last_lines(run: Path, config: RunConfig) -> dict[str, dict[str, Any]]:

@@ -11,7 +11,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from gsae.store import IncompatibleError
+from gsae.errors import IncompatibleError
 from gsae.train.architectures.base import Params
 from gsae.train.architectures.registry import FAST, PARAMS, initial, started_from
 from gsae.train.sae import load_sae, weights_sha256

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from gsae.store import Site, Summary, UsageError
+from gsae.errors import UsageError
+from gsae.store import Site, Summary
 
 from .config import RunConfig
 from .lr_schedule import seed_at

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import torch
 
-from gsae.store import Site, SpaceError
+from gsae.errors import SpaceError
+from gsae.store import Site
 from gsae.train.architectures.registry import names
 
 from .config import RunConfig, SAEConfig

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import torch
 
-from gsae.store import UsageError
+from gsae.errors import UsageError
 from gsae.train.step.bank import kernel_threads
 
 from .config import Precision, RunConfig

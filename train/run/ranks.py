@@ -8,7 +8,8 @@ never taken over, but the cores are shared out and the count is recorded.
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from gsae.store import UsageError, all_cores
+from gsae.errors import UsageError
+from gsae.store import all_cores
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from gsae import __version__
-from gsae.store import Batches, IncompatibleError, InterruptedRun, Site
+from gsae.errors import IncompatibleError, InterruptedRun
+from gsae.store import Batches, Site
 from gsae.train.sae import save_sae
 
 from .checkpoint import load_checkpoint, save_checkpoint

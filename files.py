@@ -1,45 +1,59 @@
-"""How a file appears in a store: whole or not at all, once, and for good.
+"""How files appear: whole or not at all. The only place for publishing, replacing, locks and refused writes.
 
-Temp file, fsync, link(2) to the final name, directory fsync. A link never replaces, so of two writers one wins and
-the other learns it; equal bytes are then a success and different bytes keep what was published. A crash leaves at
-most temp files in `STORE/.tmp`, each locked by its writer while it lives, so that a later run can tell and remove
-what nobody owns.
+`publish` writes a file of a store, once and for good: temp file, fsync, link(2) to the final name, directory fsync. A
+link never replaces, so of two writers one wins and the other learns it; equal bytes are then a success, and different
+bytes leave the published file unchanged. A crash leaves at most temp files in `STORE/.tmp`. Each is locked by its
+writer, so that a later run can remove those that no process holds.
+
+`replace_file` writes a file of a run, which may change: temp file beside it, fsync, rename, directory fsync. What
+that costs: two fsyncs a file, some milliseconds on a disk.
 """
 
 import errno
 import fcntl
 import hashlib
 import os
+import re
 import secrets
-from collections.abc import Callable, Iterable, Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
-import numpy as np
-from numpy.typing import NDArray
-
-from .errors import IncompatibleError, NotFoundError, SpaceError, UsageError
+from gsae.errors import IncompatibleError, NotFoundError, SpaceError, UsageError
 
 TMP = ".tmp"
 READ_BYTES = 8 << 20
-# What flock says where a file system (Lustre or NFS, as some are mounted) has no locks.
-NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST)
+# What flock reports where a file system (Lustre or NFS, as some are mounted) has no locks.
+NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
 
 
 @contextmanager
 def disk_errors(where: Path) -> Iterator[None]:
-    """Turn the operating system's refusals to write under `where` into one clear error."""
+    """Turn a refused write under `where` into one clear error: SpaceError on a full disk, else UsageError."""
     try:
         yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    except Exception as error:
+        number = _errno(error)
+        if number in NO_SPACE:
             raise SpaceError(
-                f"No space left to write under {where}: {error.strerror}. Free some and run the same command again."
+                f"No space left to write {where}: {os.strerror(number)}. "
+                "Free some space and run the same command again."
             ) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
-            raise UsageError(f"Cannot write under {where}: {error.strerror}.") from error
+        if number in REFUSED:
+            raise UsageError(f"Cannot write {where}: {os.strerror(number)}.") from error
         raise
+
+
+def _errno(error: Exception) -> int:
+    """Return the number of an operating system's error, 0 for other errors; safetensors has it in its text alone."""
+    if isinstance(error, OSError):
+        return error.errno or 0
+    found = re.search(r"\(os error (\d+)\)", str(error)) if type(error).__name__ == "SafetensorError" else None
+    return int(found[1]) if found else 0
 
 
 @contextmanager
@@ -97,6 +111,64 @@ def publish_bytes(root: Path, name: str, data: bytes) -> None:
 
 
 @contextmanager
+def replacing(path: Path, *, shared: bool = False) -> Iterator[Path]:
+    """Yield the name of a temporary file beside `path`; at the end, sync it and rename it to `path`.
+
+    shared: other processes may replace the same file at the same time; a temporary file that a kill leaves then stays.
+    Raises SpaceError on a full disk and UsageError where the folder cannot be written to.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp" if shared else f".{path.name}.tmp")
+    with disk_errors(path):
+        try:
+            yield temporary
+            _sync(temporary)
+            temporary.replace(path)
+        except BaseException:
+            with suppress(OSError):
+                temporary.unlink()
+            raise
+        sync_folder(path.parent)
+
+
+def replace_file(path: Path, write: Callable[[Path], object], *, shared: bool = False) -> None:
+    """Let `write` fill a temporary file that then takes the place of `path`; `shared` and errors as in `replacing`."""
+    with replacing(path, shared=shared) as temporary:
+        write(temporary)
+
+
+def replace_text(path: Path, text: str, *, shared: bool = False) -> None:
+    """Replace a file by one that holds `text` in UTF-8; `shared` and errors as in `replacing`."""
+    replace_file(path, lambda temporary: temporary.write_bytes(text.encode("utf-8")), shared=shared)
+
+
+def remove_temporary(folder: Path) -> None:
+    """Remove what a killed process left half-written in a folder that only this process writes to.
+
+    safetensors gives its own temporary files random names, so no later write replaces them.
+    """
+    for path in folder.glob(".*tmp*"):
+        path.unlink(missing_ok=True)
+
+
+def replace_folder(path: Path, fill: Callable[[Path], object]) -> None:
+    """Let `fill` fill a new folder beside `path`, which then takes the place of the folder at `path`.
+
+    For folders that can be made again: nothing is synced, and a kill between the two renames leaves `path` absent.
+    """
+    new, old = (path.with_name(f".{path.name}.{kind}") for kind in ("new", "old"))
+    for left in (new, old):
+        shutil.rmtree(left, ignore_errors=True)
+    try:
+        fill(new)
+        if path.exists():
+            path.rename(old)
+        new.rename(path)
+    finally:
+        for left in (new, old):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+@contextmanager
 def alone(root: Path, name: str, wait: Callable[[], None] = lambda: None) -> Iterator[None]:
     """Keep other processes out of the same call of `root` and `name` meanwhile; a dead one keeps nobody out.
 
@@ -138,6 +210,32 @@ def _locked(file: BinaryIO, flags: int = 0) -> bool:
     return True
 
 
+@contextmanager
+def held(path: Path) -> Iterator[None]:
+    """Hold a lock file, after waiting for a process that has it. Without locks, no process is kept out."""
+    with path.open("a+b") as file:
+        _locked(file)
+        yield
+
+
+def claim(path: Path) -> BinaryIO | None:
+    """Lock a file until it is closed; None where another process has it. A dead process holds nothing.
+
+    Raises IncompatibleError on a file system without locks.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = path.open("a+b")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        return None
+    except OSError as error:
+        file.close()
+        raise IncompatibleError(f"{path.parent} is on a file system without locks: {error.strerror}.") from None
+    return file
+
+
 def sweep(root: Path) -> None:
     """Remove what dead writers left in `root/.tmp`, and the folder when nobody uses it."""
     folder = root / TMP
@@ -170,14 +268,6 @@ def hash_file(path: Path) -> str:
     return digest.hexdigest()
 
 
-def raw_sha256(arrays: Iterable[NDArray[Any]]) -> str:
-    """Return the sha256 of the bytes of arrays laid end to end."""
-    digest = hashlib.sha256()
-    for array in arrays:
-        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
-    return digest.hexdigest()
-
-
 def write_back(file: BinaryIO, start: int, stop: int) -> None:
     """Let the disk begin on bytes start .. stop of a file, so that fsync finds little left to wait for."""
     if hasattr(os, "posix_fadvise"):
@@ -186,11 +276,15 @@ def write_back(file: BinaryIO, start: int, stop: int) -> None:
 
 def sync_folder(folder: Path) -> None:
     """Make the names in a folder durable."""
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    _sync(folder, os.O_DIRECTORY)
+
+
+def _sync(path: Path, flags: int = 0) -> None:
+    handle = os.open(path, os.O_RDONLY | flags)
     try:
-        os.fsync(fd)
+        os.fsync(handle)
     finally:
-        os.close(fd)
+        os.close(handle)
 
 
 def sync_up_to(root: Path, folder: Path) -> None:

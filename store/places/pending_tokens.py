@@ -12,11 +12,21 @@ from typing import Annotated
 
 from pydantic import Field
 
-from gsae.store.errors import NotFoundError
-from gsae.store.places.folder import Folder, Place
-from gsae.store.publish import publish_bytes
+from gsae.errors import NotFoundError
+from gsae.files import publish_bytes
+from gsae.store.format.plan import (
+    ContextsSpec,
+    Count,
+    DatasetSource,
+    Frozen,
+    Positive,
+    T,
+    TokenizerSource,
+    canonical_json,
+    parse,
+)
 
-from .plan import ContextsSpec, Count, DatasetSource, Frozen, Positive, T, TokenizerSource, canonical_json, parse
+from .folder import Folder, Place
 
 TOKENS = "tokens"
 TOKENS_ONLY, UNFINISHED_TOKENS = "tokens only", "unfinished tokens"

@@ -19,14 +19,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gsae.harvest.request import Request, check_same_tokens, make_tokens_plan
+from gsae.errors import CorruptError, UsageError
+from gsae.files import alone, publish_bytes
 from gsae.store import (
     SCHEMA_VERSION,
     ContextsSpec,
-    CorruptError,
     TokensMade,
-    UsageError,
-    publish,
     read_plan,
     read_tokens,
     write_contexts,
@@ -34,7 +32,8 @@ from gsae.store import (
     write_tokens_plan,
 )
 
-from .packing import HELDOUT, TRAIN, Block, BlockTokenised, tokenise
+from .request import Request, check_same_tokens, make_tokens_plan
+from .text.packing import HELDOUT, TRAIN, Block, BlockTokenised, tokenise
 
 PART_TOKENS = 1 << 22
 # The store's arrays, and the field of a block that each is made of.
@@ -84,7 +83,7 @@ def write_tokens(
     wait: called once where another worker is making them. Raises IncompatibleError when they were begun with other
     settings, UsageError for a text that gives no train rows, SpaceError; what was published before an error stays.
     """
-    with publish.alone(out, "making-tokens", wait):
+    with alone(out, "making-tokens", wait):
         begun, done = read_tokens(out)[0], _finished(out)
         if begun is not None:
             check_same_tokens(begun, asked, out, made=done is not None)
@@ -165,7 +164,7 @@ def _publish(asked: Request, out: Path, number: int, blocks: list[Block], progre
     data = io.BytesIO()
     np.savez(data, progress=np.array(astuple(progress), np.int64), **arrays)
     path = _path(out, number)
-    publish.publish_bytes(out, str(path.relative_to(out)), data.getvalue())
+    publish_bytes(out, str(path.relative_to(out)), data.getvalue())
     return path
 
 
