@@ -55,7 +55,7 @@ def main() -> int:
 def child(run: Path) -> int:
     """Make the browser of a run's features, and print what it took."""
     from gsae.features.browse.site import build_browser
-    from gsae.tests.peak import forget_peak, peak_bytes
+    from gsae.tests.support.peak import forget_peak, peak_bytes
 
     forget_peak()
     before, start = peak_bytes(), time.perf_counter()
@@ -73,7 +73,7 @@ def look(folder: Path, latents: int) -> dict[str, Any]:
     from selenium.webdriver.support.ui import WebDriverWait
 
     from gsae.features.browse.serving import Server
-    from gsae.tests.chromium import chromium
+    from gsae.tests.support.chromium import chromium
 
     driver = chromium(folder.parent / "profile")
 

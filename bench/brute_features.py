@@ -3,7 +3,8 @@
 Run as `.venv/bin/python bench/brute_features.py --features RUN/features/NAME --store STORE`. Latents are drawn at
 random among those that fire; each is computed in float64 from the saved weights for every row of the split, and
 density, histogram, quantiles, largest and mean value, top contexts with the values at all their rows, and samples are
-compared (gsae/tests/feature_search.py). Met when nothing differs and values agree to 1e-5 of the latent's largest.
+compared (gsae/tests/support/feature_search.py). Met when nothing differs and values agree to 1e-5 of the latent's
+largest.
 """
 
 import argparse
@@ -24,7 +25,7 @@ def main() -> int:
         print(json.dumps({"bench": "brute_features", "met": True, "skipped": "needs --features and --store"}))
         return 0
     from gsae.store import open_store
-    from gsae.tests.feature_search import compare
+    from gsae.tests.support.feature_search import compare
 
     found = compare(options.features, open_store(options.store), options.latents, options.seed)
     print(json.dumps({"bench": "brute_features", "met": not found["faults"], **found}))

@@ -21,8 +21,8 @@ from gsae.files import sweep
 from gsae.store import is_complete, open_store, verify
 from gsae.store.write.contexts_writer import write_contexts
 from gsae.store.write.window_writer import unfinished, write_manifest, write_plan, write_window
-from gsae.tests.children import files, finish, killed_at_random
-from gsae.tests.stores import make_plan, random_contexts, sources_of
+from gsae.tests.support.children import files, finish, killed_at_random
+from gsae.tests.support.stores import make_plan, random_contexts, sources_of
 
 SITES = {"mlp.10": 576, "resid.10": 576}
 CONTEXTS, CONTEXT_SIZE, WINDOW_ROWS = 700, 128, 2048

@@ -70,8 +70,8 @@ def compared(sae: Any, x: torch.Tensor, theirs: dict[str, torch.Tensor]) -> dict
 
 def random_saes(run: Path) -> list[Path]:
     """A Gated SAE and a baseline, as a run saves them."""
-    from gsae.tests.stores import make_store
-    from gsae.tests.test_sae import random_params
+    from gsae.tests.support.stores import make_store
+    from gsae.tests.train.architectures.test_registry import random_params
     from gsae.train.sae import save_sae
 
     store = make_store(run / "store", contexts=20)

@@ -57,7 +57,7 @@ def main() -> int:
 
 def write_store(root: Path, rows: int) -> None:
     """Write a store of sparse sums of known directions with about this many held-out rows."""
-    from gsae.tests.stores import make_store
+    from gsae.tests.support.stores import make_store
 
     def drawn(count: int, d_in: int) -> NDArray[Any]:
         rng = np.random.default_rng(0)
@@ -74,7 +74,7 @@ def child(store_path: Path, run: Path, latents: int) -> int:
     from gsae.evaluate import Progress
     from gsae.features import Words, find_features
     from gsae.store import open_store
-    from gsae.tests.peak import forget_peak, peak_bytes
+    from gsae.tests.support.peak import forget_peak, peak_bytes
     from gsae.train import GatedParams
     from gsae.train.sae import save_sae
 

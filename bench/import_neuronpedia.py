@@ -2,8 +2,8 @@
 
 Run as `.venv/bin/python bench/import_neuronpedia.py --features RUN/features/NAME`; needs PostgreSQL's server programs
 (Debian: postgresql). A server of its own is started in a temporary folder, without a port. It gets the six tables that
-an import fills, columns as in gsae/tests/neuronpedia_tables.py, with their keys and what they hang on, and our folder:
-one row each of release, model, source set and source, then features and activations as Neuronpedia's
+an import fills, columns as in gsae/tests/support/neuronpedia_tables.py, with their keys and what they hang on, and our
+folder: one row each of release, model, source set and source, then features and activations as Neuronpedia's
 lib/db/import.ts inserts them: the columns that the first line has, through jsonb, on conflict nothing. Met when each
 line of the folder is a row of the tables with the same values. Not run: its web application, Prisma in front of the
 first four tables.
@@ -34,7 +34,7 @@ def main() -> int:
         print(json.dumps({"bench": "import_neuronpedia", "met": True, "skipped": "needs --features"}))
         return 0
     from gsae.features import to_neuronpedia
-    from gsae.tests.neuronpedia_tables import BATCHES, FILES
+    from gsae.tests.support.neuronpedia_tables import BATCHES, FILES
 
     with tempfile.TemporaryDirectory() as name, postgres(Path(name) / "server") as server:
         folder = to_neuronpedia(options.features, Path(name) / "out")
@@ -52,7 +52,7 @@ def main() -> int:
 
 def tables() -> str:
     """Statements that make the tables."""
-    from gsae.tests.neuronpedia_tables import HANGS_ON, KEYS, TABLES, columns
+    from gsae.tests.support.neuronpedia_tables import HANGS_ON, KEYS, TABLES, columns
 
     made = ["CREATE TABLE lines (of TEXT, line JSONB);"]
     for table in TABLES:
@@ -89,7 +89,7 @@ class Server:
 
     def take(self, table: str, paths: list[Path]) -> tuple[int, int]:
         """Import files of JSON lines; return how many lines they have, and how many are rows with the same values."""
-        from gsae.tests.neuronpedia_tables import KEYS, columns
+        from gsae.tests.support.neuronpedia_tables import KEYS, columns
 
         types, count = {name: sql(kind) for name, (kind, _) in columns(table).items()}, 0
         for path in paths:

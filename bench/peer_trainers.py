@@ -45,7 +45,7 @@ def made(root: Path, site: str) -> Path:
     """Write a store of correlated rows."""
     import numpy as np
 
-    from gsae.tests.stores import make_store
+    from gsae.tests.support.stores import make_store
 
     draw = np.random.default_rng(0)
     directions = draw.standard_normal((32, 64))

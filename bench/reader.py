@@ -92,7 +92,7 @@ def prepare(options: argparse.Namespace) -> None:
     from zarr.codecs import BloscCodec
 
     from gsae.store import open_store
-    from gsae.tests.stores import make_store
+    from gsae.tests.support.stores import make_store
 
     if options.store is None:
         sizes = {"contexts": CONTEXTS, "context_size": CONTEXT_SIZE, "window_rows": 1 << 15}

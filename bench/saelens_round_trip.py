@@ -67,7 +67,7 @@ def verdict(lines: list[dict[str, Any]]) -> int:
 
 def make_run(work: Path) -> tuple[Path, Path]:
     """Write a store of rows made up like a language model's, train a Gated and a baseline SAE; run and store."""
-    from gsae.tests.stores import make_store
+    from gsae.tests.support.stores import make_store
     from gsae.train import RunConfig, parse_sae, train
 
     sizes = {"contexts": 210, "context_size": 128, "window_rows": 1 << 14}

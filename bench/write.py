@@ -28,7 +28,7 @@ from gsae.store.format.arrays import site_array
 from gsae.store.format.moments import Moments
 from gsae.store.write.contexts_writer import write_contexts
 from gsae.store.write.window_writer import write_plan, write_window
-from gsae.tests.stores import make_plan, random_contexts
+from gsae.tests.support.stores import make_plan, random_contexts
 
 SITES = ("mlp.10", "resid.10")
 BATCH_ROWS = 2048

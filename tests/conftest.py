@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from gsae.store import Store
-from gsae.tests.stores import make_store, sparse_rows
+from gsae.tests.support.stores import make_store, sparse_rows
 
 
 @pytest.fixture(scope="session")

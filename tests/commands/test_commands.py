@@ -1,0 +1,183 @@
+"""The command as a user meets it: what goes to stdout, one-line errors, exit codes, nothing begun by --dry-run."""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import typer
+
+from gsae.cli import app
+from gsae.store import Store, open_store
+from gsae.tests.support.children import files
+from gsae.tests.support.command import gsae, refused
+from gsae.tests.support.stores import make_store
+
+HARVEST = ["--dataset", "builtin:pydoc", "--context-size", "64", "--window-rows", "512", "--device", "cpu"]
+SAE = ["--sae", "gated width=48 l1=.1"]
+
+
+def commands() -> Iterator[str]:
+    for command in app.registered_commands:
+        assert command.callback is not None
+        yield command.name or command.callback.__name__
+
+
+def test_every_command_and_option_has_help_and_is_in_the_readme() -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    group = typer.main.get_command(app)
+    for name in commands():
+        command = group.commands[name]  # type: ignore[attr-defined]
+        assert command.help, name
+        assert f"gsae {name}" in readme
+        for parameter in command.params:
+            if parameter.param_type_name == "option":
+                assert parameter.help, (name, parameter.name)
+
+
+def test_the_version_and_the_help_answer() -> None:
+    done = subprocess.run([sys.executable, "-m", "gsae.cli", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("gsae 0.")
+    assert all(name in gsae("--help").stdout for name in commands())
+
+
+def test_harvest_info_verify_train_eval_report_from_the_command_line(tiny_llama: Path, tmp_path: Path) -> None:
+    store, run, page = tmp_path / "store", tmp_path / "run", tmp_path / "report.html"
+    harvest = ["harvest", "--model", tiny_llama, *HARVEST, "--site", "mlp.1,resid.0", "--rows", 4000, "--out", store]
+    dry = json.loads(gsae(*harvest, "--dry-run", "--json").stdout)
+    assert dry["sites"]["mlp.1"]["d_in"] == 32
+    assert dry["rows"] == 4000
+    assert not store.exists()
+    made = json.loads(gsae(*harvest, "--json").stdout)
+    assert made["rows"]["train"] == 4000
+    again = gsae(*harvest)
+    assert "nothing to do" in again.stderr
+    assert made["digest"] in again.stdout
+    assert json.loads(gsae("info", store, "--json").stdout) == made
+    assert json.loads(gsae("verify", store, "--deep", "--json").stdout)["faults"] == []
+    train = ["train", store, "--site", "mlp.1", "--sae", "gated width=64 l1=.05,.2", "--sae", "relu width=96 l1=.05,.2",
+             "--steps", 60, "--batch-size", 256, "--threads", 1, "--out", run]  # fmt: skip
+    planned = json.loads(gsae(*train, "--dry-run", "--json").stdout)
+    assert planned["parameters"]["gated-w64-l1_0.05-seed0"] == 2 * 64 * 32 + 3 * 64 + 32
+    assert not run.exists()
+    trained = json.loads(gsae(*train, "--json").stdout)
+    assert [sae["step"] for sae in trained["saes"]] == [60] * 4
+    assert trained["state"] == "complete"
+    assert "nothing to do" in gsae(*train).stderr
+    evaluated = gsae("eval", run, "--model", tiny_llama, "--device", "cpu", "--json")
+    results = json.loads(evaluated.stdout)
+    assert all(result["ce_loss_score"] is not None for result in results)
+    done = gsae("report", run, "--out", page)
+    assert done.returncode == 0, done.stderr
+    assert 10_000 < page.stat().st_size < 1_000_000
+
+
+def test_wrong_harvests_are_refused_in_one_line(tiny_llama: Path, tmp_path: Path) -> None:
+    out = tmp_path / "store"
+    known = ["harvest", "--model", tiny_llama, *HARVEST, "--out", out]
+    refused(3, "no model", "harvest", "--model", "/nowhere/model", *HARVEST, "--site", "mlp.1", "--out", out)
+    refused(2, "layers 0 to 2", *known, "--site", "mlp.9")
+    refused(2, "rows", *known, "--site", "mlp.1", "--rows", 0)
+    refused(2, "URL", *known[:-1], "s3://bucket/store", "--site", "mlp.1")
+    (tmp_path / "empty.jsonl").write_text("")
+    known[4] = str(tmp_path / "empty.jsonl")
+    refused(2, "empty", *known, "--site", "mlp.1")
+    assert not (out / "plan.json").exists()
+
+
+def test_wrong_trainings_are_refused_in_one_line(tiny_store: Store, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    known = ["train", tiny_store.path, "--steps", 5, "--out", out]
+    refused(3, "It has: mlp.1.", *known, "--site", "mlp.40", *SAE)
+    refused(2, "width", *known, "--site", "mlp.1", "--sae", "gated width=0 l1=.1")
+    refused(2, "one of them", *known, "--site", "mlp.1")
+    refused(2, "steps", *known[:3], 0, "--out", out, "--site", "mlp.1", *SAE)
+    refused(3, "is no gsae store", "train", tmp_path, "--steps", 5, "--out", out, "--site", "mlp.1", *SAE)
+    assert not out.exists()
+    out.mkdir()
+    (out / "notes.txt").write_text("mine")
+    refused(5, "no run of gsae", *known, "--site", "mlp.1", *SAE)
+    assert files(out) == {"notes.txt": b"mine"}
+
+
+def test_a_store_that_is_not_finished_is_refused(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "store", contexts=60)
+    (store.path / "manifest.json").unlink()
+    refused(5, "not finished", "train", store.path, "--site", "mlp.1", *SAE, "--steps", 5, "--out", tmp_path / "run")
+    facts = json.loads(gsae("info", store.path, "--json").stdout)
+    assert facts["state"] == "unfinished"
+    assert facts["missing_windows"] == []
+
+
+def test_a_damaged_store_ends_verify_with_4_and_names_the_file(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "store", contexts=60)
+    file = store.path / "train/mlp.1/c/0/0"
+    data = bytearray(file.read_bytes())
+    data[100] ^= 1
+    file.write_bytes(data)
+    (store.path / "notes.txt").write_text("by a colleague")
+    quick = gsae("verify", store.path)
+    assert (quick.returncode, "note: notes.txt is not part of the store" in quick.stderr) == (0, True)
+    done = gsae("verify", store.path, "--deep")
+    assert done.returncode == 4
+    assert "train/mlp.1/c/0/0 was changed" in done.stderr
+
+
+def weights(run: Path) -> list[bytes]:
+    return [path.read_bytes() for path in sorted(run.rglob("sae_weights.safetensors"))]
+
+
+def test_several_stores_are_trained_from_and_evaluated_as_one(tmp_path: Path) -> None:
+    stores, run = [make_store(tmp_path / f"s{n}", contexts=n).path for n in (60, 90)], tmp_path / "run"
+    train = ["train", *stores, "--site", "mlp.1", *SAE, "--steps", 20, "--batch-size", 64, "--device", "cpu"]
+    done = gsae(*train, "--out", run)
+    assert done.returncode == 0, done.stderr
+    assert "nothing to do" in gsae(*train, "--out", run).stderr
+    assert gsae(*train, "--io", "pread", "--out", tmp_path / "other").returncode == 0
+    assert weights(tmp_path / "other") == weights(run)
+    refused(5, "digest", "train", stores[0], *train[3:], "--out", run)
+    (result,) = json.loads(gsae("eval", run, "--no-model", "--device", "cpu", "--json").stdout)
+    assert result["rows"] == sum(open_store(store).site("mlp.1", "heldout").rows for store in stores)
+    shutil.rmtree(stores[1])
+    refused(3, f"{stores[1]}, which is not there", "eval", run, "--no-model")
+
+
+def test_the_sites_of_a_model_are_listed_by_its_config_alone(tiny_llama: Path, tmp_path: Path) -> None:
+    shutil.copy(tiny_llama / "config.json", tmp_path)
+    listed = gsae("sites", tmp_path)
+    assert listed.returncode == 0, listed.stderr
+    assert [line.split() for line in listed.stdout.splitlines()[:4]] == [
+        ["site", "d_in", "module", "hook", "hook_name"],
+        ["resid.0-2", "32", "model.layers.L", "out", "blocks.L.hook_resid_post"],
+        ["mlp.0-2", "32", "model.layers.L.mlp", "out", "blocks.L.hook_mlp_out"],
+        ["attn.0-2", "32", "model.layers.L.self_attn.o_proj", "in", "blocks.L.attn.hook_z"],
+    ]
+    found = json.loads(gsae("sites", tmp_path, "--json").stdout)
+    assert [site["name"] for site in found][::4] == ["resid.0", "mlp.1", "attn.2"]
+
+
+def test_sites_and_positions_may_be_given_as_ranges(tiny_llama: Path, tmp_path: Path) -> None:
+    known = ["harvest", "--model", tiny_llama, *HARVEST, "--rows", 100, "--out", tmp_path / "s", "--dry-run", "--json"]
+    planned = json.loads(gsae(*known, "--site", "mlp.0,-1", "--site", "resid.all", "--drop-positions", "0-3,9").stdout)
+    assert list(planned["sites"]) == ["mlp.0", "mlp.2", "resid.0", "resid.1", "resid.2"]
+    refused(2, "give numbers or ranges", *known[:-1], "--site", "mlp.0", "--drop-positions", "first")
+    refused(2, "give numbers or ranges", *known[:-1], "--site", "mlp.0", "--drop-positions", "5-2")
+    refused(
+        2, "dropped_positions: got 64; needs less than 64", *known[:-1], "--site", "mlp.0", "--drop-positions", "60-64"
+    )
+
+
+def test_debug_shows_the_traceback(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "gsae.cli", "--debug", "info", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+    assert "NotFoundError" in done.stderr
+
+
+@pytest.mark.parametrize("word", ["run", "store"])
+def test_evaluating_what_is_not_there_is_refused(tmp_path: Path, word: str) -> None:
+    refused(3, "no run", "eval", tmp_path / word)

@@ -1,0 +1,37 @@
+"""Killed around every write and at random: a run ends in the weights, state and metrics of one that was not."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from gsae.store import Store
+from gsae.tests.support.children import start
+from gsae.tests.support.training_kills import around_every_write, at_random
+
+
+def found_by(work: Callable[[Path, Path, int], None], store: Store, folders: dict[Path, int]) -> list[dict[str, Any]]:
+    for folder in folders:
+        folder.mkdir()
+    processes = [start(work, store.path, folder, argument) for folder, argument in folders.items()]
+    for process in processes:
+        process.join()
+    return [json.loads((folder / "found.json").read_text()) for folder in folders]
+
+
+def test_a_run_killed_around_every_write_of_its_folder_completes_to_the_same_bytes(
+    tiny_store: Store, memory: Path
+) -> None:
+    for found in found_by(around_every_write, tiny_store, {memory / "even": 0, memory / "odd": 1}):
+        assert found["faults"] == []
+        assert found["calls"] > 50
+        assert found["resampled"] > 0
+
+
+def test_runs_that_save_every_1_7_and_100_steps_stopped_at_20_random_moments_end_alike(
+    tiny_store: Store, memory: Path
+) -> None:
+    (found,) = found_by(at_random, tiny_store, {memory / "random": 7})
+    assert found["faults"] == []
+    assert found["found"] >= 20
+    assert found["resampled"] > 0

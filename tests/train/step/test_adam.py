@@ -1,0 +1,102 @@
+"""Adam without a first moment, projected gradients, unit-norm decoder rows."""
+
+from types import ModuleType
+
+import pytest
+import torch
+from torch import Tensor
+
+from gsae.tests.train.architectures.test_registry import random_params
+from gsae.train.architectures.base import Params
+from gsae.train.step import adam as optim
+from gsae.train.step.adam import Adam
+from gsae.train.step.bank import Bank, kernels
+
+SAES, D_SAE, D_IN = 2, 13, 9
+IMPLEMENTATIONS = [optim] if kernels is None else [optim, kernels]
+
+
+def noise(*shape: int, seed: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+def unit_rows(dtype: torch.dtype) -> Tensor:
+    return torch.nn.functional.normalize(noise(SAES, D_SAE, D_IN, seed=0, dtype=dtype), dim=-1)
+
+
+def test_two_hundred_steps_equal_torchs_adam_with_projection_and_renormalisation() -> None:
+    start = {"W_dec": unit_rows(torch.float64), "W_enc": unit_rows(torch.float64)}
+    start["b_gate"] = torch.zeros(SAES, D_SAE, dtype=torch.float64)
+    own, v = {n: t.clone() for n, t in start.items()}, {n: torch.zeros_like(t) for n, t in start.items()}
+    theirs = {n: t.clone() for n, t in start.items()}
+    oracle = torch.optim.Adam(theirs.values(), lr=3e-3, betas=(0.0, 0.999), eps=1e-8)
+    lr = torch.full((SAES,), 3e-3, dtype=torch.float64)
+    offset = noise(SAES, D_IN, seed=1, dtype=torch.float64)
+    for step in range(1, 201):
+        shape = SAES, D_SAE, D_IN
+        grad = {"W_dec": noise(*shape, seed=3 * step), "W_enc": noise(*shape, seed=3 * step + 1)}
+        grad = {name: g.double() * (noise(*shape, seed=10**6 + step) > 0.5) for name, g in grad.items()}
+        sums = noise(SAES, D_SAE, seed=3 * step + 2, dtype=torch.float64)
+        rates = lr, 0.999, Adam(lr, 0.999, 1e-8, step).correction(torch.zeros(SAES, D_SAE)).to(lr), 1e-8
+        optim.adam_decoder(own["W_dec"], own["W_dec"], grad["W_dec"], v["W_dec"], *rates)
+        optim.adam_encoder(own["W_enc"], own["W_enc"], grad["W_enc"], sums, offset, v["W_enc"], *rates)
+        optim.adam_vector(own["b_gate"], sums, v["b_gate"], *rates)
+
+        along = (grad["W_dec"] * theirs["W_dec"]).sum(-1, keepdim=True)
+        theirs["W_dec"].grad = grad["W_dec"] - along * theirs["W_dec"]
+        theirs["W_enc"].grad = grad["W_enc"] - torch.einsum("sf,sd->sfd", sums, offset)
+        theirs["b_gate"].grad = sums
+        oracle.step()
+        theirs["W_dec"] /= theirs["W_dec"].norm(dim=-1, keepdim=True)
+    for name in start:
+        assert (own[name] - theirs[name]).norm() <= 1e-12 * theirs[name].norm(), name
+
+
+@pytest.mark.skipif(kernels is None, reason="numba is missing")
+@pytest.mark.parametrize("operands", [torch.float32, torch.bfloat16])
+def test_compiled_and_plain_adam_agree(operands: torch.dtype) -> None:
+    results = []
+    for module in (optim, kernels):
+        W, E = unit_rows(torch.float32), unit_rows(torch.float32)
+        cast = W.to(operands, copy=operands != torch.float32), E.to(operands, copy=operands != torch.float32)
+        v, u = torch.zeros_like(W), torch.zeros_like(E)
+        for step in range(1, 6):
+            lr = torch.tensor([1e-3, 0.02])
+            rates = lr, 0.999, Adam(lr, 0.999, 1e-8, step).correction(torch.zeros(SAES, D_SAE)).to(lr), 1e-8
+            grad = noise(SAES, D_SAE, D_IN, seed=step).to(operands)
+            module.adam_decoder(W, cast[0], grad, v, *rates)
+            module.adam_encoder(E, cast[1], grad, W[..., 0].clone(), W[:, 0].clone(), u, *rates)
+        results.append((W, E, v, u, cast[0].float(), cast[1].float()))
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-2 if operands != torch.float32 else 1e-5, atol=1e-5)
+    torch.testing.assert_close(results[1][4], results[1][0].to(operands).float(), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("module", IMPLEMENTATIONS)
+def test_a_rate_of_zero_touches_nothing_whatever_the_gradient(module: ModuleType) -> None:
+    W, E = unit_rows(torch.float32), unit_rows(torch.float32)
+    v, u = torch.ones_like(W), torch.ones_like(E)
+    before = [t.clone() for t in (W, E, v, u)]
+    lr = torch.tensor([0.0, 1e-3])
+    grad = noise(SAES, D_SAE, D_IN, seed=1)
+    grad[0] = float("nan")
+    rates = lr, 0.999, torch.ones(SAES, D_SAE), 1e-8
+    module.adam_decoder(W, W, grad, v, *rates)
+    module.adam_encoder(E, E, grad, torch.zeros(SAES, D_SAE), torch.zeros(SAES, D_IN), u, *rates)
+    for now, was in zip((W, E, v, u), before, strict=True):
+        assert torch.equal(now[0], was[0])
+        assert not torch.equal(now[1], was[1])
+        assert now.isfinite().all()
+
+
+@pytest.mark.parametrize("arch", ["gated", "relu"])
+@pytest.mark.parametrize("operands", [torch.float32, torch.bfloat16])
+def test_decoder_rows_have_unit_norm_after_every_step(arch: str, operands: torch.dtype) -> None:
+    start: list[Params] = [random_params(arch, 12, 30, i, torch.float32) for i in range(2)]
+    bank = Bank(arch, start, torch.zeros(12), operands)
+    lr, l1 = torch.tensor([0.1, 1e-3]), torch.tensor([0.1, 0.3], dtype=torch.float64)
+    for step in range(1, 11):
+        bank.step(noise(64, 12, seed=step), l1, Adam(lr, 0.999, 1e-8, step))
+        norms = bank.params["W_dec"].norm(dim=-1)
+        torch.testing.assert_close(norms, torch.ones_like(norms), rtol=1e-6, atol=0)
+    assert not torch.equal(bank.params["W_dec"][0], start[0].W_dec)
