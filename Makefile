@@ -28,7 +28,7 @@ test: install
 
 check: install
 	mkdir -p .typecheck/gsae
-	ln -sfn -t .typecheck/gsae $(addprefix ../../,__init__.py cli.py errors.py files.py py.typed commands evaluate features harvest store tests train)
+	ln -sfn -t .typecheck/gsae $(addprefix ../../,__init__.py cli.py errors.py files.py settings.py py.typed commands evaluate features harvest store tests train)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy

@@ -248,6 +248,13 @@ def sweep(root: Path) -> None:
         folder.rmdir()
 
 
+def cache_folder() -> Path:
+    """Return the folder for what can be made or fetched again: GSAE_CACHE, else `gsae` in the user's cache folder."""
+    if own := os.environ.get("GSAE_CACHE"):
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gsae"
+
+
 def read_file(path: Path, remedy: str = "") -> bytes:
     """Read a small file whole, a pipe as an empty one; raises NotFoundError with `remedy` when it is not there."""
     try:

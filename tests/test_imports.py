@@ -14,14 +14,15 @@ ROOT = Path(gsae.__file__).parent
 ROOMS = {
     "errors": (),
     "files": ("errors",),
-    "store": ("store", "errors", "files"),
-    "harvest": ("harvest", "errors", "files", "store"),
-    "train": ("train", "errors", "files", "store"),
-    "evaluate": ("evaluate", "errors", "files", "store", "train"),
-    "features": ("features", "errors", "files", "store", "train", "evaluate"),
-    "commands": ("commands", "errors", "files", "store", "harvest", "train", "evaluate", "features"),
+    "settings": ("errors",),
+    "store": ("store", "errors", "files", "settings"),
+    "harvest": ("harvest", "errors", "files", "settings", "store"),
+    "train": ("train", "errors", "files", "settings", "store"),
+    "evaluate": ("evaluate", "errors", "files", "settings", "store", "train"),
+    "features": ("features", "errors", "files", "settings", "store", "train", "evaluate"),
+    "commands": ("commands", "errors", "files", "settings", "store", "harvest", "train", "evaluate", "features"),
 }
-PLAIN = {"errors", "files", "__version__"}  # modules of the top, imported from anywhere as they are
+PLAIN = {"errors", "files", "settings", "__version__"}  # modules of the top, imported from anywhere as they are
 # Inside a room: sub-rooms and files that import only what stands before them; * is every other file of the room.
 LAYERS = {
     "store": ("codec", "format", "places", "write", "read", "manage"),

@@ -24,7 +24,9 @@ def test_the_wheel_holds_exactly_the_package(tmp_path: Path) -> None:
     subprocess.run([*build, str(copy)], check=True, capture_output=True)
     (wheel,) = tmp_path.glob("*.whl")
     names = {n for n in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in n}
-    expected = {f"gsae/{name}" for name in ("py.typed", "__init__.py", "cli.py", "errors.py", "files.py")}
+    expected = {
+        f"gsae/{name}" for name in ("py.typed", "__init__.py", "cli.py", "errors.py", "files.py", "settings.py")
+    }
     for room in ROOMS:
         expected |= {f"gsae/{p.relative_to(ROOT)}" for p in (ROOT / room).rglob("*.py")}
     expected |= {"gsae/evaluate/report/template.html"}

@@ -8,7 +8,6 @@ it at once; it takes two bytes a parameter there, four in float32.
 import hashlib
 import importlib.util
 import json
-import os
 import re
 import shutil
 import tempfile
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from gsae.errors import NotFoundError, UsageError
+from gsae.files import cache_folder
 from gsae.harvest.hub import explain, one_line, quiet
 
 SMOLLM2 = "builtin:smollm2-135m-instruct-q4"
@@ -150,7 +150,7 @@ def _download(name: str, revision: str | None, weights: bool) -> Path:
 
 def _unpacked(gguf: Path, part: str, save: Callable[[Path], None]) -> Path:
     """Return the cached directory of a part of a GGUF file, made by `save` where it is not there yet."""
-    place = _cache() / "gguf" / _sha256(gguf)[:32] / part
+    place = cache_folder() / "gguf" / _sha256(gguf)[:32] / part
     if place.is_dir():
         return place
     place.parent.mkdir(parents=True, exist_ok=True)
@@ -168,12 +168,6 @@ def _unpacked(gguf: Path, part: str, save: Callable[[Path], None]) -> Path:
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return place
-
-
-def _cache() -> Path:
-    if own := os.environ.get("GSAE_CACHE"):
-        return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gsae"
 
 
 def _save_light(gguf: Path, out: Path) -> None:
