@@ -199,12 +199,12 @@ def harvest(
     from gsae.errors import UsageError
     from gsae.harvest import (
         HarvestConfig,
-        estimate,
+        estimate_harvest,
         harvest,
         harvest_tokens,
         is_at_hand,
         probe,
-        request,
+        make_request,
         split_names,
         worker,
     )
@@ -213,7 +213,7 @@ def harvest(
     if "://" in out:
         local = out.rstrip("/").split("/")[-1]
         raise UsageError(f"--out {out} is a URL. Harvest to a local folder such as {local}, then copy it there.")
-    config = HarvestConfig.parse(
+    config = HarvestConfig(
         model=model,
         revision=revision,
         dataset=dataset,
@@ -246,9 +246,9 @@ def harvest(
     )
     own = worker(rank, world_size, os.environ)
     if dry_run:
-        asked = request(config)
+        asked = make_request(config)
         measured = probe(asked) if do_probe and is_at_hand(model, revision) else None
-        _print(estimate(asked, Path(out), measured), as_json)
+        _print(estimate_harvest(asked, Path(out), measured), as_json)
         return
     made = None
     with Shown() as shown:

@@ -10,7 +10,7 @@ import pytest
 
 from gsae.cli import _rate
 from gsae.errors import SpaceError
-from gsae.harvest import HarvestConfig, Running, estimate, harvest, is_at_hand, probe, request
+from gsae.harvest import HarvestConfig, Running, estimate_harvest, harvest, is_at_hand, make_request, probe
 from gsae.store import open_store
 from gsae.tests.support.children import files
 from gsae.tests.support.command import gsae, refused
@@ -28,7 +28,7 @@ def config(model: Path, **changed: Any) -> HarvestConfig:
         "heldout": 0.1,
         "window_rows": 4096,
     }
-    return HarvestConfig.parse(**(settings | changed))
+    return HarvestConfig(**(settings | changed))
 
 
 def free(monkeypatch: pytest.MonkeyPatch, bytes_: int) -> None:
@@ -38,8 +38,8 @@ def free(monkeypatch: pytest.MonkeyPatch, bytes_: int) -> None:
 
 def test_a_probe_foretells_the_store(tiny_llama: Path, tmp_path: Path) -> None:
     asked = config(tiny_llama)
-    found = probe(request(asked))
-    told = estimate(request(asked), tmp_path / "store", found)
+    found = probe(make_request(asked))
+    told = estimate_harvest(make_request(asked), tmp_path / "store", found)
     store = harvest(asked, tmp_path / "store")
     assert store is not None
     assert told["rows"] == store.plan.rows
@@ -62,17 +62,19 @@ def test_a_probe_foretells_the_store(tiny_llama: Path, tmp_path: Path) -> None:
     "codec", [{"codec": "zstd"}, {"codec": "none"}, {"level": 0}, {"dtype": "float16", "codec": "zstd"}]
 )
 def test_without_a_probe_the_basis_is_said(tiny_llama: Path, tmp_path: Path, codec: dict[str, Any]) -> None:
-    told = estimate(request(config(tiny_llama, **codec)), tmp_path)
+    told = estimate_harvest(make_request(config(tiny_llama, **codec)), tmp_path)
     assert told["ratio_is"].startswith("typical of ")
     assert told["seconds"] is None
     assert told["tokens_per_second"] is None
     assert 0.7 < told["ratio"] <= 1
-    measured = estimate(request(config(tiny_llama, **codec)), tmp_path, probe(request(config(tiny_llama, **codec))))
+    measured = estimate_harvest(
+        make_request(config(tiny_llama, **codec)), tmp_path, probe(make_request(config(tiny_llama, **codec)))
+    )
     assert measured["ratio_is"].startswith("measured on ")
 
 
 def test_what_follows_from_rows_is_unknown_without_them(tiny_llama: Path, tmp_path: Path) -> None:
-    told = estimate(request(config(tiny_llama, rows=None)), tmp_path)
+    told = estimate_harvest(make_request(config(tiny_llama, rows=None)), tmp_path)
     assert {name for name, value in told.items() if value is None} >= {"rows", "contexts", "windows", "disk_bytes"}
 
 
