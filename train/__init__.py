@@ -6,12 +6,13 @@ Needs the store and nothing of the language model: neither transformers nor data
 from .architectures.base import Params
 from .architectures.gated import GatedParams
 from .architectures.relu import ReluParams
-from .run.config import RunConfig, SAEConfig, load_sweep, parse_sae
+from .run.config import RunConfig, SAEConfig
 from .run.describe import describe_run, stores_of
 from .run.estimate import estimate
 from .run.events import Checkpointed, Event, Finished, Left, Progress, Resampled, Started, Stopped
 from .run.folder import read_config
 from .run.ranks import Ranks
+from .run.sweep import load_sweep, parse_sae
 from .run.trainer import train
 from .sae import SAE, load_sae, weights_sha256
 from .step.firing import Firing
