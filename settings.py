@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from gsae.errors import UsageError
 
+NEEDED = "What one needs"  # the panel of the few options that one starts with; it comes first
 SHOWN_CHARACTERS = 200
 SHOWN_INPUT = 60
 PYDANTIC_SUBJECT = re.compile(r"^(Value error, |\w+ should (be|have) )")

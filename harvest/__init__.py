@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from .config import HarvestConfig as HarvestConfig
 
 if TYPE_CHECKING:
-    from .facade import *
+    from .facade import *  # noqa: F403 (facade.py has __all__)
 else:
 
     def __getattr__(name: str) -> Any:

@@ -8,12 +8,12 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from gsae.settings import Settings, setting
+from gsae.settings import NEEDED, Settings, setting
 
 MAX_HELDOUT = 0.1
 HELDOUT_ROWS = 1 << 17
 
-NEEDED, TEXT, ROWS, MODEL, STORE, MACHINE = "What one needs", "Text", "Rows", "Model", "Store", "Machine"
+TEXT, ROWS, MODEL, STORE, MACHINE = "Text", "Rows", "Model", "Store", "Machine"
 
 Name = Annotated[str, Field(min_length=1)]
 Position = Annotated[int, Field(ge=0)]
@@ -37,7 +37,7 @@ class HarvestConfig(Settings):
         ...,
         "Hub id, file (.jsonl[.gz|.zst], .txt, .parquet) or builtin:pydoc.",
         panel=NEEDED,
-        metavar="TEXT",
+        metavar="DATASET",
         min_length=1,
     )
     sites: tuple[Name, ...] = setting(

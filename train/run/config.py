@@ -12,7 +12,7 @@ from typing import Literal, Self
 from pydantic import model_validator
 
 from gsae.errors import UsageError
-from gsae.settings import Settings, setting
+from gsae.settings import NEEDED, Settings, setting
 
 Architecture = Literal["gated", "relu", "rescale-shift"]
 Variant = Literal["untied", "no_r_mag", "unfrozen"]
@@ -23,7 +23,7 @@ LONG_RUN_ROWS = 100_000_000
 LONG_RUN_LR = {"gated": 3e-4, "relu": 1e-3, "rescale-shift": 1e-3}
 SHORT_RUN_LR = 1e-3
 
-WHAT, RATES, RESAMPLING = "What to train", "Steps and rates", "Resampling of silent latents"
+RATES, RESAMPLING = "Optimisation", "Resampling of silent latents"
 DATA, SAVING, MACHINE = "Data", "Checkpoints and metrics", "Machine"
 
 
@@ -70,28 +70,33 @@ class RunConfig(Settings):
     are for Python callers.
     """
 
-    site: str = setting(..., "Site of the stores to train on, for example mlp.10.", panel=WHAT)
-    batch_size: int = setting(4096, "Rows per batch.", panel=RATES, ge=1)
-    steps: int = setting(..., "Number of batches to train on.", panel=RATES, ge=1)
-    data_seed: int = setting(0, "Seed of the order of rows.", panel=DATA, ge=0, lt=2**63)
+    site: str = setting(..., "Site of the stores to train on, for example mlp.10.", panel=NEEDED, metavar="SITE")
+    batch_size: int = setting(4096, "Rows per batch.", panel=NEEDED, metavar="ROWS", ge=1)
+    steps: int = setting(..., "Number of batches to train on.", panel=NEEDED, metavar="BATCHES", ge=1)
+    data_seed: int = setting(0, "Seed of the order of rows.", panel=DATA, metavar="SEED", ge=0, lt=2**63)
     lr: float | None = setting(
         None,
         "Learning rate of SAEs that set none. Default: 1e-3; from 1e8 training rows on the paper's, "
         "3e-4 for gated and 1e-3 for relu.",
         panel=RATES,
+        metavar="RATE",
         gt=0,
     )
-    lr_warm_up_steps: int = setting(100, "Steps over which the learning rate rises linearly.", panel=RATES, ge=0)
+    lr_warm_up_steps: int = setting(
+        100, "Steps over which the learning rate rises linearly.", panel=RATES, metavar="STEPS", ge=0
+    )
     l1_warm_up_steps: int | None = setting(
         None,
         "Steps over which the sparsity coefficient rises linearly. Default: a tenth of the steps.",
         panel=RATES,
+        metavar="STEPS",
         ge=0,
     )
     lr_decay_steps: int | None = setting(
         None,
         "Last steps, over which the learning rate falls linearly to 0. Default: a fifth of the steps.",
         panel=RATES,
+        metavar="STEPS",
         ge=0,
     )
     adam_betas: tuple[float, float] = setting((0.0, 0.999), "Adam's betas. The first must be 0, as in the paper.")
@@ -101,6 +106,7 @@ class RunConfig(Settings):
         "Largest norm of all gradients of an SAE together; larger gradients are scaled down. Makes steps slower. "
         "Default: no clipping.",
         panel=RATES,
+        metavar="NORM",
         gt=0,
     )
     resample_at: tuple[int, ...] = setting(
@@ -113,6 +119,7 @@ class RunConfig(Settings):
         None,
         "Rows without a firing before a latent is resampled. Default: half the smallest gap between resampling steps.",
         panel=RESAMPLING,
+        metavar="ROWS",
         ge=1,
     )
     resample_warm_up_steps: int = setting(1000, "Steps over which the learning rate recovers after a resampling.", ge=1)
@@ -125,6 +132,7 @@ class RunConfig(Settings):
         10.0,
         "Rows with a norm over this multiple of the median norm are left out; 0 keeps all rows.",
         panel=DATA,
+        metavar="MULTIPLE",
         ge=0,
     )
     skip_nonfinite: bool = setting(
@@ -145,27 +153,35 @@ class RunConfig(Settings):
         panel=MACHINE,
         flags="--screening/--no-screening",
     )
-    device: str = setting("auto", "Device: cpu, cuda, or auto for cuda if there is a GPU.", panel=MACHINE)
+    device: str = setting(
+        "auto", "Device: cpu, cuda, or auto for cuda if there is a GPU.", panel=MACHINE, metavar="DEVICE"
+    )
     threads: int | None = setting(
-        None, "CPU threads. Default: all cores, divided by the number of ranks.", panel=MACHINE, ge=1
+        None, "CPU threads. Default: all cores, divided by the number of ranks.", panel=MACHINE, metavar="THREADS", ge=1
     )
     stack: int | None = setting(
         None,
         "Largest number of SAEs of one shape that are trained together. Smaller stacks give more ranks work. "
         "Default: as many as leave no rank idle.",
         panel=MACHINE,
+        metavar="SAES",
         ge=1,
     )
-    checkpoint_every: int = setting(1000, "Steps between checkpoints.", panel=SAVING, ge=1)
-    checkpoint_minutes: float = setting(10.0, "Largest number of minutes between checkpoints.", panel=SAVING, gt=0)
-    log_every: int = setting(50, "Steps between lines of metrics.jsonl.", panel=SAVING, ge=1)
-    eval_every: int = setting(500, "Steps between measurements on held-out rows; 0 for none.", panel=SAVING, ge=0)
+    checkpoint_every: int = setting(1000, "Steps between checkpoints.", panel=SAVING, metavar="STEPS", ge=1)
+    checkpoint_minutes: float = setting(
+        10.0, "Largest number of minutes between checkpoints.", panel=SAVING, metavar="MINUTES", gt=0
+    )
+    log_every: int = setting(50, "Steps between lines of metrics.jsonl.", panel=SAVING, metavar="STEPS", ge=1)
+    eval_every: int = setting(
+        500, "Steps between measurements on held-out rows; 0 for none.", panel=SAVING, metavar="STEPS", ge=0
+    )
     eval_rows: int = setting(2048, "Held-out rows of such a measurement.", ge=1)
     init: str | None = setting(
         None,
         "Folder of a saved SAE, RUN/saes/NAME, to start from, for SAEs that set no init. "
         "Default: random initial weights.",
-        panel=WHAT,
+        panel=RATES,
+        metavar="FOLDER",
     )
     saes: tuple[SAEConfig, ...] = setting(..., "The SAEs of the run.", min_length=1)
 
