@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from gsae.cli import _rate
+from gsae.commands.harvest import rate
 from gsae.errors import SpaceError
 from gsae.harvest import HarvestConfig, Running, estimate_harvest, harvest, is_at_hand, make_request, probe
 from gsae.store import open_store
@@ -153,5 +153,5 @@ def test_a_run_that_goes_on_needs_room_for_the_rest_only(
 
 def test_the_line_of_a_harvest_says_rate_size_ratio_and_waiting() -> None:
     event = Running(rows=10, total=100, tokens=3000, seconds=2.0, written=670_000_000, raw=1_000_000_000, busy=1.9)
-    assert _rate(event) == "rows, 1,500 tokens/s, 0.67 GB written, ratio 0.670, device waiting 5 %"
-    assert _rate(Running(1, 2, 3, 0.0, 0, 0, 0.0)).endswith("tokens/s, 0.00 GB written, device waiting 0 %")
+    assert rate(event) == "rows, 1,500 tokens/s, 0.67 GB written, ratio 0.670, device waiting 5 %"
+    assert rate(Running(1, 2, 3, 0.0, 0, 0, 0.0)).endswith("tokens/s, 0.00 GB written, device waiting 0 %")
