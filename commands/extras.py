@@ -1,7 +1,7 @@
 """Which optional packages come with which extra, and how an error that a missing one caused is explained.
 
-Libraries raise other errors from a failed import, and some of ours are raised from theirs, so the whole chain of an error
-is searched. `SAID` has what a library says instead of naming the package.
+Libraries raise other errors from a failed import, and gsae raises some from theirs, so the whole chain of an error is
+searched. `SAID` has what a library says instead of naming the package.
 """
 
 from collections.abc import Iterator

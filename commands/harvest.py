@@ -31,7 +31,9 @@ def harvest(
     ] = None,
     world_size: Annotated[
         int | None,
-        typer.Option(metavar="WORKERS", help="Number of workers; given with --rank.", rich_help_panel="Machine"),
+        typer.Option(
+            metavar="WORKERS", help="Number of workers. Default: from torchrun or SLURM.", rich_help_panel="Machine"
+        ),
     ] = None,
     only_tokens: Annotated[
         bool, typer.Option("--only-tokens", help="Stop when the tokens are written. Needs no weights and no GPU.")

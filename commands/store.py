@@ -7,10 +7,8 @@ from typing import Annotated, Any, Literal
 import typer
 
 from gsae.commands.options import Json, StoreArgument
-from gsae.commands.terminal import Shown, print_facts, print_json, print_table
+from gsae.commands.terminal import RUN_COLUMNS, Shown, print_facts, print_json, print_table
 from gsae.errors import CorruptError
-
-SAE_COLUMNS = ("sae", "step", "l0", "explained_variance", "gamma", "dead", "loss")
 
 
 def info(
@@ -34,7 +32,7 @@ def _print_run(facts: dict[str, Any], as_json: bool) -> None:
     else:
         print_facts({name: value for name, value in facts.items() if name != "saes"}, as_json=False)
         typer.echo()
-        print_table(SAE_COLUMNS, facts["saes"])
+        print_table(RUN_COLUMNS, facts["saes"])
 
 
 def list_stores(
@@ -104,7 +102,10 @@ def copy(
     ] = None,
     level: Annotated[
         int | None,
-        typer.Option(metavar="LEVEL", help="Level of --codec: planes 0 (fast) or 1 (small), zstd 1 to 22."),
+        typer.Option(
+            metavar="LEVEL",
+            help="Level of --codec: planes 0 (fast) or 1 (small), zstd 1 to 22. Default: unchanged, or 1.",
+        ),
     ] = None,
     sites: Annotated[
         str | None, typer.Option(metavar="SITES", help="Copy only these sites, such as mlp.10,resid.10. Default: all.")

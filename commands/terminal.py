@@ -27,6 +27,7 @@ from rich.table import Table
 
 SECONDS_BETWEEN_LINES, SECONDS_BETWEEN_TABLES = 5.0, 60.0
 FACTS_WIDTH = 100  # columns of a printed line of facts, but for a word that is longer
+RUN_COLUMNS = ("sae", "l0", "explained_variance", "gamma", "dead", "loss")  # of a table of a run's SAEs
 PIPED_WIDTH = 10_000  # columns of a table that goes to a file or a pipe: wide enough not to wrap any
 
 

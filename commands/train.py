@@ -8,15 +8,13 @@ import typer
 
 from gsae.commands.extras import is_installed
 from gsae.commands.options import DryRun, Given, Json, takes
-from gsae.commands.terminal import TrainingShown, print_facts, print_json, print_table
+from gsae.commands.terminal import RUN_COLUMNS, TrainingShown, print_facts, print_json, print_table
 from gsae.errors import UsageError
 from gsae.settings import NEEDED
 from gsae.train import RunConfig
 
 if TYPE_CHECKING:
     from gsae.train import Event
-
-COLUMNS = ("sae", "l0", "explained_variance", "gamma", "dead", "loss")
 
 
 @takes(RunConfig)
@@ -28,7 +26,7 @@ def train(
         list[str] | None,
         typer.Option(
             metavar="SAES",
-            help="A grid of SAEs, such as 'gated width=4096 l1=.06,.12 seed=0,1 lr=1e-3'. Repeatable.",
+            help="A grid of SAEs: 'gated width=4096 l1=.06,.12 seed=0,1 lr=1e-3'. Repeatable. Default: --config.",
             rich_help_panel=NEEDED,
         ),
     ] = None,
@@ -36,7 +34,7 @@ def train(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="TOML file with [[sae]] tables, in place of --sae.",
+            help="TOML file with [[sae]] tables. Default: --sae.",
             rich_help_panel=NEEDED,
         ),
     ] = None,
@@ -75,7 +73,7 @@ def train(
     if as_json:
         print_json(facts)
     else:
-        print_table(COLUMNS, facts["saes"])
+        print_table(RUN_COLUMNS, facts["saes"])
         typer.echo(f"\n{len(facts['saes'])} SAEs in {out / 'saes'}. Next: {_next_command(out)}")
 
 

@@ -61,7 +61,11 @@ class HarvestConfig(Settings):
     split: str = setting("train", "Split of the dataset.", panel=TEXT, metavar="NAME", min_length=1)
     text_field: str = setting("text", "Field that holds the text.", panel=TEXT, metavar="NAME", min_length=1)
     token_field: str | None = setting(
-        None, "Field that holds token ids; they are used in place of text.", panel=TEXT, metavar="NAME", min_length=1
+        None,
+        "Field with token ids, which are used as they are. Default: text is read.",
+        panel=TEXT,
+        metavar="NAME",
+        min_length=1,
     )
     shuffle_documents: int | None = setting(
         None,
@@ -104,7 +108,7 @@ class HarvestConfig(Settings):
     dtype: Dtype = setting("bfloat16", "Number format of the weights, the passes and the rows.", panel=MODEL)
     attn_implementation: str | None = setting(
         None,
-        "transformers' attention: sdpa, eager, ... Default: its own choice.",
+        "Attention of transformers: sdpa, eager, ... Default: transformers' choice.",
         panel=MODEL,
         metavar="NAME",
         min_length=1,
