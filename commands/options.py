@@ -15,7 +15,6 @@ import typer
 from pydantic.fields import FieldInfo
 from typer.core import TyperArgument, TyperCommand, TyperOption
 
-from gsae.commands import HELP_WIDTH
 from gsae.settings import Settings
 
 Given: TypeAlias = dict[str, Any]  # the values of a model's options, by field name, where any was given
@@ -86,7 +85,7 @@ class Command(TyperCommand):
 def command_of(name: str, function: Callable[..., None]) -> TyperCommand:
     """Return the command that calls `function`, whose docstring is its help."""
     app = typer.Typer(add_completion=False, rich_markup_mode=None)
-    app.command(name, cls=Command, context_settings={"max_content_width": HELP_WIDTH})(function)
+    app.command(name, cls=Command)(function)
     command = typer.main.get_command(app)
     assert isinstance(command, TyperCommand)
     return command

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import gsae
+from gsae.commands import COMMANDS
 
 ROOT = Path(gsae.__file__).parent
 # What each room may import, itself first. `harvest` and `train` never meet.
@@ -132,10 +133,22 @@ def loaded(code: str) -> set[str]:
     return set(done.stdout.rpartition("LOADED")[2].split())
 
 
-def test_help_imports_nothing_heavy() -> None:
+@pytest.mark.parametrize("words", [["--help"], *([name, "--help"] for name in COMMANDS)], ids=" ".join)
+def test_help_imports_nothing_heavy(words: list[str]) -> None:
     code = (
-        "import sys; sys.argv = ['gsae', '--help']\nfrom gsae.cli import main\n"
+        f"import sys; sys.argv = ['gsae', *{words}]\nfrom gsae.cli import main\n"
         "try:\n    main()\nexcept SystemExit as end:\n    assert not end.code, end.code\n"
+    )
+    found = loaded(code)
+    assert not HEAVY & found
+    assert len(words) > 1 or not {"pydantic", "rich"} & found
+
+
+def test_an_interrupted_command_imports_nothing_heavy() -> None:
+    code = (
+        "import os, signal, sys; sys.argv = ['gsae', 'info']\nfrom gsae import cli\n"
+        "cli.app = lambda **_: os.kill(os.getpid(), signal.SIGTERM)\n"
+        "try:\n    cli.main()\nexcept SystemExit as end:\n    assert end.code == 143, end.code\n"
     )
     assert not HEAVY & loaded(code)
 
