@@ -202,10 +202,10 @@ def harvest(
         estimate,
         harvest,
         harvest_tokens,
-        is_at_hand,
+        make_request,
         probe,
-        request,
         split_names,
+        weights_are_local,
         worker,
     )
     from gsae.store import describe
@@ -246,8 +246,8 @@ def harvest(
     )
     own = worker(rank, world_size, os.environ)
     if dry_run:
-        asked = request(config)
-        measured = probe(asked) if do_probe and is_at_hand(model, revision) else None
+        asked = make_request(config)
+        measured = probe(asked) if do_probe and weights_are_local(model, revision) else None
         _print(estimate(asked, Path(out), measured), as_json)
         return
     made = None
@@ -255,7 +255,7 @@ def harvest(
         if only_tokens:
             harvest_tokens(config, Path(out), lambda event: _show_harvest(shown, event))
         else:
-            made = harvest(config, Path(out), lambda event: _show_harvest(shown, event), own=own)
+            made = harvest(config, Path(out), lambda event: _show_harvest(shown, event), worker=own)
     facts = describe(Path(out))
     if as_json:
         _print_json(facts)
@@ -797,18 +797,18 @@ def _positions(text: str) -> tuple[int, ...]:
 
 
 def _show_harvest(shown: Any, event: Any) -> None:
-    from gsae.harvest import BlockTokenised, Finished, Left, Running, Stage
+    from gsae.harvest import BatchDone, BlockTokenised, Finished, StageStarted, WorkerDone
 
     match event:
-        case Stage():
+        case StageStarted():
             shown.show(event.name)
         case BlockTokenised():
             shown.show("tokens", event.rows, detail=f"{event.documents:,} documents, {event.rows:,} rows")
-        case Running():
+        case BatchDone():
             shown.show("running the model", event.rows, event.total, _rate(event))
         case Finished(windows=0):
             shown.show("the store is complete: nothing to do")
-        case Finished() | Left():
+        case Finished() | WorkerDone():
             shown.show(f"wrote {event.windows} windows")
 
 

@@ -1,65 +1,68 @@
 """Text to contexts to activations: everything that needs the language model or the text.
 
-`documents` reads a text, `tokenise` packs it into contexts, `load_lm` finds and loads a model, `resolve`
-turns site names into places in it, `capture` runs it as far as the sites need, `effects` says what edits
-there cost and `logit_effects` what a direction there says. Imports nothing but `gsae.store`; transformers and datasets
-are imported when first needed.
+`documents` opens a text, `tokenise` packs it into contexts, `load_lm` loads a model, `resolve` turns site names into
+modules of it, and `capture` runs it up to these sites. `harvest` does all of it and writes a store. `effects` measures
+edits of a site, `logit_effects` the direct effect of a direction. Imports only the rooms below it (`gsae.store`);
+transformers and datasets are imported when they are first used.
 """
 
 from .config import HarvestConfig
-from .estimate import estimate, probe
-from .events import Finished, Left, Running, Stage
+from .cost_estimate import estimate
+from .events import BatchDone, Finished, StageStarted, WorkerDone
 from .model.capture import LanguageModel, Provenance, capture
+from .model.edit_effects import effects
 from .model.loading import load_lm, load_meta, load_planned, load_tokenizer, tokenizer_sha256
-from .model.logits import logit_effects, token_texts
-from .model.model_files import is_at_hand
-from .model.predictions import Edit, effects
+from .model.logit_effects import logit_effects, token_texts
+from .model.model_files import weights_are_local
 from .model.sites import offered, resolve, split_names
-from .model.torch_compile import compiled
+from .model.torch_compile import compile_layers
 from .pipeline import harvest, harvest_tokens
-from .request import request
-from .text.packing import Block, BlockTokenised, SpecialIds, special_ids, tokenise
-from .text.sources import Document, Text, documents
+from .probe_run import probe
+from .request import Request, make_request
+from .text.document import Document, Text, TextRequest
+from .text.encoding import special_ids
+from .text.packing import Block, BlockTokenised, tokenise
+from .text.sources import documents
 from .token_files import write_tokens
 from .workers import Worker, worker
 
 __all__ = [
+    "BatchDone",
     "Block",
     "BlockTokenised",
     "Document",
-    "Edit",
     "Finished",
     "HarvestConfig",
     "LanguageModel",
-    "Left",
     "Provenance",
-    "Running",
-    "SpecialIds",
-    "Stage",
+    "Request",
+    "StageStarted",
     "Text",
+    "TextRequest",
     "Worker",
+    "WorkerDone",
     "capture",
-    "compiled",
+    "compile_layers",
     "documents",
     "effects",
     "estimate",
     "harvest",
     "harvest_tokens",
-    "is_at_hand",
     "load_lm",
     "load_meta",
     "load_planned",
     "load_tokenizer",
     "logit_effects",
+    "make_request",
     "offered",
     "probe",
-    "request",
     "resolve",
     "special_ids",
     "split_names",
     "token_texts",
     "tokenise",
     "tokenizer_sha256",
+    "weights_are_local",
     "worker",
     "write_tokens",
 ]

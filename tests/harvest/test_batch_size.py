@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gsae.errors import IncompatibleError, SpaceError
-from gsae.harvest import HarvestConfig, LanguageModel, Stage, Worker, harvest, load_lm
+from gsae.harvest import HarvestConfig, LanguageModel, StageStarted, Worker, harvest, load_lm
 from gsae.store import verify
 from gsae.tests.support.children import files
 from gsae.tests.support.command import refused
@@ -60,7 +60,7 @@ def test_the_batch_size_found_is_what_fits_and_the_plans_from_then_on(
     store = harvest(asked, tmp_path / "store", events.append, short_of_memory(lambda size: size > most, error))
     assert store is not None
     assert store.plan.batch_size == found
-    assert Stage("finding the batch size") in events
+    assert StageStarted("finding the batch size") in events
     same = harvest(config(tiny_llama, batch_size=found), tmp_path / "same")
     assert same is not None
     assert files(same.path) == files(store.path)
@@ -84,10 +84,10 @@ def test_a_worker_that_finds_another_size_takes_the_plans(
     out, asked = tmp_path / "store", config(tiny_llama, batch_size="auto")
 
     def listen(event: Any) -> None:
-        if event == Stage("finding the batch size"):
-            harvest(config(tiny_llama, batch_size=3), out, own=Worker(0, 2))
+        if event == StageStarted("finding the batch size"):
+            harvest(config(tiny_llama, batch_size=3), out, worker=Worker(0, 2))
 
-    store = harvest(asked, out, listen, own=Worker(1, 2))
+    store = harvest(asked, out, listen, worker=Worker(1, 2))
     assert store is not None
     assert store.plan.batch_size == 3
     alone = harvest(config(tiny_llama, batch_size=3), tmp_path / "alone")

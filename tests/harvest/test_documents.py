@@ -23,7 +23,7 @@ from gsae.harvest import (
     special_ids,
     tokenise,
 )
-from gsae.harvest.model.model_files import Source
+from gsae.harvest.model.model_files import ModelFiles
 from gsae.harvest.text.packing import is_held_out
 from gsae.store import read_tokens, verify
 from gsae.store.format import row_order as order
@@ -60,8 +60,10 @@ class Stream:
 def hub(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     """A Hub with one text; the commit that it is at may be changed."""
     at = {"commit": "0" * 40}
-    monkeypatch.setattr("gsae.harvest.text.sources.pin", lambda kind, name, revision: revision or at["commit"])
-    monkeypatch.setattr("gsae.harvest.text.sources._load", lambda *_, **__: Stream([str(i) for i in range(40_000)]))
+    monkeypatch.setattr("gsae.harvest.text.hub_datasets.pin", lambda kind, name, revision: revision or at["commit"])
+    monkeypatch.setattr(
+        "gsae.harvest.text.hub_datasets.load_rows", lambda *_, **__: Stream([str(i) for i in range(40_000)])
+    )
     return at
 
 
@@ -72,7 +74,7 @@ def test_a_local_file_is_shuffled_whole_by_the_stores_own_permutation(cached: No
     places = np.argsort(words, kind="stable").tolist()
     assert list(text.read()) == list(text.read()) == [Document(place, TEXTS[place]) for place in places]
     assert (text.source.shuffle_seed, text.source.shuffle_within) == (5, None)
-    assert [d.place for d in documents(path, shuffle_seed=6).read()] != places
+    assert [d.id for d in documents(path, shuffle_seed=6).read()] != places
 
 
 def test_the_builtin_is_shuffled_whole() -> None:
@@ -86,8 +88,8 @@ def test_a_hub_text_is_shuffled_in_blocks_and_documents_keep_their_numbers(hub: 
     text = documents("owner/name", shuffle_seed=0)
     assert (text.source.shuffle_seed, text.source.shuffle_within) == (0, 1 << 14)
     found = list(text.read())
-    assert all(document.content == str(document.place) for document in found)
-    places = np.array([document.place for document in found])
+    assert all(document.content == str(document.id) for document in found)
+    places = np.array([document.id for document in found])
     for first in range(0, 40_000, 1 << 14):
         block = places[first : first + (1 << 14)]
         assert sorted(block) == list(range(first, min(first + (1 << 14), 40_000)))
@@ -105,7 +107,7 @@ def test_a_part_and_its_continuation_are_the_whole_in_any_order(cached: None, tm
 def test_a_repeated_text_begins_again_with_the_same_documents(tmp_path: Path) -> None:
     text = documents(written(tmp_path, TEXTS), skip=2, maximum=3, repeat=True)
     found = list(islice(text.read(), 8))
-    assert [document.place for document in found] == [2, 3, 4, 2, 3, 4, 2, 3]
+    assert [document.id for document in found] == [2, 3, 4, 2, 3, 4, 2, 3]
     assert [document.again for document in found] == [False] * 3 + [True] * 5
     assert list(documents(written(tmp_path, TEXTS), skip=100, repeat=True).read()) == []
 
@@ -151,10 +153,10 @@ def test_what_is_no_list_of_ids_is_told_with_its_row(tmp_path: Path, value: Any,
         def iter(self, batch_size: int) -> Any:
             return values()
 
-    from gsae.harvest.text.sources import _rows
+    from gsae.harvest.text.dataset_rows import read_rows
 
     with pytest.raises(UsageError, match=said):
-        list(_rows("a.jsonl", "ids", True, Table(), range(2)))
+        list(read_rows("a.jsonl", "ids", True, Table(), range(2)))
 
 
 def test_text_under_token_field_and_ids_under_text_field_say_which_option_is_meant(tmp_path: Path) -> None:
@@ -251,15 +253,15 @@ def test_a_model_that_changed_on_the_hub_is_named(
     tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = config(tiny_llama, written(tmp_path, TEXTS))
-    old, new = (Source(tiny_llama.name, digit * 40, tiny_llama) for digit in "01")
+    old, new = (ModelFiles(tiny_llama.name, digit * 40, tiny_llama) for digit in "01")
 
     def load(config: HarvestConfig) -> LanguageModel:
         lm = load_lm(config.model)
-        return replace(lm, source=replace(lm.source, revision=old.revision))
+        return replace(lm, provenance=replace(lm.provenance, revision=old.revision))
 
-    monkeypatch.setattr("gsae.harvest.request.find", lambda *_, **__: old)
+    monkeypatch.setattr("gsae.harvest.request.find_model", lambda *_, **__: old)
     assert harvest(asked, tmp_path / "store", load=load) is not None
-    monkeypatch.setattr("gsae.harvest.request.find", lambda *_, **__: new)
+    monkeypatch.setattr("gsae.harvest.request.find_model", lambda *_, **__: new)
     with pytest.raises(IncompatibleError, match=f"model.revision was '{old.revision}', now '{new.revision}'"):
         harvest(asked, tmp_path / "store", load=load)
 

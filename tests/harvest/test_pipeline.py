@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from gsae.errors import GsaeError, IncompatibleError, NotFoundError, SpaceError, UsageError
-from gsae.harvest import BlockTokenised, Finished, HarvestConfig, Running, harvest
-from gsae.harvest.model.model_files import Source
+from gsae.harvest import BatchDone, BlockTokenised, Finished, HarvestConfig, harvest
+from gsae.harvest.model.model_files import ModelFiles
 from gsae.store import Store, open_store, open_stores, verify
 from gsae.tests.support.children import files, finish, killed_at_random, load_batch_sensitive, slow_harvest
 
@@ -132,7 +132,7 @@ def test_the_same_command_again_does_nothing_and_says_so(harvested: Store, tiny_
 def test_events_count_every_row_once(tiny_llama: Path, tmp_path: Path) -> None:
     events: list[Any] = []
     harvest(config(tiny_llama, rows=900, sites=("mlp.0",)), tmp_path / "s", events.append)
-    running = [e for e in events if isinstance(e, Running)]
+    running = [e for e in events if isinstance(e, BatchDone)]
     assert [e.rows for e in running] == sorted(e.rows for e in running)
     assert running[-1].rows == running[-1].total > 900
     assert any(isinstance(e, BlockTokenised) for e in events)
@@ -205,7 +205,7 @@ def test_a_store_of_other_hardware_is_refused_unless_that_is_wanted(
         ({"model": "/nowhere/at/all"}, NotFoundError, "no such local path"),
         ({"sites": ("mlp.7",)}, UsageError, "this model has layers 0 to 2"),
         ({"sites": ("mpl.1",)}, UsageError, "is not a site"),
-        ({"dataset": "builtin:nothing"}, NotFoundError, "There is: builtin:pydoc"),
+        ({"dataset": "builtin:nothing"}, NotFoundError, "A text is one of: builtin:pydoc; "),
         ({"dataset": "/nowhere.jsonl"}, NotFoundError, "no text"),
         ({"context_size": 4096}, UsageError, "more than the model's 2048 positions"),
     ],
@@ -258,7 +258,7 @@ def test_what_is_running_adds_up(tiny_llama: Path, tmp_path: Path) -> None:
     events: list[Any] = []
     store = harvest(config(tiny_llama, rows=3000, sites=("mlp.0", "attn.1")), tmp_path / "s", events.append)
     assert store is not None
-    running = [e for e in events if isinstance(e, Running)]
+    running = [e for e in events if isinstance(e, BatchDone)]
     last = running[-1]
     assert last.raw == (store.plan.rows + store.plan.heldout_rows) * 2 * 32 * 2
     assert last.written == sum(a.file.size for w in store.manifest.windows for a in w.arrays)
@@ -273,11 +273,11 @@ def test_a_revision_that_changed_between_runs_is_named(
     """A Hub id without --revision means what its main branch is now."""
 
     def at(commit: str) -> None:
-        def found(model: str, revision: str | None, *, weights: bool) -> Source:
-            return Source("owner/name", commit, tiny_llama)
+        def found(model: str, revision: str | None, *, weights: bool) -> ModelFiles:
+            return ModelFiles("owner/name", commit, tiny_llama)
 
         for module in ("request", "model.loading"):
-            monkeypatch.setattr(f"gsae.harvest.{module}.find", found)
+            monkeypatch.setattr(f"gsae.harvest.{module}.find_model", found)
 
     asked, out = config("owner/name", rows=600, sites=("mlp.0",)), tmp_path / "store"
     at("a" * 40)

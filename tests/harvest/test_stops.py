@@ -16,13 +16,13 @@ from gsae.tests.support.command import gsae
 # Writes slowly, so that a signal always finds a window that is being published behind the passes.
 SLOW = """
 import sys, time
-from gsae.store import writer
-real, pause, begun = writer.write_window, float(sys.argv[1]), sys.argv[2]
+from gsae.harvest import windows
+real, pause, begun = windows.write_window, float(sys.argv[1]), sys.argv[2]
 def slow(*given, **named):
     open(begun, "w").close()
     time.sleep(pause)
     return real(*given, **named)
-writer.write_window = slow
+windows.write_window = slow
 from gsae.cli import main
 sys.argv = ["gsae", *sys.argv[3:]]
 main()

@@ -14,9 +14,18 @@ import pytest
 
 from gsae.errors import CorruptError, GsaeError, IncompatibleError, UsageError
 from gsae.files import sweep
-from gsae.harvest import BlockTokenised, HarvestConfig, Worker, harvest, harvest_tokens, request, write_tokens
-from gsae.harvest.request import Request
-from gsae.harvest.text import packing as tokens
+from gsae.harvest import (
+    BlockTokenised,
+    HarvestConfig,
+    Request,
+    Worker,
+    harvest,
+    harvest_tokens,
+    make_request,
+    token_files,
+    write_tokens,
+)
+from gsae.harvest.text import packing
 from gsae.store import list_stores, read_tokens
 from gsae.tests.support.children import files, finish, killed_at_random, start
 from gsae.tests.support.command import gsae, refused
@@ -45,15 +54,13 @@ def _small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def make_parts_small(setattr_: Any = setattr) -> None:
     """Many parts and blocks from a small text, here or in a process that has to itself."""
-    from gsae.harvest.text import token_files as tokenising
-
-    setattr_(tokenising, "PART_TOKENS", PART_TOKENS)
-    setattr_(tokens, "BLOCK_DOCUMENTS", BLOCK_DOCUMENTS)
+    setattr_(token_files, "PART_TOKENS", PART_TOKENS)
+    setattr_(packing, "BLOCK_DOCUMENTS", BLOCK_DOCUMENTS)
 
 
 @cache
 def asked(model: Path, rows: int = 12_000) -> Request:
-    return request(config(model, rows=rows))
+    return make_request(config(model, rows=rows))
 
 
 def step(model: Path, root: Path) -> None:
@@ -130,7 +137,7 @@ def test_parts_and_blocks_at_a_time_do_not_show_in_the_bytes(
     for number, (part, at_a_time, characters) in enumerate([(1, 1, 1), (10**9, 5, 1 << 20)]):
         monkeypatch.setattr("gsae.harvest.token_files.PART_TOKENS", part)
         monkeypatch.setattr("gsae.harvest.text.packing.AT_A_TIME", at_a_time)
-        monkeypatch.setattr("gsae.harvest.text.packing.ENCODED_CHARACTERS", characters)
+        monkeypatch.setattr("gsae.harvest.text.encoding.ENCODED_CHARACTERS", characters)
         write_tokens(asked(tiny_llama), tmp_path / str(number))
         assert files(tmp_path / str(number)) == undisturbed
 
@@ -205,7 +212,7 @@ def test_tokens_are_written_without_weights_and_the_harvest_goes_on_with_them(
     harvest_tokens(config(without_weights), out)
     monkeypatch.setattr("gsae.harvest.token_files.tokenise", lambda *_, **__: pytest.fail("tokenised again"))
     harvest_tokens(config(without_weights), out)
-    harvest(config(tiny_llama), out, own=Worker(0, 1))
+    harvest(config(tiny_llama), out, worker=Worker(0, 1))
     assert not (out / "tokens").exists()
     monkeypatch.undo()
     make_parts_small(monkeypatch.setattr)
@@ -251,11 +258,11 @@ def test_settings_that_do_not_determine_tokens_may_change_before_there_is_a_plan
 def test_finished_tokens_of_other_libraries_are_taken_and_unfinished_ones_are_not(
     tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gsae.harvest.request.TEXT_LIBRARIES", ("numpy",))
+    monkeypatch.setattr("gsae.harvest.plans.TEXT_LIBRARIES", ("numpy",))
     for name in ("finished", "unfinished"):
         write_tokens(asked(tiny_llama), tmp_path / name)
     (tmp_path / "unfinished/tokens/made.json").unlink()
-    monkeypatch.setattr("gsae.harvest.request.TEXT_LIBRARIES", ("tokenizers",))
+    monkeypatch.setattr("gsae.harvest.plans.TEXT_LIBRARIES", ("tokenizers",))
     write_tokens(asked(tiny_llama), tmp_path / "finished")
     with pytest.raises(IncompatibleError, match=r"versions\."):
         write_tokens(asked(tiny_llama), tmp_path / "unfinished")

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from gsae.errors import UsageError
-from gsae.harvest import HarvestConfig, Left, Worker, harvest, worker, workers
+from gsae.harvest import HarvestConfig, Worker, WorkerDone, harvest, worker, workers
 from gsae.store import open_store, verify
 from gsae.tests.support.children import files, load_batch_sensitive, start
 from gsae.tests.support.command import gsae, refused
@@ -81,12 +81,12 @@ def test_a_worker_leaves_what_is_not_its_own_and_any_later_run_completes(
     monkeypatch.setattr("gsae.harvest.pipeline.PATIENCE_SECONDS", 0.0)
     out, events = tmp_path / "store", list[Any]()
     assert harvest(config(tiny_llama), out, events.append, load_batch_sensitive, Worker(1, 3)) is None
-    (left,) = [event for event in events if isinstance(event, Left)]
+    (left,) = [event for event in events if isinstance(event, WorkerDone)]
     windows = [f"heldout-{n:05d}" for n in range(12)] + [f"train-{n:05d}" for n in range(6)]
     assert left.windows == 6
     assert left.missing == tuple(window for number, window in enumerate(windows) if number % 3 != 1)
     assert not (out / "manifest.json").exists()
-    again = harvest(config(tiny_llama), out, load=lambda c: pytest.fail("the model was loaded"), own=Worker(1, 3))
+    again = harvest(config(tiny_llama), out, load=lambda c: pytest.fail("the model was loaded"), worker=Worker(1, 3))
     assert again is None
     done = start(work, tiny_llama, out, 0, 1)
     done.join()
@@ -155,7 +155,7 @@ def test_torchrun_and_slurm_number_the_workers(
 
 
 def test_an_environment_that_makes_no_sense_is_told() -> None:
-    with pytest.raises(UsageError, match="names no worker: RANK='one', WORLD_SIZE='8'"):
+    with pytest.raises(UsageError, match="Cannot number the workers from the environment: RANK='one', WORLD_SIZE='8'"):
         worker(None, None, TORCHRUN | {"RANK": "one"})
     with pytest.raises(UsageError, match="Rank 8 of 8"):
         worker(None, None, TORCHRUN | {"RANK": "8"})
@@ -164,7 +164,7 @@ def test_an_environment_that_makes_no_sense_is_told() -> None:
 def test_every_window_has_one_worker() -> None:
     for size in range(1, 7):
         for number in range(20):
-            assert [Worker(rank, size).takes(number) for rank in range(size)].count(True) == 1
+            assert [Worker(rank, size).makes(number) for rank in range(size)].count(True) == 1
 
 
 def test_workers_of_one_machine_use_different_gpus() -> None:

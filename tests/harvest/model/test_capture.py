@@ -93,7 +93,7 @@ def test_loading_says_nothing_and_gives_a_model_that_only_runs_forward(
     assert not loaded.model.training
     assert not any(p.requires_grad for p in loaded.model.parameters())
     assert {p.dtype for p in loaded.model.parameters()} == {torch.float16}
-    assert loaded.source.attn_implementation == loaded.model.config._attn_implementation == "eager"
+    assert loaded.provenance.attn_implementation == loaded.model.config._attn_implementation == "eager"
 
 
 def test_provenance_names_weights_and_tokenizer_but_no_place(
@@ -101,19 +101,19 @@ def test_provenance_names_weights_and_tokenizer_but_no_place(
 ) -> None:
     moved = tmp_path / "elsewhere" / tiny_llama.name
     shutil.copytree(tiny_llama, moved)
-    assert load_lm(str(moved)).source == lm.source
-    assert lm.source.id == "tiny-llama"
-    assert tokenizer_sha256(load_tokenizer(str(moved))) == lm.source.tokenizer_sha256
+    assert load_lm(str(moved)).provenance == lm.provenance
+    assert lm.provenance.id == "tiny-llama"
+    assert tokenizer_sha256(load_tokenizer(str(moved))) == lm.provenance.tokenizer_sha256
     weights = moved / "model.safetensors"
     data = bytearray(weights.read_bytes())
     data[-1] ^= 1
     weights.write_bytes(data)
-    assert load_lm(str(moved)).source.weights_sha256 != lm.source.weights_sha256
+    assert load_lm(str(moved)).provenance.weights_sha256 != lm.provenance.weights_sha256
 
 
 def test_the_tokenizers_hash_does_not_depend_on_its_use(lm: LanguageModel) -> None:
     lm.tokenizer(["some text"] * 3, add_special_tokens=False, split_special_tokens=True, verbose=False)
-    assert tokenizer_sha256(lm.tokenizer) == lm.source.tokenizer_sha256
+    assert tokenizer_sha256(lm.tokenizer) == lm.provenance.tokenizer_sha256
 
 
 def test_a_meta_model_has_modules_and_no_weights(tiny_llama: Path) -> None:
@@ -198,7 +198,7 @@ def test_two_that_unpack_one_file_at_once_both_get_it(tmp_path: Path, monkeypatc
         both.wait(10)
 
     def unpack() -> None:
-        places.append(models._unpacked(tmp_path / "x.gguf", "bfloat16", save))
+        places.append(models._unpack(tmp_path / "x.gguf", "bfloat16", save))
 
     threads = [Thread(target=unpack) for _ in range(2)]
     for thread in threads:

@@ -32,8 +32,8 @@ SPREAD = json.dumps(
 def test_a_spread_model_gives_the_same_bits_pass_after_pass(tiny_llama: Path, device_map: str) -> None:
     plain, spread = load_lm(str(tiny_llama)), load_lm(str(tiny_llama), device_map=device_map)
     assert spread.device == torch.device("cpu")
-    assert spread.source.device_map == device_map
-    assert spread.source.accelerator == plain.source.accelerator
+    assert spread.provenance.device_map == device_map
+    assert spread.provenance.accelerator == plain.provenance.accelerator
     sites = resolve(plain.model, SITES)
     for seed in range(3):  # a pass that ends early leaves weights where they were brought
         tokens = torch.randint(4, 1024, (3, 24), generator=torch.Generator().manual_seed(seed))
@@ -69,8 +69,8 @@ def test_the_plan_says_how_the_model_was_spread(tiny_llama: Path, tmp_path: Path
     assert rows == expected
     with pytest.raises(IncompatibleError, match=r"model\.device_map was 'auto', now None"):
         harvest(HarvestConfig.parse(**known), store.path)
-    assert load_planned(store.plan.model, str(tiny_llama), "auto").source.device_map == "auto"
-    assert load_planned(store.plan.model, str(tiny_llama), "cpu").source.device_map is None
+    assert load_planned(store.plan.model, str(tiny_llama), "auto").provenance.device_map == "auto"
+    assert load_planned(store.plan.model, str(tiny_llama), "cpu").provenance.device_map is None
 
 
 @pytest.mark.parametrize(

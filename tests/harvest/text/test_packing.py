@@ -139,7 +139,7 @@ def test_tokenising_stops_at_the_block_that_fills_the_budget(tiny_tokenizer: Any
     source = iter(numbered(f"document {i}" for i in range(100_000)))
     blocks = list(tokenise(source, tiny_tokenizer, context_size=16, rows=100, heldout=0.1, seed=0))
     assert [block.read for block in blocks] == [1024]
-    assert 1024 <= next(source).place <= 4 * 1024  # some blocks are read ahead
+    assert 1024 <= next(source).id <= 4 * 1024  # some blocks are read ahead
 
 
 def test_special_strings_in_a_text_are_ordinary_text(tiny_tokenizer: Any) -> None:

@@ -114,9 +114,13 @@ def test_a_txt_file_without_text_is_refused(tmp_path: Path, content: bytes) -> N
 @pytest.mark.parametrize(
     ("name", "kind", "said"),
     [
-        ("builtin:nothing", NotFoundError, r"no text 'builtin:nothing'\. There is: builtin:pydoc\."),
+        (
+            "builtin:nothing",
+            NotFoundError,
+            r"no text 'builtin:nothing'\. A text is one of: builtin:pydoc; a local file in \.jsonl, ",
+        ),
         ("/nowhere/a.jsonl", NotFoundError, r"There is no text '/nowhere/a\.jsonl'\."),
-        (__file__, UsageError, r"is of no known format\. Known are files in \.jsonl, "),
+        (__file__, UsageError, r"has no known format\. Known are: \.jsonl, "),
         ("/nowhere/at/all", NotFoundError, r"There is no dataset '/nowhere/at/all'"),
     ],
 )

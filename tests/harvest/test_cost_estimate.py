@@ -10,7 +10,7 @@ import pytest
 
 from gsae.cli import _rate
 from gsae.errors import SpaceError
-from gsae.harvest import HarvestConfig, Running, estimate, harvest, is_at_hand, probe, request
+from gsae.harvest import BatchDone, HarvestConfig, estimate, harvest, make_request, probe, weights_are_local
 from gsae.store import open_store
 from gsae.tests.support.children import files
 from gsae.tests.support.command import gsae, refused
@@ -38,8 +38,8 @@ def free(monkeypatch: pytest.MonkeyPatch, bytes_: int) -> None:
 
 def test_a_probe_foretells_the_store(tiny_llama: Path, tmp_path: Path) -> None:
     asked = config(tiny_llama)
-    found = probe(request(asked))
-    told = estimate(request(asked), tmp_path / "store", found)
+    found = probe(make_request(asked))
+    told = estimate(make_request(asked), tmp_path / "store", found)
     store = harvest(asked, tmp_path / "store")
     assert store is not None
     assert told["rows"] == store.plan.rows
@@ -62,17 +62,19 @@ def test_a_probe_foretells_the_store(tiny_llama: Path, tmp_path: Path) -> None:
     "codec", [{"codec": "zstd"}, {"codec": "none"}, {"level": 0}, {"dtype": "float16", "codec": "zstd"}]
 )
 def test_without_a_probe_the_basis_is_said(tiny_llama: Path, tmp_path: Path, codec: dict[str, Any]) -> None:
-    told = estimate(request(config(tiny_llama, **codec)), tmp_path)
+    told = estimate(make_request(config(tiny_llama, **codec)), tmp_path)
     assert told["ratio_is"].startswith("typical of ")
     assert told["seconds"] is None
     assert told["tokens_per_second"] is None
     assert 0.7 < told["ratio"] <= 1
-    measured = estimate(request(config(tiny_llama, **codec)), tmp_path, probe(request(config(tiny_llama, **codec))))
+    measured = estimate(
+        make_request(config(tiny_llama, **codec)), tmp_path, probe(make_request(config(tiny_llama, **codec)))
+    )
     assert measured["ratio_is"].startswith("measured on ")
 
 
 def test_what_follows_from_rows_is_unknown_without_them(tiny_llama: Path, tmp_path: Path) -> None:
-    told = estimate(request(config(tiny_llama, rows=None)), tmp_path)
+    told = estimate(make_request(config(tiny_llama, rows=None)), tmp_path)
     assert {name for name, value in told.items() if value is None} >= {"rows", "contexts", "windows", "disk_bytes"}
 
 
@@ -89,9 +91,9 @@ def test_a_dry_run_probes_where_the_weights_are_and_begins_nothing(tiny_llama: P
 
 def test_weights_are_at_hand_when_nothing_need_be_downloaded(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
-    assert is_at_hand(str(tiny_llama), None)
-    assert is_at_hand("builtin:smollm2-135m", None)
-    assert not is_at_hand("nobody/has-this", None)
+    assert weights_are_local(str(tiny_llama), None)
+    assert weights_are_local("builtin:smollm2-135m", None)
+    assert not weights_are_local("nobody/has-this", None)
 
 
 def test_without_room_nothing_is_begun_unless_forced(
@@ -99,7 +101,9 @@ def test_without_room_nothing_is_begun_unless_forced(
 ) -> None:
     out = tmp_path / "store"
     free(monkeypatch, 500_000)
-    with pytest.raises(SpaceError, match=r"needs about 0\.00\d+ GB more, and 0\.0005 GB are free .*--force") as caught:
+    with pytest.raises(
+        SpaceError, match=r"needs about 0\.00\d+ GB more, and its disk has 0\.0005 GB free.*--force"
+    ) as caught:
         harvest(config(tiny_llama), out)
     assert "\n" not in str(caught.value)
     assert not out.exists()
@@ -136,7 +140,7 @@ def test_a_run_that_goes_on_needs_room_for_the_rest_only(
         pass
 
     def stop_near_the_end(event: Any) -> None:
-        if isinstance(event, Running) and event.rows > 0.7 * event.total:
+        if isinstance(event, BatchDone) and event.rows > 0.7 * event.total:
             raise Stop
 
     asked, out = config(tiny_llama), tmp_path / "store"
@@ -150,6 +154,6 @@ def test_a_run_that_goes_on_needs_room_for_the_rest_only(
 
 
 def test_the_line_of_a_harvest_says_rate_size_ratio_and_waiting() -> None:
-    event = Running(rows=10, total=100, tokens=3000, seconds=2.0, written=670_000_000, raw=1_000_000_000, busy=1.9)
+    event = BatchDone(rows=10, total=100, tokens=3000, seconds=2.0, written=670_000_000, raw=1_000_000_000, busy=1.9)
     assert _rate(event) == "rows, 1,500 tokens/s, 0.67 GB written, ratio 0.670, device waiting 5 %"
-    assert _rate(Running(1, 2, 3, 0.0, 0, 0, 0.0)).endswith("tokens/s, 0.00 GB written, device waiting 0 %")
+    assert _rate(BatchDone(1, 2, 3, 0.0, 0, 0, 0.0)).endswith("tokens/s, 0.00 GB written, device waiting 0 %")
