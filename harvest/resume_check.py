@@ -1,4 +1,4 @@
-"""Whether a harvest may go on with what is in its folder: its settings must be those that the store was begun with.
+"""Whether a harvest may continue what is in its folder: its settings must be those that the store was begun with.
 
 The plan that the settings would give is compared with the plan on disk, field by field, and every difference is named.
 This costs nothing beside making the request.

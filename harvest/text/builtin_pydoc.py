@@ -35,9 +35,9 @@ def open_text(request: TextRequest) -> Text:
 def topic_parts() -> list[str]:
     """Return the language reference sorted by topic, with long topics cut into parts.
 
-    Topics repeat each other: they have aliases, and sections of some stand again in longer ones. Taking the longest
-    topic first, a paragraph of over 20 characters that was seen before is dropped, so that held-out text does not stand
-    in train. A part is at most 8,000 characters of whole paragraphs (or one longer paragraph). Topics differ a
+    Topics repeat each other: they have aliases, and longer ones repeat sections of shorter ones. Taking the longest
+    topic first, a paragraph of over 20 characters that was seen before is dropped, so that held-out text is not in
+    train. A part is at most 8,000 characters of whole paragraphs (or one longer paragraph). Topics differ a
     hundredfold in length; with parts, a tenth of the documents is about a tenth of the text for every seed.
     """
     from pydoc_data.topics import topics

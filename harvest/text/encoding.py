@@ -1,8 +1,8 @@
 """Token ids of documents: encoded by a copy of the model's tokenizer, or taken as they are from a text of ids.
 
-Only the copy of the tokenizer's own JSON encodes, whose hash is in the plan. The strings of special tokens are ordinary
-text: `<|im_start|>` in a document is encoded as characters. About 100 bytes are held for each token of 2^22 characters,
-or of the longest document.
+The copy is made from the JSON of the tokenizer, and the plan has the hash of that JSON. Strings of special tokens are
+ordinary text: `<|im_start|>` in a document is encoded as characters. About 100 bytes are held for each token of 2^22
+characters, or of the longest document.
 """
 
 import copy

@@ -1,4 +1,4 @@
-"""`--compile`: what is compiled is what runs, whatever the sites; rows stay those of a plain pass."""
+"""`--compile`: all code before the sites runs compiled, and rows agree with those of a plain pass."""
 
 from collections import Counter
 from pathlib import Path
@@ -18,7 +18,7 @@ SITES = ["mlp.0", "attn.1", "resid.1", "module:model.layers.0.mlp.act_fn:out"]
 
 
 class Counting:
-    """A backend that runs the graphs as they are, and counts."""
+    """A backend that runs the graphs unchanged and counts compilations and runs."""
 
     def __init__(self) -> None:
         self.compiled, self.ran = 0, 0
@@ -44,8 +44,10 @@ def lm(tiny_llama: Path) -> LanguageModel:
 
 
 @pytest.mark.parametrize("names", [["resid.1"], ["mlp.2"], SITES])
-def test_every_projection_on_the_way_is_computed_by_compiled_code(lm: LanguageModel, names: list[str]) -> None:
-    """Nothing but compiled code may call a projection: hooks on them all, traced when compiled, never run then."""
+def test_every_projection_before_the_last_site_is_computed_by_compiled_code(
+    lm: LanguageModel, names: list[str]
+) -> None:
+    """Only compiled code may call a projection, so calls outside of tracing are counted and must be zero."""
     sites = resolve(lm.model, names)
     plain = {size: capture(lm, sites, batch(size)) for size in (3, 4)}
     backend, eager = Counting(), Counter[str]()
@@ -70,7 +72,7 @@ def test_every_projection_on_the_way_is_computed_by_compiled_code(lm: LanguageMo
 
 
 def test_layers_share_their_code_and_each_batch_size_has_its_own(lm: LanguageModel) -> None:
-    """A batch's bits may not depend on which sizes came before: no shape is left open."""
+    """The bits of a batch must not depend on the sizes before it, so every shape is compiled separately."""
     sites = resolve(lm.model, ["resid.2"])
     backend = Counting()
     made = compile_layers(lm, sites, backend)
@@ -105,7 +107,7 @@ def test_a_model_that_does_not_compile_is_refused_not_run_uncompiled(lm: Languag
     assert "\n" not in str(caught.value)
 
 
-def test_the_plan_says_that_it_was_compiled_and_an_uncompiled_run_does_not_go_on(
+def test_the_plan_records_compilation_and_an_uncompiled_run_is_refused(
     tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.compiler.reset()
@@ -130,7 +132,7 @@ def test_the_plan_says_that_it_was_compiled_and_an_uncompiled_run_does_not_go_on
         torch.testing.assert_close(rows, plain_rows)
 
 
-def test_compile_and_a_device_map_are_not_together() -> None:
+def test_compile_with_a_device_map_is_refused() -> None:
     done = gsae("harvest", "--model", "m", "--dataset", "d", "--site", "mlp.1", "--out", "x", "--compile",
                 "--device-map", "auto")  # fmt: skip
     assert done.returncode == 2
