@@ -1,11 +1,12 @@
 """Text to contexts to activations: everything that needs the language model or the text.
 
-`documents` reads a text, `tokenise` packs it into contexts, `load_lm` finds and loads a model, `resolve` turns site
-names into places in it, `capture` runs it as far as the sites need, `effects` measures what an edit there costs and
-`logit_effects` which logits a direction there raises. Of other rooms it imports `gsae.store` alone.
+`documents` opens a text, `tokenise` packs it into contexts, `load_lm` loads a model, `resolve` turns site names into
+modules of it, and `capture` runs it up to these sites. `harvest` does all of it and writes a store. `effects` measures
+edits of a site, `logit_effects` the direct effect of a direction. Imports only the rooms below it (`gsae.store`);
+transformers and datasets are imported when they are first used.
 
 `import gsae.harvest` imports none of it: the first use of a name does (`facade.py`), and that of the settings needs no
-torch. transformers and datasets are imported by the functions that call them.
+torch.
 """
 
 from importlib import import_module

@@ -1,8 +1,9 @@
-"""What a direction at a site adds to the logits by itself, past all later layers; and the texts of token ids.
+"""The direct effect of a direction at a site on the logits, without the later layers; and the texts of token ids.
 
-The way is read off one pass, not off names: the output embedding, the norm whose output it takes in, and for `attn.L`
-the output projection with the norm that takes in what comes out of it, where a branch has one (Gemma 2 and 3, OLMo 2,
-GLM-4). A norm's gain is probed, so Gemma's 1 + weight needs no special case; its division is left out.
+The modules on the way to the logits are found by one pass and not by name: the output embedding, the norm before it,
+and for `attn.L` the output projection and the norm after it (Gemma 2 and 3, OLMo 2 and GLM-4 have one). The gain of a
+norm is measured with a test vector, so Gemma's 1 + weight needs no special case. The division by the norm of the stream
+is left out, because it depends on the token.
 """
 
 from collections.abc import Callable
@@ -14,15 +15,15 @@ from torch import Tensor, nn
 
 from gsae.store import SiteSpec
 
-from .capture import Complete, LanguageModel
+from .capture import LanguageModel, StopPass
 
 ALIKE = 1e-3  # relative, in the model's dtype
 
 
 def logit_effects(lm: LanguageModel, site: SiteSpec) -> Callable[[Tensor], Tensor] | None:
-    """Return the map of directions (n, d_in) to effects (n, vocabulary), float32; None where there is no direct way.
+    """Return a function from directions (n, d_in) to effects (n, vocabulary), float32; None if there is no direct path.
 
-    There is one from `resid.L`, `mlp.L` and `attn.L`, unless no norm stands right before the output embedding.
+    There is one from `resid.L`, `mlp.L` and `attn.L` in models that have a norm right before the output embedding.
     """
     kind = site.name.split(".")[0]
     if kind not in ("resid", "mlp", "attn"):
@@ -41,17 +42,17 @@ def logit_effects(lm: LanguageModel, site: SiteSpec) -> Callable[[Tensor], Tenso
 
 
 def token_texts(tokenizer: Any) -> list[str]:
-    """Return the text of every token id, each decoded by itself."""
+    """Return the text of every token id, decoded alone."""
     ids = [[token] for token in range(len(tokenizer))]
     return [str(text) for text in tokenizer.batch_decode(ids, clean_up_tokenization_spaces=False)]
 
 
 def _norms(lm: LanguageModel, head: nn.Module, projection: nn.Module | None) -> tuple[Any, Any]:
-    """Return the norm whose output the output embedding takes in, and the one that takes in a projection's output.
+    """Return the norm before the output embedding, and the norm after a projection; None for each that is missing.
 
-    A norm is a module whose weight is a vector; None where none stands there.
+    A norm is a module with a vector as its weight.
     """
-    # By a tensor's place in memory; the tensor is kept, so that no other gets its place.
+    # By the address of a tensor; the tensor is kept, so that no other one gets its address.
     made: dict[int, tuple[nn.Module, Tensor]] = {}
     taken: dict[int, tuple[nn.Module, Tensor]] = {}
     entered: list[Tensor] = []
@@ -66,18 +67,18 @@ def _norms(lm: LanguageModel, head: nn.Module, projection: nn.Module | None) -> 
 
     def end(module: nn.Module, args: tuple[Tensor, ...]) -> None:
         entered.append(args[0])
-        raise Complete
+        raise StopPass
 
     with ExitStack() as hooks, torch.inference_mode():
         hooks.callback(head.register_forward_pre_hook(end).remove)
         for module in lm.model.modules():
             hooks.callback(module.register_forward_pre_hook(before).remove)
             hooks.callback(module.register_forward_hook(after).remove)
-        with suppress(Complete):
+        with suppress(StopPass):
             lm.model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=lm.device), use_cache=False)
     last, _ = made.get(entered[0].data_ptr(), (None, None))
-    places = (place for place, (module, _) in made.items() if module is projection)
-    of_branch, _ = taken.get(next(places, -1), (None, None))
+    addresses = (address for address, (module, _) in made.items() if module is projection)
+    of_branch, _ = taken.get(next(addresses, -1), (None, None))
     return last if last is not None and _is_norm(last) else None, of_branch
 
 
@@ -87,16 +88,16 @@ def _is_norm(module: nn.Module) -> bool:
 
 
 def _through(norm: nn.Module, unembedding: Tensor) -> Tensor:
-    """Return the map (vocabulary, d_model) of what enters a norm, from that of what leaves it."""
+    """Return the matrix (vocabulary, d_model) for vectors before a norm, given `unembedding` for those after it."""
     gain, centres = _probed(norm, unembedding.shape[1])
     before = unembedding * gain
     return before - before.mean(1, keepdim=True) if centres else before
 
 
 def _probed(norm: Any, d_model: int) -> tuple[Tensor, bool]:
-    """Return a norm's gain (d_model,), float32, and whether it takes the mean off.
+    """Return a norm's gain (d_model,), float32, and whether it subtracts the mean.
 
-    A vector of 1 and -1 in turn has mean 0 and mean square 1, so LayerNorm and RMSNorm leave it, but for gain and bias.
+    A vector of alternating 1 and -1 has mean 0 and mean square 1, so LayerNorm and RMSNorm apply only gain and bias.
     """
     weight = norm.weight
     probe = torch.ones(d_model, dtype=weight.dtype, device=weight.device)
@@ -108,6 +109,6 @@ def _probed(norm: Any, d_model: int) -> tuple[Tensor, bool]:
 
 
 def _matrix(projection: Any) -> Tensor:
-    """Return a projection's matrix (d_model, d_in), float32: that of an nn.Linear, or of GPT-2's transposed one."""
+    """Return a projection's matrix (d_model, d_in), float32; GPT-2's Conv1D holds its matrix transposed."""
     weight: Tensor = projection.weight.detach().float()
     return weight if isinstance(projection, nn.Linear) else weight.T
