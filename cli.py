@@ -18,7 +18,7 @@ from gsae import __version__
 
 if TYPE_CHECKING:
     from gsae.evaluate import Effects, Progress
-    from gsae.features import Words
+    from gsae.features import Vocabulary
     from gsae.store import SiteSpec, Store, StoreSet
 
 app = typer.Typer(
@@ -578,15 +578,16 @@ def evaluate(
 ) -> None:
     """Measure every SAE of a run on held-out rows, and the loss that the language model recovers with it."""
     from gsae.commands.terminal import Shown
+    from gsae.evaluate import check_run
     from gsae.evaluate import evaluate as measure
-    from gsae.evaluate import site_of
     from gsae.store import open_stores
     from gsae.train import stores_of
 
     opened = open_stores(store or stores_of(run))
+    site = check_run(run, opened)
     with Shown() as shown:
         shown.show("loading the language model")
-        effects = None if no_model else _effects(opened, site_of(run), model, device)
+        effects = None if no_model else _effects(opened, site, model, device)
         results = measure(
             run,
             opened,
@@ -596,9 +597,10 @@ def evaluate(
             _torch(device),
         )
     if as_json:
-        _print_json([{k: v for k, v in result.items() if k != "per_context"} for result in results])
+        _print_json([result.model_dump(exclude={"per_context"}) for result in results])
     else:
-        _print_table(("sae", "l0", "ce_loss_score", "explained_variance", "gamma", "gamma_centred", "dead"), results)
+        columns = ("sae", "l0", "ce_loss_score", "explained_variance", "gamma", "gamma_centred", "dead")
+        _print_table(columns, [result.model_dump(include=set(columns)) for result in results])
 
 
 @app.command()
@@ -610,10 +612,10 @@ def report(
     ] = None,
 ) -> None:
     """Write one HTML file with the plots and tables of some runs; it needs no network."""
-    from gsae.evaluate import figures
     from gsae.evaluate import report as write_report
+    from gsae.evaluate import write_plots
 
-    for file in figures(runs, png) if png is not None else ():
+    for file in write_plots(runs, png) if png is not None else ():
         print(file)
     write_report(runs, out)
     print(f"{out} ({out.stat().st_size / 1e3:.0f} kB). Open it in a browser.")
@@ -644,28 +646,30 @@ def features(
     The same command goes on where it was stopped. Writes Parquet files below RUN/features.
     """
     from gsae.commands.terminal import Shown
-    from gsae.evaluate import site_of
-    from gsae.features import Kept, Words, find_features
+    from gsae.features import FeatureSettings, Vocabulary, check_features, find_features
     from gsae.store import open_stores
     from gsae.train import stores_of
 
     opened = open_stores(store or stores_of(run))
+    names = tuple(sae or ())
+    site = check_features(run, opened, names, split)
     with Shown() as shown:
         shown.show("loading the language model")
         found = find_features(
             run,
             opened,
-            Words() if no_model else _words(opened, site_of(run), model, device),
-            names=tuple(sae or ()),
+            Vocabulary() if no_model else _vocabulary(opened, site, model, device),
+            names=names,
             split=split,
-            kept=Kept(top=top, quantiles=quantiles, samples=samples),
+            settings=FeatureSettings(top=top, quantiles=quantiles, samples=samples),
             listen=lambda e: shown.show(f"{e.sae}: {e.stage}", e.done, e.total),
             device=_torch(device),
         )
     if as_json:
-        _print_json(found)
+        _print_json([facts.values() for facts in found])
     else:
-        _print_table(("sae", "architecture", "d_sae", "site", "split", "rows", "has_tokens", "has_logits"), found)
+        columns = ("sae", "architecture", "d_sae", "site", "split", "rows", "has_tokens", "has_logits")
+        _print_table(columns, [facts.values() for facts in found])
         print(f"\n{len(found)} SAEs in {run / 'features'}, as Parquet. Next: gsae browse {run}")
 
 
@@ -691,7 +695,7 @@ def browse(
     The folder that it writes is static files: any web server shows it to others. Ctrl-C ends serving.
     """
     from gsae.commands.terminal import Shown
-    from gsae.features import build_blind, build_browser, compare_ratings, ratings_of, serve
+    from gsae.features import BlindSettings, build_blind, build_browser, compare_ratings, ratings_of, serve
 
     names = tuple(sae or ())
     with Shown() as shown:
@@ -700,7 +704,8 @@ def browse(
             shown.show(f"{event.sae or 'trials'}: {event.stage}", event.done, event.total)
 
         if blind:
-            folder = build_blind(run, names, out, pairs=pairs, seed=seed, minimum_rows=minimum_rows, listen=listen)
+            settings = BlindSettings(pairs=pairs, seed=seed, minimum_rows=minimum_rows)
+            folder = build_blind(run, names, out, settings, listen)
         else:
             folder = build_browser(run, names, out, listen)
     if not no_serve:
@@ -727,19 +732,9 @@ def export(
     ] = None,
 ) -> None:
     """Write a trained SAE, or what its latents fire on, for another project's loader."""
-    from gsae.features import to_delphi, to_dictionary_learning, to_neuronpedia
-    from gsae.store import open_stores
-    from gsae.train import stores_of
+    from gsae.features import export_sae
 
-    in_run = sae.parent / "saes" / sae.name
-    features = sae.parent / "features" / sae.name
-    match format_:
-        case "dictionary_learning":
-            print(to_dictionary_learning(in_run if in_run.is_dir() else sae, out))
-        case "delphi":
-            print(to_delphi(features, open_stores(store or stores_of(sae.parent)), out))
-        case "neuronpedia":
-            print(to_neuronpedia(features, out))
+    print(export_sae(sae, out, format_, stores=store or ()))
 
 
 def _effects(store: "Store | StoreSet", site: str, model: str | None, device: str) -> "Effects":
@@ -752,13 +747,13 @@ def _effects(store: "Store | StoreSet", site: str, model: str | None, device: st
     return partial(effects, lm, store.site(site).spec)
 
 
-def _words(store: "Store | StoreSet", site: str, model: str | None, device: str) -> "Words":
+def _vocabulary(store: "Store | StoreSet", site: str, model: str | None, device: str) -> "Vocabulary":
     """Load the store's language model and return what only it knows of tokens and logits."""
-    from gsae.features import Words
+    from gsae.features import Vocabulary
     from gsae.harvest import load_planned, logit_effects, token_texts
 
     lm = load_planned(store.plan.model, model, device)
-    return Words(token_texts(lm.tokenizer), logit_effects(lm, store.site(site).spec))
+    return Vocabulary(token_texts(lm.tokenizer), logit_effects(lm, store.site(site).spec))
 
 
 def _torch(device: str) -> str:
