@@ -25,7 +25,7 @@ def compare(evaluations: Sequence[Evaluation], score: Score) -> Comparison:
         names = ", ".join(sorted({site for site, _ in sets}))
         return Comparison(Ratio(None, f"SAEs of several sites or stores ({names}) are not comparable"), None)
     if evaluations and all(getattr(e, score) is None for e in evaluations):
-        why = " (the language model was not at hand)" if score == "ce_loss_score" else ""
+        why = " (the language model was not available)" if score == "ce_loss_score" else ""
         return Comparison(Ratio(None, f"no SAE has it{why}"), None)
     scored = [e for e in evaluations if e.l0 is not None and getattr(e, score) is not None]
     gated, baseline = ([e for e in scored if e.architecture == kind] for kind in ("gated", "relu"))

@@ -105,7 +105,7 @@ def draw_against_l0(page: Page, key: str, label: str, axes: Any) -> None:
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.set_xlabel("L0 (active latents a token)", fontsize=8)
+    axes.set_xlabel("L0 (active latents per token)", fontsize=8)
     axes.set_ylabel(label, fontsize=8)
 
 

@@ -78,27 +78,28 @@ def missing(
         which = "" if len(without) == len(evaluations) else f" for {', '.join(without)}"
         yield (
             f"Loss recovered is missing{which}: it needs the language model. "
-            "`gsae eval RUN` with the model at hand adds it."
+            "Run `gsae eval RUN` where the model is available to add it."
         )
     if len({e.store_digest for e in evaluations}) > 1:
-        yield "The runs were trained from different stores: so they were not measured on the same rows."
+        yield "The runs were trained from different stores, so they were not measured on the same rows."
     for name, run in zip(names, runs, strict=True):
         if run.missing:
-            yield f"Not evaluated in {name}: {', '.join(run.missing)}. `gsae eval` adds them."
+            yield f"Not evaluated in {name}: {', '.join(run.missing)}. Run `gsae eval` to add them."
     if not has_curves:
-        yield "There are no training curves: metrics.jsonl is absent or empty."
+        yield "There are no training curves: metrics.jsonl is missing or empty."
 
 
 def summary_paragraphs(groups: Mapping[Key, Sequence[Evaluation]], compared: Compared) -> list[str]:
     """Return a paragraph for each site, and what they rest on; one paragraph where there is one site."""
     found = [" ".join([_ratio(key[0], compared[key]), *_shrinkage(group)]) for key, group in groups.items()]
     everything = [e for group in groups.values() for e in group]
-    rests = f"All figures are over {counts(sorted({e.rows for e in everything}))} held-out rows"
-    rests += ", from text that no SAE was fitted to."
+    rests = f"All numbers are over {counts(sorted({e.rows for e in everything}))} held-out rows"
+    rests += ", from text that was not used for training."
     if any(c.interval for comparisons in compared.values() for c in comparisons.values()):
         seeds = len({e.seed for e in everything})
-        fitted = "one seed a setting" if seeds == 1 else f"{seeds} seeds"
-        rests += f" Intervals redraw held-out contexts; they do not cover the spread between fits ({fitted} here)."
+        fitted = "one seed for each setting" if seeds == 1 else f"{seeds} seeds"
+        rests += " Intervals come from redrawing held-out contexts. They do not cover the spread between fits "
+        rests += f"({fitted} here)."
     return [f"{found[0]} {rests}"] if len(found) == 1 else [*found, rests]
 
 

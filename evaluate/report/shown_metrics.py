@@ -42,9 +42,9 @@ METRICS = (
         "fixed(3)",
         term="Loss recovered",
         definition="1 − (CE<sub>spliced</sub> − CE<sub>clean</sub>) / (CE<sub>zero</sub> − CE<sub>clean</sub>): CE is "
-        "the language model’s cross-entropy with the reconstruction in the activation’s place, untouched, and with "
-        "zeros there. Positions that are no rows of the store keep the model’s own activation in all three. In "
-        "eval.json: <code>ce_loss_score</code>.",
+        "the language model’s cross-entropy with the reconstruction in place of the activation (spliced), with the "
+        "activation itself (clean), and with zeros in its place (zero). Positions that are not rows of the store keep "
+        "the model’s own activation in all three. In eval.json: <code>ce_loss_score</code>.",
         png="loss-recovered",
         axis="loss recovered",
         has_error=True,
@@ -57,7 +57,7 @@ METRICS = (
         "fixed(3)",
         term="KL recovered",
         definition="1 − KL<sub>spliced</sub> / KL<sub>zero</sub>: KL is the divergence of the next token’s "
-        "distribution from that of the untouched model. In eval.json: <code>kl_div_score</code>.",
+        "distribution from that of the unchanged model. In eval.json: <code>kl_div_score</code>.",
         png="kl-recovered",
         axis="KL divergence recovered",
         has_error=True,
@@ -99,8 +99,8 @@ METRICS = (
         "dead",
         "share",
         term="Dead, silent, dense",
-        definition="Shares of latents: dead did not fire over the last training rows (10 million, or one epoch if that "
-        "is less), silent fire on no held-out row, dense fire on more than 10 % of them.",
+        definition="Shares of latents. Dead: did not fire on the last training rows (10 million, or one epoch if that "
+        "is less). Silent: fire on no held-out row. Dense: fire on more than 10 % of the held-out rows.",
         png="dead",
         axis="share of dead latents",
     ),

@@ -1,4 +1,4 @@
-/* ---- Scales: linear with round ticks, logarithmic with 1, 2, 5 a decade. ---- */
+/* ---- Scales: linear with round ticks, logarithmic with 1, 2, 5 in each decade. ---- */
 function linear(low, high, from, to, wanted) {
   const span = high - low || Math.abs(high) || 1;
   const power = 10 ** Math.floor(Math.log10(span / wanted));
@@ -22,7 +22,7 @@ function logarithmic(low, high, from, to, wanted) {
   return Object.assign(scale, { ticks, format: (v) => count(Number(v.toPrecision(3))), low, high });
 }
 
-/* ---- A frame: axes, grid, titles. Drawn at the width it has, so that text keeps its size on screens and paper. ---- */
+/* ---- Frame: axes, grid, titles. Drawn at the element's width, so that text has the same size on screen and paper. ---- */
 let printing = false;
 
 function frame(host, { title, x, y, right = 14, tall = 0.56 }) {

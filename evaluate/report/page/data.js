@@ -1,5 +1,5 @@
 "use strict";
-/* ---- Data, elements, numbers. Text from the data goes through textContent and setAttribute only. ---- */
+/* ---- Data, elements, numbers. Text from the data is only passed to textContent and setAttribute. ---- */
 const data = JSON.parse(document.getElementById("data").textContent);
 const $ = (selector, root = document) => root.querySelector(selector);
 
@@ -15,7 +15,7 @@ function put(parent, tag, attributes = {}, text) {
   return node;
 }
 
-/* Text with `code` in it. */
+/* Append text with `code` in it. */
 function say(parent, tag, attributes, text) {
   const node = put(parent, tag, attributes);
   text.split("`").forEach((part, i) => i % 2 ? put(node, "code", {}, part) : node.append(part));
@@ -31,7 +31,7 @@ const count = (value) => has(value) ? value.toLocaleString("en-US") : none;
 const active = (value) => !has(value) ? none : value >= 100 ? count(Math.round(value)) : value.toFixed(value >= 10 ? 1 : 2);
 const word = (value) => has(value) && value !== "" ? String(value) : none;
 
-// Without a prototype: an architecture may call itself anything.
+// Without a prototype, because the name of an architecture may be anything, such as __proto__.
 const bare = (entries) => Object.assign(Object.create(null), entries);
 const names = bare(data.names);
 const colors = bare({ gated: ["--gated", "--gated-2", "--gated-3"], relu: ["--relu", "--relu-2", "--relu-3"] });

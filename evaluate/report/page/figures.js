@@ -1,4 +1,4 @@
-/* ---- The figures, drawn again where their width changes. ---- */
+/* ---- The plots, which are drawn again when their width changes. ---- */
 const front = (key) => (series) => [series.fronts[key]];
 const bySeed = (series) => {
   const strands = new Map();

@@ -1,5 +1,5 @@
-/* ---- Direct labels: each goes to the free place nearest its own line that crosses no line, point or label. ----
-   `ink` is what is drawn already: [x, y, owner]. Another series' ink nearby costs too, or the eye reads it as theirs. */
+/* ---- Direct labels: each is put near its own line, where it crosses no line, point or label. ----
+   `ink`: what is drawn already, [x, y, owner]. A label near another series' ink would be read as that series' label. */
 function label(svg, box, text, spots, ink, owner) {
   const node = put(svg, "text", { class: "label", color: owner.color }, text);
   const w = node.getComputedTextLength() + 6, h = 17;

@@ -1,4 +1,4 @@
-/* ---- Lines, one an SAE: training curves, density histograms ---- */
+/* ---- One line for each SAE: training curves, density histograms ---- */
 const metrics = [
   ["l0", "L0: active latents per token (log scale)", active], ["explained_variance", "explained variance", fixed(3)],
   ["gamma", "gamma", fixed(3)], ["dead", "dead latents (%)", share], ["loss", "loss (log scale)", short],
@@ -8,9 +8,9 @@ function curves(host, [key, axis, format]) {
   const last = Math.max(0, ...data.curves.flatMap((c) => c.step));
   const times = key === "dead" ? 100 : 1, wantsLog = key === "l0" || key === "loss";
   const lines = data.curves.filter((c) => c[key] && visible(c.sae)).map((c) => ({ sae: c.sae, points: c.step.map((s, i) => [s, c[key][i]]).filter(([, v]) => has(v) && (!wantsLog || v > 0)) })).filter((c) => c.points.length);
-  // The first tenth would otherwise set the axis: at its start a figure may be a hundred times what it ends at.
+  // Without the first tenth, because a curve may start at a hundred times its last value.
   const settled = lines.flatMap((c) => c.points.filter(([s], i, all) => s >= last / 10 || i === all.length - 1).map(([, v]) => v * times));
-  if (!settled.length) return void host.replaceChildren(put(null, "p", { class: "note" }, "No SAE that is shown has this figure."));
+  if (!settled.length) return void host.replaceChildren(put(null, "p", { class: "note" }, "None of the shown SAEs has this value."));
   let [low, high] = padded(key === "gamma" ? [...settled, 1] : key === "dead" ? [...settled, 0, 1] : settled, 0.06);
   if (key === "dead") low = 0;
   if (wantsLog) [low, high] = [Math.min(...settled) / 1.15, Math.max(...settled) * 1.15];
@@ -32,7 +32,7 @@ function densities(host, which) {
   const lines = (which === "all" ? data.saes.map((sae, i) => i) : data.series[which].saes)
     .filter((i) => visible(i) && data.saes[i].density?.length).map((i) => ({ sae: i, points: data.saes[i].density }));
   const shares = lines.flatMap((line) => line.points.map(([x]) => x));
-  if (!shares.length) return void host.replaceChildren(put(null, "p", { class: "note" }, "No SAE that is shown has this figure."));
+  if (!shares.length) return void host.replaceChildren(put(null, "p", { class: "note" }, "None of the shown SAEs has this value."));
   strings(host, lines, {
     title: `How often the latents of ${lines.length} SAEs fire`, tall: 0.56, times: 100, ended: false, reference: null,
     x: { scale: decades, low: Math.floor(Math.min(...shares)), high: 0, title: "share of the rows on which a latent fires (log scale)" },
@@ -43,7 +43,7 @@ function densities(host, which) {
 
 function strings(host, lines, { title, tall, times, ended, reference, x, y, tell }) {
   const few = ended && lines.length <= 22;
-  const { svg, box, sx, sy } = frame(host, { title: `${title}. Arrow keys go from one to the next.`, right: few ? 74 : 14, tall, x, y });
+  const { svg, box, sx, sy } = frame(host, { title: `${title}. Arrow keys move between them.`, right: few ? 74 : 14, tall, x, y });
   const clip = put(put(put(svg, "defs"), "clipPath", { id: `within-${host.parentNode.id}` }), "rect", {
     x: box.left, y: box.top - 2, width: box.right - box.left + 2, height: box.bottom - box.top + 3,
   }).parentNode.id;
@@ -83,11 +83,11 @@ function strings(host, lines, { title, tall, times, ended, reference, x, y, tell
   walk(svg, lines.map((l) => l.node), (node) => { const line = lines.find((l) => l.node === node); show(line, peak(line, ended)); });
 }
 
-/* What to say of a whole line: where a curve ended, where a histogram is highest. */
+/* The point that describes a whole line: the end of a curve, the highest point of a histogram. */
 const peak = (line, ended) => ended ? line.points.length - 1 : line.points.reduce((best, [, v], i) => v > line.points[best][1] ? i : best, 0);
 const summit = (line, ended) => line.told[peak(line, ended)];
 
-/* λ at the lines' ends, pushed apart where they would overlap, with a hair line back to the curve. */
+/* λ at the end of each line. Labels that would overlap are moved apart, with a thin line back to the curve. */
 function ends(svg, lines, box) {
   const gap = 13, sorted = [...lines].sort((a, b) => a.at.at(-1)[1] - b.at.at(-1)[1]);
   let floor = -Infinity;

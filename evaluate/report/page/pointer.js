@@ -1,4 +1,4 @@
-/* ---- Pointer, keyboard, tooltip: one SAE is lit in every plot and in the table. ---- */
+/* ---- Pointer, keyboard, tooltip: one SAE is highlighted in every plot and in the table. ---- */
 const tip = $("#tip");
 
 function inside(svg, event) {
@@ -34,7 +34,7 @@ function leave() {
   for (const svg of document.querySelectorAll("svg.dim")) svg.classList.remove("dim");
 }
 
-/* One tab stop a plot; arrows, Home and End move inside it. */
+/* Each plot is one tab stop; arrow keys, Home and End move inside it. */
 function walk(svg, nodes, show) {
   nodes.forEach((node, nth) => {
     node.addEventListener("focus", () => show(node));

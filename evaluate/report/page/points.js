@@ -1,14 +1,14 @@
-/* ---- Points: L0 against one figure. `strands` says which SAEs of a series one line joins. ---- */
+/* ---- Points: one metric against L0. `strands`: the SAEs of a series that each line joins. ---- */
 const error = (i, key) => 1.96 * (data.saes[i].errors[key] ?? 0);
 
 function scatter(host, { key, title, axis, strands, reference, gap, hint, times = 1, format = fixed(3) }) {
   const shown = data.saes.map((sae, i) => i).filter((i) => visible(i) && data.saes[i].l0 > 0 && has(data.saes[i][key]));
-  if (!shown.length) return void host.replaceChildren(put(null, "p", { class: "note" }, "No SAE that is shown has this figure."));
+  if (!shown.length) return void host.replaceChildren(put(null, "p", { class: "note" }, "None of the shown SAEs has this value."));
   const l0 = shown.map((i) => data.saes[i].l0), values = shown.flatMap((i) => [-1, 1].map((sign) => times * (data.saes[i][key] + sign * error(i, key))));
   let [low, high] = padded(reference ? [...values, reference.at] : times === 1 ? values : [...values, 0, 1], 0.1);
   if (times !== 1) low = 0;
   const { svg, box, sx, sy, width } = frame(host, {
-    title: `${title}. ${shown.length} points; arrow keys go from one to the next.`,
+    title: `${title}. ${shown.length} points; arrow keys move between them.`,
     x: { scale: logarithmic, low: Math.min(...l0) / 1.18, high: Math.max(...l0) * 1.18, title: "L0: active latents per token (log scale)" },
     y: { scale: linear, low, high, title: axis },
   });
@@ -61,7 +61,7 @@ function scatter(host, { key, title, axis, strands, reference, gap, hint, times 
     label(svg, box, width < 480 && single(series) ? names[series.architecture] : series.label, own, ink, series);
   }
   if (dots.some((dot) => dot.classList.contains("beaten"))) {
-    put(host, "p", { class: "legend" }, "Hollow: another SAE of the same line has a higher score at no more latents.");
+    put(host, "p", { class: "legend" }, "Hollow: another SAE of the same line has a higher score with at most as many latents.");
   }
   const around = shown.map((i) => [i, ...place(i)]);
   svg.addEventListener("pointermove", (event) => {

@@ -1,4 +1,4 @@
-/* ---- Series: one family of colour and one shape an architecture; shade and dashes tell its runs, sites, widths apart. ---- */
+/* ---- Series: a family of colours and a shape for each architecture; shade and dashes for its runs, sites and widths. ---- */
 const shapes = bare({ gated: "M5,0A5,5 0 1 1 -5,0A5,5 0 1 1 5,0Z", relu: "M0,-6.2L6.2,0L0,6.2L-6.2,0Z", "gated-untied": "M0,-6L5.6,4.4H-5.6Z", "gated-unfrozen": "M0,6L5.6,-4.4H-5.6Z", "rescale-shift": "M-2,-6H2V-2H6V2H2V6H-2V2H-6V-2H-2Z", other: "M-4.6,-4.6H4.6V4.6H-4.6Z" });
 const dashes = [null, "7 5", "2 5", "9 4 2 4"];
 const seen = bare({});
@@ -12,7 +12,7 @@ for (const series of data.series) {
 }
 const single = (series) => seen[series.architecture] === 0;
 
-/* ---- Which series the plots show: all, until their boxes are cleared. ---- */
+/* ---- The series that the plots show: all, except those with a cleared box. ---- */
 const hidden = new Set();
 const live = () => data.series.filter((series) => !hidden.has(series));
 const visible = (i) => !hidden.has(seriesOf[i]);

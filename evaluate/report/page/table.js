@@ -25,7 +25,7 @@ function fillRows() {
   const at = data.saes.map((_, i) => i), { by, up } = order;
   const compare = (a, b) => typeof a === "string" ? a.localeCompare(b, "en", { numeric: true }) : a - b;
   if (by) at.sort((i, j) => {
-    if (by === "name") return up ? i - j : j - i; // as they were given: by architecture, width, λ, not by letters
+    if (by === "name") return up ? i - j : j - i; // in the order of the data (architecture, width, λ), not alphabetical
     const [a, b] = [data.saes[i][by], data.saes[j][by]];
     return has(a) && has(b) ? (up ? compare(a, b) : compare(b, a)) || i - j : has(b) - has(a) || i - j;
   });
@@ -33,8 +33,8 @@ function fillRows() {
 }
 fillRows();
 
-/* ---- CSV: what the table has, unrounded, in its order, with what has no column in it. A cell that a spreadsheet would
-   take for a formula gets an apostrophe. ---- */
+/* ---- CSV: the rows of the table in its order, unrounded, with the metrics that have no column in it. A cell that a
+   spreadsheet would take for a formula gets an apostrophe. ---- */
 function csv() {
   const keys = ["run", "name", "architecture", "site", ...new Set([...columns.map(([key]) => key), ...Object.keys(data.saes[0] ?? {})])];
   const own = [...new Set(keys)].filter((key) => !["errors", "density"].includes(key)), errors = Object.keys(data.saes[0]?.errors ?? {});

@@ -1,4 +1,4 @@
-/* ---- Words ---- */
+/* ---- Texts ---- */
 document.title = `${data.headline} – gsae report`;
 $("#kicker").textContent = data.kicker;
 $("#headline").textContent = data.headline;

@@ -178,7 +178,7 @@ def test_filters_leave_what_they_say(browser, served):
     assert latents(browser) == [*range(4, 100, 5)]
     assert set(texts(browser, ".body .token-cell")) == {"dead"}
     typed(browser, "find", "nothing is like this")
-    assert browser.find_element(By.CSS_SELECTOR, ".body").text == "No latent is like that."
+    assert browser.find_element(By.CSS_SELECTOR, ".body").text == "No latent matches the filters."
 
 
 def test_the_keyboard_goes_through_the_table_and_opens_a_latent(browser, served):
@@ -275,7 +275,7 @@ def test_hovering_and_arrow_keys_tell_values(browser, served):
                               (Keys.ARROW_LEFT, 28, f"{top_of(7) / 2:.4g}")):  # fmt: skip
         text.send_keys(key)
         assert f"value\n{value}" in tip.text
-        assert f"place\n{place}" in tip.text
+        assert f"position\n{place}" in tip.text
     text.send_keys(Keys.ESCAPE)
     assert not tip.is_displayed()
 
