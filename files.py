@@ -141,6 +141,22 @@ def replace_text(path: Path, text: str, *, shared: bool = False) -> None:
     replace_file(path, lambda temporary: temporary.write_bytes(text.encode("utf-8")), shared=shared)
 
 
+def append(path: Path, data: bytes, at: int) -> None:
+    """Write `data` behind the first `at` bytes of a file, cutting off the rest, and sync it; a new file is created.
+
+    The rest is a line that a killed process left torn. Raises OSError where the disk refuses it.
+    """
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o644)
+    with os.fdopen(descriptor, "wb") as file:
+        file.truncate(at)
+        file.seek(at)
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    if at == 0:
+        sync_folder(path.parent)
+
+
 def remove_temporary(folder: Path) -> None:
     """Remove what a killed process left half-written in a folder that only this process writes to.
 

@@ -72,7 +72,7 @@ def write_store(root: Path, rows: int) -> None:
 def child(store_path: Path, run: Path, latents: int) -> int:
     """Describe the latents of one SAE, and print what it took."""
     from gsae.evaluate import Progress
-    from gsae.features import Words, find_features
+    from gsae.features import Vocabulary, find_features
     from gsae.store import open_store
     from gsae.tests.support.peak import forget_peak, peak_bytes
     from gsae.train import GatedParams
@@ -96,7 +96,7 @@ def child(store_path: Path, run: Path, latents: int) -> int:
     forget_peak()  # the making of the SAE
     before = peak_bytes()
     began = time.perf_counter()
-    (facts,) = find_features(run, store, Words(), split="train", listen=listen)
+    (facts,) = find_features(run, store, Vocabulary(), split="train", listen=listen)
     ended, peak = time.perf_counter(), peak_bytes() - before
     files = {path.name: path.stat().st_size for path in (run / "features" / "one").rglob("*") if path.is_file()}
     firings = sum(size for name, size in files.items() if name.endswith(".safetensors"))

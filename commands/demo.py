@@ -115,12 +115,12 @@ def multiplies_bfloat16() -> bool:
 
 def summarise(store: Path, run: Path) -> dict[str, Any]:
     """Return the figures of a demo, read from its store and its evaluated run."""
-    from gsae.evaluate import summary
+    from gsae.evaluate import read_evaluations, summary
     from gsae.store import describe
 
-    evaluations = [json.loads(path.read_text()) for path in sorted(run.glob("saes/*/eval.json"))]
+    evaluations = read_evaluations(run)
     kept = ("d_sae", "l1_coefficient", "l0", "explained_variance", "ce_loss_score", "gamma", "gamma_centred", "dead")
-    saes = [{"sae": e["sae"], "arch": e["architecture"], **{key: e[key] for key in kept}} for e in evaluations]
+    saes = [{"sae": e.sae, "arch": e.architecture, **{key: getattr(e, key) for key in kept}} for e in evaluations]
     facts = describe(store)
     return {
         "saes": sorted(saes, key=lambda sae: (sae["arch"], sae["l0"])),

@@ -25,26 +25,27 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Measure every SAE of a run on held-out rows, and the loss that the model recovers."""
+    from gsae.evaluate import check_run
     from gsae.evaluate import evaluate as measure
-    from gsae.evaluate import site_of
     from gsae.store import open_stores
     from gsae.train import stores_of
 
     opened = open_stores(store or stores_of(run))
+    site = check_run(run, opened)
     with Shown() as shown:
         shown.show("loading the language model")
         results = measure(
             run,
             opened,
-            None if no_model else load_effects(opened, site_of(run), model, device),
+            None if no_model else load_effects(opened, site, model, device),
             contexts,
             lambda e: shown.show(f"evaluating {e.stage}", e.done, e.total),
             torch_device(device),
         )
     if as_json:
-        print_json([{k: v for k, v in result.items() if k != "per_context"} for result in results])
+        print_json([result.model_dump(exclude={"per_context"}) for result in results])
     else:
-        print_table(COLUMNS, results)
+        print_table(COLUMNS, [result.model_dump(include=set(COLUMNS)) for result in results])
 
 
 def report(
@@ -58,10 +59,10 @@ def report(
     ] = None,
 ) -> None:
     """Write one HTML file with the plots and tables of some runs. It needs no network."""
-    from gsae.evaluate import figures
     from gsae.evaluate import report as write_report
+    from gsae.evaluate import write_plots
 
-    for file in figures(runs, png) if png is not None else ():
+    for file in write_plots(runs, png) if png is not None else ():
         typer.echo(file)
     write_report(runs, out)
     typer.echo(f"{out} ({out.stat().st_size / 1e3:.0f} kB). Open it in a browser.")

@@ -5,11 +5,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from gsae.commands.language_model import load_words, torch_device
-from gsae.commands.options import Device, Json, ModelOption, MovedStores, RunArgument
+from gsae.commands.language_model import load_vocabulary, torch_device
+from gsae.commands.options import Device, Given, Json, ModelOption, MovedStores, RunArgument, takes
 from gsae.commands.terminal import Shown, print_json, print_table
-from gsae.errors import NotFoundError
-from gsae.settings import unknown
+from gsae.features import BlindSettings, FeatureSettings
 
 if TYPE_CHECKING:
     from gsae.evaluate import Progress
@@ -20,21 +19,15 @@ SAENames = Annotated[
 ]
 
 
+@takes(FeatureSettings)
 def features(
+    given: Given,
     run: RunArgument,
     sae: SAENames = None,
     store: MovedStores = None,
     split: Annotated[
         Literal["heldout", "train"], typer.Option(metavar="[heldout|train]", help="The rows to look at.")
     ] = "heldout",
-    top: Annotated[
-        int,
-        typer.Option(min=0, metavar="CONTEXTS", help="Contexts to keep of each latent, those with its largest values."),
-    ] = 20,
-    quantiles: Annotated[
-        int, typer.Option(min=1, metavar="QUANTILES", help="Quantiles of a latent's values to sample contexts from.")
-    ] = 5,
-    samples: Annotated[int, typer.Option(min=0, metavar="CONTEXTS", help="Contexts to sample from each quantile.")] = 5,
     model: ModelOption = None,
     no_model: Annotated[
         bool, typer.Option("--no-model", help="Leave out the texts of tokens and the effects on logits.")
@@ -46,44 +39,35 @@ def features(
 
     Writes Parquet files to RUN/features. The same command continues where it was stopped.
     """
-    from gsae.evaluate import site_of
-    from gsae.features import Kept, Words, find_features
+    from gsae.features import Vocabulary, check_features, find_features
     from gsae.store import open_stores
     from gsae.train import stores_of
 
     opened = open_stores(store or stores_of(run))
-    site = site_of(run)
-    _check_names(run, sae or [])
+    names = tuple(sae or ())
+    site = check_features(run, opened, names, split)
     with Shown() as shown:
         shown.show("loading the language model")
         found = find_features(
             run,
             opened,
-            Words() if no_model else load_words(opened, site, model, device),
-            names=tuple(sae or ()),
+            Vocabulary() if no_model else load_vocabulary(opened, site, model, device),
+            names=names,
             split=split,
-            kept=Kept(top=top, quantiles=quantiles, samples=samples),
+            settings=FeatureSettings(**given),
             listen=lambda e: shown.show(f"{e.sae}: {e.stage}", e.done, e.total),
             device=torch_device(device),
         )
     if as_json:
-        print_json(found)
+        print_json([facts.values() for facts in found])
     else:
-        print_table(COLUMNS, found)
+        print_table(COLUMNS, [facts.values() for facts in found])
         typer.echo(f"\n{len(found)} SAEs in {run / 'features'}, as Parquet. Next: gsae browse {run}")
 
 
-def _check_names(run: Path, names: list[str]) -> None:
-    """Raise NotFoundError for a name that no SAE of the run has: loading the language model may take minutes."""
-    from gsae.evaluate import sae_folders
-
-    there = [folder.name for folder in sae_folders(run)]
-    for name in names:
-        if name not in there:
-            raise NotFoundError(f"{run}: {unknown('SAE', name, there)}")
-
-
+@takes(BlindSettings)
 def browse(
+    given: Given,
     run: RunArgument,
     sae: SAENames = None,
     out: Annotated[
@@ -96,14 +80,6 @@ def browse(
     blind: Annotated[
         bool, typer.Option("--blind", help="Rate latents of two SAEs, whose names are hidden while you rate.")
     ] = False,
-    pairs: Annotated[
-        int, typer.Option(min=1, metavar="LATENTS", help="With --blind: latents to rate of each SAE.")
-    ] = 50,
-    seed: Annotated[int, typer.Option(metavar="SEED", help="With --blind: seed of the draw and its order.")] = 0,
-    minimum_rows: Annotated[
-        int,
-        typer.Option(min=1, metavar="ROWS", help="With --blind: rows that a latent must fire on to be drawn."),
-    ] = 20,
     as_json: Json = False,
 ) -> None:
     """Show in a browser what `gsae features` found, or compare two SAEs blind.
@@ -119,7 +95,7 @@ def browse(
             shown.show(f"{event.sae or 'trials'}: {event.stage}", event.done, event.total)
 
         if blind:
-            folder = build_blind(run, names, out, pairs=pairs, seed=seed, minimum_rows=minimum_rows, listen=listen)
+            folder = build_blind(run, names, out, BlindSettings(**given), listen)
         else:
             folder = build_browser(run, names, out, listen)
     if not no_serve:
@@ -155,7 +131,7 @@ def export(
     ],
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder to write.")],
     format_: Annotated[
-        Literal["dictionary_learning", "delphi", "neuronpedia"],
+        str,
         typer.Option(
             "--format",
             metavar="FORMAT",
@@ -166,16 +142,6 @@ def export(
     store: MovedStores = None,
 ) -> None:
     """Write a trained SAE, or what its latents fire on, for the loader of another project."""
-    from gsae.features import to_delphi, to_dictionary_learning, to_neuronpedia
-    from gsae.store import open_stores
-    from gsae.train import stores_of
+    from gsae.features import export_sae
 
-    in_run = sae.parent / "saes" / sae.name
-    features = sae.parent / "features" / sae.name
-    match format_:
-        case "dictionary_learning":
-            typer.echo(to_dictionary_learning(in_run if in_run.is_dir() else sae, out))
-        case "delphi":
-            typer.echo(to_delphi(features, open_stores(store or stores_of(sae.parent)), out))
-        case "neuronpedia":
-            typer.echo(to_neuronpedia(features, out))
+    typer.echo(export_sae(sae, out, format_, stores=store or ()))

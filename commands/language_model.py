@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from gsae.evaluate import Effects
-    from gsae.features import Words
+    from gsae.features import Vocabulary
     from gsae.store import Store, StoreSet
 
 
@@ -20,13 +20,13 @@ def load_effects(store: "Store | StoreSet", site: str, model: str | None, device
     return partial(effects, lm, store.site(site).spec)
 
 
-def load_words(store: "Store | StoreSet", site: str, model: str | None, device: str) -> "Words":
+def load_vocabulary(store: "Store | StoreSet", site: str, model: str | None, device: str) -> "Vocabulary":
     """Load the store's language model and return the texts of its tokens and the effects on its logits."""
-    from gsae.features import Words
+    from gsae.features import Vocabulary
     from gsae.harvest import load_planned, logit_effects, token_texts
 
     lm = load_planned(store.plan.model, model, device)
-    return Words(token_texts(lm.tokenizer), logit_effects(lm, store.site(site).spec))
+    return Vocabulary(token_texts(lm.tokenizer), logit_effects(lm, store.site(site).spec))
 
 
 def torch_device(name: str) -> str:

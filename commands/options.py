@@ -15,7 +15,7 @@ import typer
 from pydantic.fields import FieldInfo
 from typer.core import TyperArgument, TyperCommand, TyperOption
 
-from gsae.settings import Settings
+from gsae.settings import NEEDED, Settings
 
 Given: TypeAlias = dict[str, Any]  # the values of a model's options, by field name, where any was given
 METAVARS = {int: "NUMBER", float: "NUMBER", str: "TEXT", list[str]: "TEXT"}
@@ -64,17 +64,23 @@ def takes(model: type[Settings]) -> Callable[[Callable[..., None]], Callable[...
 
 
 class Command(TyperCommand):
-    """A command with its options listed under their panels: arguments, then panels in order, then all others."""
+    """A command with its options listed under their panels.
+
+    Arguments come first, then what one needs, then the panels in order, then the options without a panel. These come
+    before the panels in a command that has no panel of what one needs.
+    """
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write the sections with one width of the first column."""
-        sections: dict[str, list[tuple[str, str]]] = {"Arguments": []}
+        sections: dict[str, list[tuple[str, str]]] = {"Arguments": [], NEEDED: []}
         for parameter in self.get_params(ctx):
             record = parameter.get_help_record(ctx)
             if record is not None and isinstance(parameter, TyperArgument):
                 sections["Arguments"].append((str(parameter.metavar), record[1]))
             elif record is not None:
                 sections.setdefault(getattr(parameter, "rich_help_panel", None) or "Options", []).append(record)
+        if not sections[NEEDED]:
+            sections = {"Arguments": [], "Options": []} | sections
         width = max(min(len(name), COLUMN) for section in sections.values() for name, _ in section)
         for title, records in sections.items():
             if records:

@@ -1,8 +1,8 @@
-"""How well an SAE describes rows: totals of sums, so that no figure is a mean of per-batch ratios.
+"""How well an SAE reconstructs rows: totals of sums, so that no metric is a mean of ratios of batches.
 
-The SAE runs in float32, every sum over rows and dimensions is float64, and moments are taken about a shift
-near the mean, so that figures about the mean need one pass and lose no digits. All of it happens where the SAE is;
-costs a few float64 passes over (rows, d_in) beside the SAE's products.
+The SAE runs in float32 and every sum over rows and dimensions is float64. Moments are taken about a shift near the mean
+row, so that metrics about the mean need one pass and lose no digits. Everything runs on the SAE's device. The cost is a
+few float64 passes over (rows, d_in) in addition to the SAE's matrix products.
 """
 
 from dataclasses import dataclass
@@ -11,11 +11,12 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from .eval_json import RowMetrics
 from .ratio_errors import ratio
 
 
-class Sae(Protocol):
-    """What evaluation needs of an SAE that takes raw activations."""
+class Autoencoder(Protocol):
+    """What an evaluation needs of an SAE. It takes raw activations."""
 
     @property
     def d_in(self) -> int:
@@ -33,8 +34,8 @@ class Sae(Protocol):
 
 
 @dataclass(frozen=True)
-class Rows:
-    """Rows as an evaluation needs them, made once a batch for every SAE.
+class PreparedRows:
+    """A batch of rows in the forms that the metrics need, computed once for all SAEs.
 
     x: (rows, d_in) float32. wide: the same in float64. shifted: wide - shift. norm: (rows,) float64.
     """
@@ -45,25 +46,25 @@ class Rows:
     norm: Tensor
 
     @classmethod
-    def of(cls, x: Tensor, shift: Tensor) -> "Rows":
+    def of(cls, x: Tensor, shift: Tensor) -> "PreparedRows":
         """Prepare `x` (rows, d_in) of any float type; shift: (d_in,) float64 on the same device, near the mean row."""
         wide = x.double()
         return cls(x.float(), wide, wide - shift, row_norms(x))
 
-    def pick(self, index: Tensor) -> "Rows":
+    def pick(self, index: Tensor) -> "PreparedRows":
         """Return the rows that `index` (a mask or positions) picks."""
-        return Rows(self.x[index], self.wide[index], self.shifted[index], self.norm[index])
+        return PreparedRows(self.x[index], self.wide[index], self.shifted[index], self.norm[index])
 
 
 def row_norms(x: Tensor) -> Tensor:
-    """Return ||x|| of each row in float64: (..., d_in) -> (...). What a norm limit is compared with."""
+    """Return ||x|| of each row, (..., d_in) -> (...) float64. Norm limits are compared with this norm."""
     norms: Tensor = torch.linalg.vector_norm(x, dim=-1, dtype=torch.float64)
     return norms
 
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """What an SAE made of rows: fires (d_sae,), x_hat (rows, d_in) float64, the others (rows,).
+    """An SAE's output for a batch of rows. fires: (d_sae,). x_hat: (rows, d_in) float64. The other fields: (rows,).
 
     sse: ||x - x_hat||^2. square: ||x_hat||^2. cross: x_hat . x. cosine: between x and x_hat, 0 where either is 0.
     l2_ratio: ||x_hat|| / ||x||, 0 where x is 0.
@@ -79,11 +80,11 @@ class Reconstruction:
     l2_ratio: Tensor
 
     @classmethod
-    def of(cls, rows: Rows, sae: Sae) -> "Reconstruction":
+    def of(cls, rows: PreparedRows, sae: Autoencoder) -> "Reconstruction":
         """Encode and decode rows."""
         f = sae.encode(rows.x)
         wide = sae.decode(f).double()
-        # Sums of ones are exact in float32 up to 2^24, and many times as fast as integer counts.
+        # Sums of ones are exact in float32 up to 2^24, and much faster than counts of integers.
         fired = torch.ne(f, 0, out=torch.empty_like(f))
         cross, norm = dot(wide, rows.wide), row_norms(wide)
         product = rows.norm * norm
@@ -106,9 +107,9 @@ def dot(a: Tensor, b: Tensor) -> Tensor:
 
 @dataclass
 class Totals:
-    """Sums over rows x (rows, d_in) and reconstructions x_hat; primes are values less the shift.
+    """Sums over rows x (rows, d_in) and reconstructions x_hat. A prime (x') stands for a value minus the shift.
 
-    Two parts of a set add up to the totals of the whole: `a + b`.
+    The totals of two disjoint sets of rows add up: `a + b`.
     """
 
     rows: int
@@ -130,8 +131,8 @@ class Totals:
         none = torch.zeros(d_in, dtype=torch.float64, device=device)
         return cls(0, 0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, none.clone(), none)
 
-    def add(self, rows: Rows, made: Reconstruction, shift: Tensor) -> None:
-        """Count rows and what an SAE made of them."""
+    def add(self, rows: PreparedRows, made: Reconstruction, shift: Tensor) -> None:
+        """Add a batch of rows and an SAE's output for them."""
         x_hat_shifted = made.x_hat - shift
         self.rows += len(rows.norm)
         self.fired += int(made.l0.sum())
@@ -152,31 +153,24 @@ class Totals:
 
     @property
     def sst(self) -> float:
-        """Sum of ||x - mu||^2 over the rows, mu their own mean."""
+        """Sum of ||x - mu||^2 over the rows, where mu is their mean."""
         if self.rows == 0:
             return 0.0
         return self.square_shifted - float(self.x_shifted.square().sum()) / self.rows
 
-    def figures(self) -> dict[str, float | None]:
-        """Return the named metrics; None where one is not defined (no rows, or a denominator of 0).
-
-        l0: mean number of latents that fire. mse: mean of ||x - x_hat||^2, as SAELens has it.
-        explained_variance: 1 - SSE / SST with SST about the mean of these rows.
-        gamma: E||x_hat||^2 / E[x_hat . x], below 1 for shrinkage (Rajamanoharan et al. 2024, eqs. 9-10);
-        gamma_centred the same for x - mu and x_hat - mu, since a large mean mu hides shrinkage.
-        cossim: mean of the cosine between x and x_hat. l2_ratio: mean of ||x_hat|| / ||x||.
-        """
+    def metrics(self) -> RowMetrics:
+        """Return the metrics that `RowMetrics` defines; None where one is not defined (no rows, a denominator of 0)."""
         n, sst = self.rows, self.sst
         error = ratio(self.sse, sst)
         offset = self.x_shifted / max(n, 1)  # mu - shift
         along = float(offset @ self.x_hat_shifted)
         square = self.x_hat_square_shifted - 2 * along + n * float(offset @ offset)
-        return {
-            "l0": ratio(self.fired, n),
-            "explained_variance": None if error is None else 1.0 - error,
-            "mse": ratio(self.sse, n),
-            "gamma": ratio(self.x_hat_square, self.cross),
-            "gamma_centred": ratio(square, self.cross_shifted - along),
-            "cossim": ratio(self.cosine, n),
-            "l2_ratio": ratio(self.l2_ratio, n),
-        }
+        return RowMetrics(
+            l0=ratio(self.fired, n),
+            explained_variance=None if error is None else 1.0 - error,
+            mse=ratio(self.sse, n),
+            gamma=ratio(self.x_hat_square, self.cross),
+            gamma_centred=ratio(square, self.cross_shifted - along),
+            cossim=ratio(self.cosine, n),
+            l2_ratio=ratio(self.l2_ratio, n),
+        )

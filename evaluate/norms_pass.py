@@ -1,7 +1,7 @@
-"""A first pass over held-out rows, before any SAE runs: their mean row, and where the largest thousandth begins.
+"""A first pass over held-out rows, before any SAE runs: their mean row, and the norm of the largest thousandth.
 
-Both are exact, not read off a histogram, and do not depend on the order of rows; it costs one more decoding of them.
-With the mean known, sums about it need no correction by context, so memory does not grow with their number.
+Both are exact and do not depend on the order of rows. The cost is one more decoding of the rows. Because the mean is
+known, sums about it need no correction for each context, so memory does not grow with the number of contexts.
 """
 
 from collections.abc import Callable
@@ -15,22 +15,22 @@ from gsae.store import Site
 
 from .metrics import row_norms
 
-LARGEST = 1000  # one row in this many is left out of the figures without the largest rows
+LARGEST = 1000  # one row in this many is left out of the metrics without the largest rows
 
 
 @dataclass(frozen=True)
-class Survey:
+class NormsPass:
     """mean: (d_in,) of the rows with ||x|| < the norm limit. norm_cut: rows of this norm or more are the largest."""
 
     mean: NDArray[np.float64]
     norm_cut: float
 
 
-def survey(site: Site, norm_limit: float, batch_rows: int, listen: Callable[[int], None]) -> Survey:
-    """Read every row of `site` once; `listen` is told how many were read.
+def read_norms(site: Site, norm_limit: float, batch_rows: int, listen: Callable[[int], None]) -> NormsPass:
+    """Read every row of `site` once; `listen` gets the number of rows read so far.
 
-    The cut is the k-th largest norm, k a thousandth of the rows, rounded down; inf where k is 0. A row with a NaN
-    counts as the largest there is.
+    The cut is the k-th largest norm, k being a thousandth of the rows rounded down, or inf where k is 0. A row with a
+    NaN counts as the largest.
     """
     largest, top = np.zeros(0), site.rows // LARGEST
     total, kept, done = torch.zeros(site.d_in, dtype=torch.float64), 0, 0
@@ -44,4 +44,4 @@ def survey(site: Site, norm_limit: float, batch_rows: int, listen: Callable[[int
             largest = np.partition(largest, len(largest) - top - 1)[len(largest) - top :]
         done += len(x)
         listen(done)
-    return Survey((total / max(kept, 1)).numpy(), float(largest.min()) if top else np.inf)
+    return NormsPass((total / max(kept, 1)).numpy(), float(largest.min()) if top else np.inf)

@@ -1,7 +1,8 @@
-"""A ratio of sums over contexts, and how far it would be off on other contexts of the same kind.
+"""A ratio of sums over contexts, and its standard error: how far it would be off on other contexts of the same kind.
 
-Contexts are the independent draws, not tokens: tokens of one context are alike. The standard error is that of a ratio
-of two sums, by linearisation, and costs one pass over (contexts,) arrays; `pareto.bootstrap` is for what is no ratio.
+Contexts are the independent draws, because tokens of one context are alike. The standard error is that of a ratio of
+two sums, by linearisation, and costs one pass over (contexts,) arrays. Quantities that are not such a ratio are redrawn
+instead (`report/bootstrap.py`).
 """
 
 from dataclasses import dataclass
@@ -15,13 +16,13 @@ Sums = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure and its standard error; None where it is not defined, or rests on fewer than two contexts."""
+    """A value and its standard error. The value is None where it is not defined, the error also below two contexts."""
 
     value: float | None
     error: float | None
 
     def complement(self) -> "Estimate":
-        """Return 1 - value, as sure as the value."""
+        """Return 1 - value, with the same error."""
         return Estimate(None if self.value is None else 1.0 - self.value, self.error)
 
 
@@ -42,5 +43,5 @@ def ratio_of_sums(a: Sums, b: Sums | NDArray[np.int64]) -> Estimate:
     value = ratio(float(a.sum()), below)
     if value is None or n < 2:
         return Estimate(value, None)
-    spread = float(np.square(a - value * b).sum())
-    return Estimate(value, float(np.sqrt(n / (n - 1) * spread)) / abs(below))
+    squares = float(np.square(a - value * b).sum())
+    return Estimate(value, float(np.sqrt(n / (n - 1) * squares)) / abs(below))

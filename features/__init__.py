@@ -1,28 +1,24 @@
-"""What the latents of an SAE fire on: found and described, shown in a browser, passed on to other projects.
+"""What the latents of an SAE fire on: found and described, shown in a browser, exported to other projects.
 
-`find_features` describes every latent, `build_browser` and `build_blind` show them, `to_dictionary_learning`,
-`to_delphi` and `to_neuronpedia` pass them on. The language model comes in as a callable, so nothing here imports one.
+`find_features` describes every latent, `build_browser` and `build_blind` show them, and `export_sae` writes them, or
+the SAE, in a format of `EXPORTS`. The language model is passed in as a `Vocabulary`, so nothing here imports one.
+
+`import gsae.features` imports none of it: the first use of a name does (`facade.py`), and that of the settings needs no
+torch.
 """
 
-from .browse.blind import build_blind, compare_ratings, ratings_of
-from .browse.serving import serve
-from .browse.site import build_browser
-from .export.delphi import to_delphi
-from .export.dictionary_learning import to_dictionary_learning
-from .export.neuronpedia import to_neuronpedia
-from .find.find_features import Words, find_features
-from .find.portrait import Kept
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-__all__ = [
-    "Kept",
-    "Words",
-    "build_blind",
-    "build_browser",
-    "compare_ratings",
-    "find_features",
-    "ratings_of",
-    "serve",
-    "to_delphi",
-    "to_dictionary_learning",
-    "to_neuronpedia",
-]
+from .browse.settings import BlindSettings as BlindSettings
+from .find.settings import FeatureSettings as FeatureSettings
+
+if TYPE_CHECKING:
+    from .facade import *  # noqa: F403 (facade.py has __all__)
+else:
+
+    def __getattr__(name: str) -> Any:
+        """Return an exported name; the first use imports the room."""
+        if name.startswith("__"):
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(import_module(".facade", __name__), name)

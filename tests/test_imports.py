@@ -30,7 +30,7 @@ LAYERS = {
     "harvest": ("hub", "config", "text", "model", "*"),
     "train": ("architectures", "sae", "step", "run", "facade"),
     "evaluate": ("*", "report"),
-    "features": ("find", "browse", "export"),
+    "features": ("find", "browse", "export", "facade"),
     "commands": ("options", "*"),
 }
 LANGUAGE_MODELS = {"transformers", "datasets", "tokenizers"}

@@ -1,1 +1,1 @@
-"""The report of one or several runs: HTML, PNG, and the L0 ratio at equal score."""
+"""The report of one or several runs: an HTML file, PNG plots, and the L0 ratio at equal score."""

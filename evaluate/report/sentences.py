@@ -1,12 +1,17 @@
-"""What the comparison says, in words: the report's headline, its paragraph a site, its key figures.
+"""The sentences of a report: its headline, a paragraph for each site, its key numbers, and what is missing.
 
-Sentences are made here and not in the page, so that what is claimed of a run can be tested.
+They are made here and not in the page's script, so that what a report claims can be tested.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
-from .pareto import SCORES, Comparison, Score
-from .runs import Evaluation
+from gsae.evaluate.eval_json import Evaluation
+
+from .comparison import Comparison
+from .pareto import SCORES, Score
+from .public_names import public_value
+from .runs import Run
 
 ARCHITECTURES = {"gated": "Gated", "relu": "Baseline"}
 NAMES = ARCHITECTURES | {
@@ -15,7 +20,7 @@ NAMES = ARCHITECTURES | {
     "gated-unfrozen": "Gated, auxiliary decoder not frozen",
     "rescale-shift": "Baseline, rescaled and shifted",
 }
-SCORE_WORDS: dict[Score, str] = {
+SCORE_NAMES: dict[Score, str] = {
     "ce_loss_score": "loss recovered",
     "explained_variance": "explained variance",
 }
@@ -25,11 +30,11 @@ Compared = Mapping[Key, Mapping[Score, Comparison]]
 
 
 def headline(compared: Compared) -> str:
-    """The finding in one sentence: at equal loss recovered, else at equal explained variance, else none."""
+    """Return the finding in one sentence, at equal loss recovered or, without a ratio for it, explained variance."""
     for score in SCORES:
         found = [c[score] for c in compared.values() if c[score].ratio.value is not None]
         if found:
-            return _finding(found, SCORE_WORDS[score])
+            return _finding(found, SCORE_NAMES[score])
     return "Sparsity against fidelity of sparse autoencoders"
 
 
@@ -49,21 +54,57 @@ def _finding(found: Sequence[Comparison], equal: str) -> str:
     return f"At equal {equal} the baseline needs {_span(low, high)} times the latents of Gated SAEs{sites}"
 
 
-def summary_words(groups: Mapping[Key, Sequence[Evaluation]], compared: Compared) -> list[str]:
-    """What was found, a paragraph a site, and what it rests on; one paragraph where there is one site."""
+def kicker(runs: Sequence[Run], evaluations: Sequence[Evaluation]) -> str:
+    """Return the line above the headline: sites, language models and the number of SAEs."""
+    models = dict.fromkeys(
+        str(public_value(cfg["metadata"]["model_name"])) for run in runs for cfg in run.cfgs if _has_model(cfg)
+    )
+    sites = dict.fromkeys(e.site for e in evaluations)
+    where = f"{', '.join(sites)} of {', '.join(models)}" if models else ", ".join(sites)
+    count = len(evaluations)
+    return f"{where} · {count} SAE{'' if count == 1 else 's'}"
+
+
+def _has_model(cfg: Mapping[str, Any]) -> bool:
+    return isinstance(cfg.get("metadata"), dict) and bool(cfg["metadata"].get("model_name"))
+
+
+def missing(
+    names: Sequence[str], runs: Sequence[Run], evaluations: Sequence[Evaluation], *, has_curves: bool
+) -> Iterator[str]:
+    """Yield what the page cannot show, and the command that adds it."""
+    without = [e.sae for e in evaluations if e.ce_loss_score is None]
+    if without:
+        which = "" if len(without) == len(evaluations) else f" for {', '.join(without)}"
+        yield (
+            f"Loss recovered is missing{which}: it needs the language model. "
+            "Run `gsae eval RUN` where the model is available to add it."
+        )
+    if len({e.store_digest for e in evaluations}) > 1:
+        yield "The runs were trained from different stores, so they were not measured on the same rows."
+    for name, run in zip(names, runs, strict=True):
+        if run.missing:
+            yield f"Not evaluated in {name}: {', '.join(run.missing)}. Run `gsae eval` to add them."
+    if not has_curves:
+        yield "There are no training curves: metrics.jsonl is missing or empty."
+
+
+def summary_paragraphs(groups: Mapping[Key, Sequence[Evaluation]], compared: Compared) -> list[str]:
+    """Return a paragraph for each site, and what they rest on; one paragraph where there is one site."""
     found = [" ".join([_ratio(key[0], compared[key]), *_shrinkage(group)]) for key, group in groups.items()]
     everything = [e for group in groups.values() for e in group]
-    rests = f"All figures are over {counts(sorted({e.rows for e in everything}))} held-out rows"
-    rests += ", from text that no SAE was fitted to."
+    rests = f"All numbers are over {counts(sorted({e.rows for e in everything}))} held-out rows"
+    rests += ", from text that was not used for training."
     if any(c.interval for comparisons in compared.values() for c in comparisons.values()):
         seeds = len({e.seed for e in everything})
-        fitted = "one seed a setting" if seeds == 1 else f"{seeds} seeds"
-        rests += f" Intervals redraw held-out contexts; they do not cover the spread between fits ({fitted} here)."
+        fitted = "one seed for each setting" if seeds == 1 else f"{seeds} seeds"
+        rests += " Intervals come from redrawing held-out contexts. They do not cover the spread between fits "
+        rests += f"({fitted} here)."
     return [f"{found[0]} {rests}"] if len(found) == 1 else [*found, rests]
 
 
 def tiles(groups: Mapping[Key, Sequence[Evaluation]], compared: Compared) -> list[dict[str, str]]:
-    """The few figures to be read first. With several sites they are in the paragraphs, not here."""
+    """Return the few numbers to read first. With several sites the paragraphs have them instead."""
     if len(groups) != 1:
         return []
     ((key, group),) = groups.items()
@@ -72,49 +113,36 @@ def tiles(groups: Mapping[Key, Sequence[Evaluation]], compared: Compared) -> lis
         comparison = compared[key][score]
         if comparison.ratio.value is not None:
             note = f"90\N{NO-BREAK SPACE}% interval {_interval(comparison)}" if comparison.interval else "no interval"
-            figure = f"{comparison.ratio.value:.1f}×"
-            shown.append(
-                {
-                    "figure": figure,
-                    "label": f"baseline L0 over Gated L0 at equal {SCORE_WORDS[score]}",
-                    "note": note,
-                }
-            )
+            label = f"baseline L0 over Gated L0 at equal {SCORE_NAMES[score]}"
+            shown.append({"figure": f"{comparison.ratio.value:.1f}×", "label": label, "note": note})
     for architecture, name in ARCHITECTURES.items():
-        gammas = _gammas(group, architecture)
-        if gammas:
-            note = "1 means no shrinkage"
-            shown.append(
-                {
-                    "figure": _range(gammas),
-                    "label": f"gamma of the {name if name == 'Gated' else 'baseline'} SAEs",
-                    "note": note,
-                }
-            )
+        if gammas := _gammas(group, architecture):
+            label = f"gamma of the {name if name == 'Gated' else 'baseline'} SAEs"
+            shown.append({"figure": _range(gammas), "label": label, "note": "1 means no shrinkage"})
     return shown
 
 
 def _ratio(site: str, comparisons: Mapping[Score, Comparison]) -> str:
     found = {score: c for score, c in comparisons.items() if c.ratio.value is not None}
     if not found:
-        reasons = "; ".join(f"for {SCORE_WORDS[s]}, {c.ratio.reason}" for s, c in comparisons.items())
+        reasons = "; ".join(f"for {SCORE_NAMES[s]}, {c.ratio.reason}" for s, c in comparisons.items())
         return f"On {site}, no ratio of active latents (L0) can be given: {reasons}."
-    said: list[str] = []
+    parts: list[str] = []
     for score, c in found.items():
-        many = "as many" if said else "as many active latents per token (L0) as the Gated SAEs"
+        many = "as many" if parts else "as many active latents per token (L0) as the Gated SAEs"
         interval = f" (90\N{NO-BREAK SPACE}% interval {_interval(c)})" if c.interval else ""
-        said.append(f"{c.ratio.value:.1f} times {many} at equal {SCORE_WORDS[score]}{interval}")
-    return f"On {site}, the baseline has {' and '.join(said)}."
+        parts.append(f"{c.ratio.value:.1f} times {many} at equal {SCORE_NAMES[score]}{interval}")
+    return f"On {site}, the baseline has {' and '.join(parts)}."
 
 
 def _shrinkage(group: Sequence[Evaluation]) -> list[str]:
-    told = [
+    parts = [
         f"{_range(gammas)} for {'the baseline' if name == 'Baseline' else name}"
         for architecture, name in ARCHITECTURES.items()
         if (gammas := _gammas(group, architecture))
     ]
     meaning = "1 where reconstructions keep their size, below 1 where the sparsity penalty shrinks them"
-    return [f"Gamma ({meaning}) is {' and '.join(told)}."] if told else []
+    return [f"Gamma ({meaning}) is {' and '.join(parts)}."] if parts else []
 
 
 def _gammas(group: Sequence[Evaluation], architecture: str) -> list[float]:
@@ -122,7 +150,7 @@ def _gammas(group: Sequence[Evaluation], architecture: str) -> list[float]:
 
 
 def _range(values: Sequence[float]) -> str:
-    """Ends of a sorted list, with the third decimal that gamma needs near 1."""
+    """Return the ends of a sorted list, with the third decimal that gamma needs near 1."""
     low, high = f"{values[0]:.3f}", f"{values[-1]:.3f}"
     return low if low == high else f"{low} to {high}"
 
@@ -136,5 +164,5 @@ def _interval(comparison: Comparison) -> str:
 
 
 def counts(rows: Sequence[int]) -> str:
-    """One number or the ends of a sorted list of them."""
+    """Return the one number of a sorted list, or its two ends."""
     return f"{rows[0]:,}" if len(rows) == 1 else f"{rows[0]:,} to {rows[-1]:,}"

@@ -1,1 +1,1 @@
-"""The feature browser: static files, the local server, the blind comparison."""
+"""The feature browser: its static files, the local server, and the blind comparison of two SAEs."""

@@ -1,8 +1,8 @@
-"""A folder served on 127.0.0.1, to this machine's browser alone.
+"""A folder served on 127.0.0.1, only to browsers on this machine.
 
-Only regular files below the folder with a known suffix are answered; there are no listings and no links out of it. A
-page elsewhere can neither read (the Host header is checked, so a name that is pointed here is refused) nor write (a
-rating must come from this origin).
+Only regular files below the folder with a known suffix are served; there are no listings and no links out of it. A page
+from elsewhere can neither read (the Host header is checked, which refuses other names that resolve to this address) nor
+write (a rating must come from this origin).
 """
 
 import errno
@@ -42,17 +42,17 @@ SECONDS = 30  # that a connection may be silent
 
 
 def serve(folder: Path, port: int, ready: Callable[[str], None], ratings: Ratings | None = None) -> None:
-    """Serve `folder` until SIGINT or SIGTERM; `ready` gets the address once it answers.
+    """Serve `folder` until SIGINT or SIGTERM; `ready` gets the address once the server answers.
 
-    port: 0 takes any that is free. With `ratings` they are read and written at /ratings. Raises UsageError where the
-    port is taken.
+    port: 0 for any free one. ratings: read and written at /ratings, if given. Raises UsageError where the port is
+    taken.
     """
     with Server(folder, port, ratings) as server:
         ready(server.url)
         try:
             server.serve_forever()
         except (KeyboardInterrupt, InterruptedRun):
-            return  # this is how serving ends
+            return  # the normal end of serving
 
 
 class Server(ThreadingHTTPServer):
@@ -61,7 +61,7 @@ class Server(ThreadingHTTPServer):
     daemon_threads = True
 
     def __init__(self, folder: Path, port: int = 0, ratings: Ratings | None = None) -> None:
-        """Bind to `port`, 0 for any; raises UsageError where that cannot be."""
+        """Bind to `port`, 0 for any free one. Raises UsageError where it cannot be used."""
         self.folder, self.ratings = folder.resolve(), ratings
         try:
             super().__init__(("127.0.0.1", port), partial(_Handler))
@@ -72,12 +72,12 @@ class Server(ThreadingHTTPServer):
 
     @property
     def url(self) -> str:
-        """Where it answers."""
+        """The address of the page."""
         return f"http://127.0.0.1:{self.server_port}/"
 
     @property
     def hosts(self) -> tuple[str, str]:
-        """The Host headers that are ours."""
+        """The Host headers that are accepted."""
         return f"127.0.0.1:{self.server_port}", f"localhost:{self.server_port}"
 
 
@@ -162,11 +162,11 @@ class _Handler(BaseHTTPRequestHandler):
         super().end_headers()
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Say nothing: the command prints the address alone."""
+        """Log nothing; the command prints the address."""
 
 
 def _below(folder: Path, target: str) -> Path | None:
-    """Return the file below `folder` (resolved) that a request names; None where there is none to be given."""
+    """Return the file below `folder` (resolved) that a request names; None where none may be served."""
     name = unquote(urlsplit(target).path)
     parts = name.removeprefix("/").split("/")
     parts = [*parts[:-1], parts[-1] or "index.html"]

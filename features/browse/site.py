@@ -7,32 +7,27 @@
     data/contexts/<store>/00000.json      tokens of contexts, CONTEXT_TOKENS a file, for all SAEs of a store
     data/vocabularies/<k>.json            texts of tokens
 
-A context's file follows from its number, so nothing looks it up; SAEs of one store share files, and a page reads the
-few that its examples stand in. The folder appears whole or not at all, and equal features give equal bytes.
+The file of a context follows from its number, so no index of contexts is needed. SAEs of one store share these files,
+and a page reads the few that its examples stand in. Equal features give equal bytes.
 """
 
 import hashlib
 import heapq
 import json
 import os
-import shutil
-from collections.abc import Callable, Iterator, Sequence
-from importlib import resources
-from importlib.metadata import version
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from gsae.errors import CorruptError, NotFoundError, UsageError
-from gsae.evaluate import Progress
-from gsae.features.find.find_features import FACTS
+from gsae.errors import CorruptError, NotFoundError
+from gsae.evaluate import Listen, Progress, ignore, public_name
+from gsae.features.find.features_json import FACTS, FeatureFacts, read_facts
 from gsae.features.find.latents_json import in_batches, read_contexts, read_latents, read_texts
 from gsae.features.find.parquet import arrow
-from gsae.features.find.reader import public, read_facts
-from gsae.files import alone, disk_errors, replace_folder, sweep
 
-SCHEMA = 1
-INDEX = "data/index.json"
+from .folder import INDEX, SCHEMA, digest_of, make_folder, write_json
+
 LATENTS_A_SHARD = 32
 CONTEXT_TOKENS = 8192  # in a file of contexts
 SHOWN = (  # of features.json
@@ -40,126 +35,73 @@ SHOWN = (  # of features.json
     *("weights_sha256", "context_size", "split", "rows", "contexts", "has_tokens", "has_logits"),
 )
 COLUMNS = ("rows", "max", "mean", "top_token")  # of the table
-Listen = Callable[[Progress], None]
 
 
-def build_browser(
-    run: Path, names: Sequence[str] = (), out: Path | None = None, listen: Listen = lambda event: None
-) -> Path:
+def build_browser(run: Path, names: Sequence[str] = (), out: Path | None = None, listen: Listen = ignore) -> Path:
     """Write the browser of a run's SAEs (of `names`, if given) to `out`, RUN/browser if None; return the folder.
 
-    One that was made from the same features is left as it is. Raises NotFoundError (no features, none of that name),
-    CorruptError, IncompatibleError (features of a newer gsae), UsageError (`out` is no browser, or no pyarrow).
+    A browser that was made from the same features is left as it is. Raises NotFoundError (no features, or none of that
+    name), CorruptError, IncompatibleError (features of a newer gsae) and UsageError (`out` holds something else, or
+    pyarrow is not installed).
     """
     arrow()
     out = out or run / "browser"
     folders = feature_folders(run, names)
     facts = [read_facts(folder) for folder in folders]
-    digest = digest_of(facts)
-    index = {"schema": SCHEMA, "made_of": digest, "latents_a_shard": LATENTS_A_SHARD, "blind": None}
-
-    def fill(folder: Path) -> None:
-        texts = write_texts(folder, folders, facts)
-        stores = _write_contexts(folder, folders, facts)
-        saes = []
-        for n, (source, one) in enumerate(zip(folders, facts, strict=True)):
-            _write_sae(folder / "data" / str(n), source, one, listen)
-            saes.append(shown_facts(one) | {"contexts_from": stores[n], "vocabulary": texts[n]})
-        write_json(folder / INDEX, index | {"saes": saes})
-
-    publish(out, digest, fill)
+    digest = digest_of([one.values() for one in facts])
+    make_folder(out, digest, lambda folder: _fill(folder, folders, facts, digest, listen))
     return out
 
 
 def feature_folders(run: Path, names: Sequence[str] = ()) -> list[Path]:
-    """Return the complete features folders of a run, of `names` in their order if given."""
-    whole = sorted(path.parent for path in (run / "features").glob(f"*/{FACTS}"))
-    if not whole:
+    """Return the complete features folders of a run; of `names` in their order, if given."""
+    complete = sorted(path.parent for path in (run / "features").glob(f"*/{FACTS}"))
+    if not complete:
         raise NotFoundError(f"{run} has no features. Run `gsae features {run}` first.")
-    by_name = {folder.name: folder for folder in whole}
+    by_name = {folder.name: folder for folder in complete}
     for name in names:
         if name not in by_name:
-            raise NotFoundError(f"{run} has no features of an SAE {name!r}; it has those of {', '.join(by_name)}.")
-    return [by_name[name] for name in dict.fromkeys(names)] if names else whole
+            raise NotFoundError(f"{run} has no features of an SAE {name!r}. It has those of {', '.join(by_name)}.")
+    return [by_name[name] for name in dict.fromkeys(names)] if names else complete
 
 
-def made_of(out: Path) -> str | None:
-    """Return what a browser that is already there was made of; None where there is none that is whole."""
-    try:
-        found = json.loads((out / INDEX).read_text(encoding="utf-8"))
-        return str(found["made_of"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
-def shown_facts(facts: dict[str, Any]) -> dict[str, Any]:
-    """Return what the page shows of features.json; of absolute paths only the last part, as others may see it."""
-    shown = {key: facts.get(key) for key in SHOWN}
-    return shown | {key: public(str(shown[key])) for key in ("model", "dataset")}
-
-
-def publish(out: Path, digest: str, fill: Callable[[Path], None]) -> None:
-    """Let `fill` make a browser's files, beside a copy of the page, in a folder that then takes the place of `out`.
-
-    One that was made of the same (`digest`) is left. Another process that is at it is waited for. Raises UsageError
-    where `out` holds anything but a browser, SpaceError on a full disk.
-    """
-
-    def fill_beside_page(folder: Path) -> None:
-        shutil.copytree(Path(str(resources.files(__package__) / "page")), folder)
-        fill(folder)
-
-    with disk_errors(out):
-        try:
-            with alone(out.parent, f"making-{out.name}"):
-                if made_of(out) != digest:
-                    _refuse_others(out)
-                    replace_folder(out, fill_beside_page)
-        finally:
-            sweep(out.parent)
-
-
-def _refuse_others(out: Path) -> None:
-    if out.exists() and made_of(out) is None and (not out.is_dir() or any(out.iterdir())):
-        raise UsageError(f"{out} exists and is not a feature browser. Give another --out, or remove it.")
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write compact JSON in ASCII."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(value, allow_nan=False, separators=(",", ":")), encoding="ascii")
-
-
-def write_texts(out: Path, folders: Sequence[Path], facts: Sequence[dict[str, Any]]) -> list[int | None]:
-    """Write the vocabularies that differ; return which is each SAE's, None for an SAE without texts."""
+def write_texts(out: Path, folders: Sequence[Path], facts: Sequence[FeatureFacts]) -> list[int | None]:
+    """Write each different vocabulary once; return the number of each SAE's, None for an SAE without texts."""
     numbers: dict[str, int] = {}
     found: list[int | None] = []
     for folder, one in zip(folders, facts, strict=True):
-        if not one["has_tokens"]:
+        if not one.has_tokens:
             found.append(None)
             continue
-        text = json.dumps(read_texts(folder / "vocabulary.parquet"), separators=(",", ":"))
-        number = numbers.setdefault(hashlib.sha256(text.encode()).hexdigest(), len(numbers))
-        target = out / "data" / "vocabularies" / f"{number}.json"
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(text, encoding="ascii")
-        found.append(number)
+        texts = read_texts(folder / "vocabulary.parquet")
+        key = hashlib.sha256(json.dumps(texts).encode()).hexdigest()
+        found.append(numbers.setdefault(key, len(numbers)))
+        write_json(out / "data" / "vocabularies" / f"{found[-1]}.json", texts)
     return found
 
 
-def digest_of(values: Sequence[dict[str, Any]]) -> str:
-    """Return a digest of what a browser's bytes follow from: `values`, telling the features, and the page itself."""
-    digest = hashlib.sha256(json.dumps([SCHEMA, version("gsae"), *values], sort_keys=True).encode())
-    page = Path(str(resources.files(__package__) / "page"))
-    for path in sorted(page.iterdir()):
-        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
-    return digest.hexdigest()
+def _fill(out: Path, folders: Sequence[Path], facts: Sequence[FeatureFacts], digest: str, listen: Listen) -> None:
+    """Write the data of a browser of all latents, the index last."""
+    texts = write_texts(out, folders, facts)
+    stores = _write_contexts(out, folders, facts)
+    saes = []
+    for n, (folder, one) in enumerate(zip(folders, facts, strict=True)):
+        _write_sae(out / "data" / str(n), folder, one, listen)
+        saes.append(_shown(one) | {"contexts_from": stores[n], "vocabulary": texts[n]})
+    index = {"schema": SCHEMA, "made_of": digest, "latents_a_shard": LATENTS_A_SHARD, "blind": None, "saes": saes}
+    write_json(out / INDEX, index)
 
 
-def _write_sae(out: Path, source: Path, facts: dict[str, Any], listen: Listen) -> None:
+def _shown(facts: FeatureFacts) -> dict[str, Any]:
+    """Return what the page shows of features.json; absolute paths are cut to their last part."""
+    shown = {key: getattr(facts, key) for key in SHOWN}
+    return shown | {key: public_name(shown[key]) for key in ("model", "dataset")}
+
+
+def _write_sae(out: Path, source: Path, facts: FeatureFacts, listen: Listen) -> None:
     """Write an SAE's table and the shards of its latents."""
     columns: dict[str, list[Any]] = {name: [] for name in COLUMNS}
-    total, done = facts["d_sae"], 0
+    total, done = facts.d_sae, 0
     for number, latents in enumerate(in_batches(read_latents(source), LATENTS_A_SHARD)):
         if [latent["latent"] for latent in latents] != list(range(done, done + len(latents))):
             raise CorruptError(f"{source} lacks latents. Delete it and run `gsae features` again.")
@@ -167,15 +109,15 @@ def _write_sae(out: Path, source: Path, facts: dict[str, Any], listen: Listen) -
         for name, column in columns.items():
             column += [latent[name] for latent in latents]
         write_json(out / "latents" / f"{number:05d}.json", latents)
-        listen(Progress("latents", done, total, facts["sae"]))
+        listen(Progress("latents", done, total, facts.sae))
     if done != total:
         raise CorruptError(f"{source} has {done:,} latents of {total:,}. Delete it and run `gsae features` again.")
     write_json(out / "table.json", columns)
 
 
-def _write_contexts(out: Path, folders: Sequence[Path], facts: Sequence[dict[str, Any]]) -> list[dict[str, int]]:
-    """Write the contexts of each store once; return for each SAE whose they are and how many a file holds."""
-    keys = [(one["store_digest"], one["context_size"]) for one in facts]
+def _write_contexts(out: Path, folders: Sequence[Path], facts: Sequence[FeatureFacts]) -> list[dict[str, int]]:
+    """Write the contexts of each store once; return for each SAE the number of its store and how many a file holds."""
+    keys = [(one.store_digest, one.context_size) for one in facts]
     stores = list(dict.fromkeys(keys))
     each = [max(1, CONTEXT_TOKENS // size) for _, size in stores]
     for store, key in enumerate(stores):

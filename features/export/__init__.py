@@ -1,1 +1,1 @@
-"""SAEs and their features in the layouts of other projects."""
+"""SAEs and their features in the layouts of other projects; registry.py lists the formats."""

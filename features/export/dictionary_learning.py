@@ -1,4 +1,4 @@
-"""A saved SAE in other projects' own layouts. SAELens's needs no export: it is how SAEs are saved."""
+"""A saved SAE in dictionary_learning's layout. SAELens needs no export, because SAEs are saved in its layout."""
 
 import io
 import json
@@ -9,38 +9,45 @@ import torch
 from torch import Tensor
 
 from gsae.errors import IncompatibleError
-from gsae.files import replace_file, replace_text
+from gsae.evaluate import Listen
+from gsae.files import replacing
 from gsae.train import SAE, GatedParams, ReluParams, load_sae
+
+from .folder import make_export_folder, not_of_this_export
+from .source import ExportSource
 
 AE, CONFIG = "ae.pt", "config.json"
 
 
-def to_dictionary_learning(sae: str | Path, out: str | Path) -> Path:
-    """Write the SAE in folder `sae` as dictionary_learning's `ae.pt` and `config.json` into folder `out`; return it.
+def export(source: ExportSource, out: Path, listen: Listen) -> Path:
+    """Export a saved SAE to the folder `out`; return it."""
+    return to_dictionary_learning(source.sae, out)
 
-    A Gated SAE becomes a `GatedAutoEncoder`, the baseline an `AutoEncoder`; `load_dictionary` reads either. Raises
-    IncompatibleError for an untied encoder, of which it has no class, or where `out` holds another SAE, and what
+
+def to_dictionary_learning(sae: str | Path, out: str | Path) -> Path:
+    """Write the SAE in folder `sae` as `ae.pt` and `config.json` into folder `out`; return `out`.
+
+    A Gated SAE becomes a `GatedAutoEncoder`, the baseline an `AutoEncoder`; `load_dictionary` reads both. Raises
+    IncompatibleError for an untied encoder, which has no class there, or where `out` holds another SAE, and what
     `load_sae` raises.
     """
-    folder, found = Path(out), load_sae(sae)
+    found = load_sae(sae)
     dict_class, tensors = _dictionary(found, sae)
-    config = json.dumps(_config(found, dict_class), indent=2) + "\n"
-    packed = io.BytesIO()  # its name, unlike a file's, does not enter the bytes
+    packed = io.BytesIO()  # its name, unlike that of a file, does not become part of the bytes
     torch.save(tensors, packed)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError):
-        raise IncompatibleError(f"{folder} is a file; an export needs a folder of its own.") from None
-    for name, data in ((AE, packed.getvalue()), (CONFIG, config.encode())):
+    contents = {AE: packed.getvalue(), CONFIG: f"{json.dumps(_config(found, dict_class), indent=2)}\n".encode()}
+    folder = make_export_folder(Path(out))
+    for name, data in contents.items():
         if (folder / name).exists() and (folder / name).read_bytes() != data:
-            raise IncompatibleError(f"{folder / name} is another SAE's; choose another folder.")
-    replace_file(folder / AE, lambda path: path.write_bytes(packed.getvalue()))
-    replace_text(folder / CONFIG, config)
+            raise not_of_this_export(folder / name)
+    for name, data in contents.items():
+        with replacing(folder / name) as temporary:
+            temporary.write_bytes(data)
     return folder
 
 
 def _dictionary(sae: SAE, where: str | Path) -> tuple[str, dict[str, Tensor]]:
-    """The class and its tensors by name; nn.Linear has its weights as (out, in)."""
+    """Return the name of the class and its tensors by name; nn.Linear has weights (out, in)."""
     p = sae.params
     weights = {"encoder.weight": p.W_enc, "decoder.weight": p.W_dec.T.contiguous()}
     if isinstance(p, GatedParams):
@@ -52,7 +59,7 @@ def _dictionary(sae: SAE, where: str | Path) -> tuple[str, dict[str, Tensor]]:
 
 
 def _config(sae: SAE, dict_class: str) -> dict[str, Any]:
-    """What `load_dictionary` and readers of the file look for; what is not known is left out."""
+    """Return what `load_dictionary` and other readers of config.json look for; unknown values are left out."""
     known = {"lr": "lr", "steps": "steps", "seed": "seed", "l1_penalty": "l1_coefficient", "submodule_name": "site"}
     trainer = {"dict_class": dict_class, "activation_dim": sae.d_in, "dict_size": sae.d_sae}
     trainer |= {theirs: sae.metadata[ours] for theirs, ours in known.items() if ours in sae.metadata}

@@ -1,1 +1,1 @@
-"""Finding what each latent fires on: firings sorted by latent, described, written as Parquet, read again."""
+"""Finding what each latent fires on: firings sorted by latent, described, written as Parquet and read again."""

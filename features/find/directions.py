@@ -1,18 +1,13 @@
-"""What a latent's decoder row says by itself: which latents point the same way, and which tokens it speaks for."""
-
-from collections.abc import Callable
+"""What follows from a latent's decoder row alone: the latents with similar rows, and the tokens that it promotes."""
 
 import torch
 from torch import Tensor
-
-# (n, d_in) directions at a site -> (n, vocabulary) what a unit of each adds to the logits; the language model's part.
-LogitEffects = Callable[[Tensor], Tensor]
 
 
 def neighbours(W_dec: Tensor, first: int, last: int, count: int) -> tuple[Tensor, Tensor]:
     """Return the `count` other latents of largest decoder cosine, and the cosines, both (last - first, count).
 
-    W_dec: (d_sae, d_in) of unit rows; of latents `first` to `last` (not included).
+    W_dec: (d_sae, d_in) of unit rows. first, last: the range of latents, `last` not included.
     """
     cosines = W_dec[first:last] @ W_dec.T
     own = torch.arange(first, last, device=W_dec.device)

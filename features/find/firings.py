@@ -1,14 +1,13 @@
-"""Every feature above 0 of an SAE over a split's rows, on disk, sorted by latent: what features are described from.
+"""Every feature above 0 of an SAE over the rows of a split, on disk and sorted by latent.
 
-One pass of the SAE over the rows makes a file of each 16,384 of them, so a pass that was stopped goes on at the
-next file. Sorted by latent in each file, all firings of a range of latents are a slice of every file: whatever is
-asked of a latent is then exact, and memory is that of one range.
+One pass of the SAE over the rows writes a file for each 16,384 rows, so a pass that was stopped continues with the next
+file. Each file is sorted by latent, so all firings of a range of latents are a slice of every file. What is computed
+for a latent is therefore exact, and memory is that of one range. The cost is 12 bytes on disk for each firing.
 """
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +19,15 @@ from safetensors.numpy import save_file
 
 from gsae.errors import CorruptError, NotFoundError
 from gsae.evaluate import row_norms
-from gsae.files import replace_file
+from gsae.files import disk_errors, replace_file
 from gsae.store import Site
 from gsae.train import SAE, Firing
 
+from .stamp import read_stamp, stamp
+
 FILE_ROWS = 1 << 14
-PASS_ELEMENTS = 1 << 25  # of the encoder's product at a time: 128 MiB, so that its weights are read for many rows
-RANGE_ENTRIES = 1 << 23  # firings that are in memory at a time, but for a single latent that has more: 320 MiB
+PASS_ELEMENTS = 1 << 25  # of the encoder's product at a time: 128 MiB, enough rows to share each reading of the weights
+RANGE_ENTRIES = 1 << 23  # firings in memory at a time, unless a single latent has more: 320 MiB
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
@@ -49,29 +50,35 @@ class Firings:
             yield self.first + i, self.sources[begin:end], self.values[begin:end]
 
 
-def write_firings(
-    sae: SAE,
-    site: Site,
-    folder: Path,
-    made_of: Mapping[str, str],
-    norm_limit: float,
-    listen: Callable[[int], None] = lambda rows: None,
-    device: str = "cpu",
-) -> tuple[list[Path], int]:
-    """Write the firings on every row of norm below `norm_limit`; return the files and how many rows that is.
+@dataclass(frozen=True)
+class FiringsPass:
+    """An SAE on `device`, and the rows that it runs on: those of `site` with a norm below `norm_limit`."""
 
-    made_of: what they follow from; a file in `folder` that says the same is kept, any other is written again. `listen`
-    is told how many rows are behind.
+    sae: SAE
+    site: Site
+    norm_limit: float
+    device: str = "cpu"
+
+
+def write_firings(
+    one: FiringsPass, folder: Path, origin: Mapping[str, str], listen: Callable[[int], None] = lambda rows: None
+) -> tuple[list[Path], int]:
+    """Write the firings on every row of the pass; return the files and the number of rows.
+
+    origin: what the firings follow from. A file in `folder` with the same origin is kept, any other is replaced.
+    listen: gets the number of rows read so far.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    firing = Firing(sae)
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    firing = Firing(one.sae)
     files, done, kept = [], 0, 0
-    for number, (sources, x) in enumerate(site.in_order(FILE_ROWS)):
+    for number, (sources, x) in enumerate(one.site.in_order(FILE_ROWS)):
         files.append(folder / f"{number:05d}.safetensors")
-        here = (row_norms(x) < norm_limit).numpy()
+        here = (row_norms(x) < one.norm_limit).numpy()
         kept += int(here.sum())
-        if not _is_made_of(files[-1], made_of):
-            _write(files[-1], firing, sources[here], x[torch.from_numpy(here)], made_of, device)
+        if read_stamp(files[-1]) != stamp(origin):
+            tensors = _firings(firing, sources[here], x[torch.from_numpy(here)], one.device)
+            replace_file(files[-1], partial(save_file, tensors, metadata=stamp(origin)))
         done += len(x)
         listen(done)
     for path in set(folder.glob("*.safetensors")) - set(files):
@@ -79,36 +86,26 @@ def write_firings(
     return files, kept
 
 
-def _is_made_of(file: Path, made_of: Mapping[str, str]) -> bool:
-    with suppress(OSError, safetensors.SafetensorError), safetensors.safe_open(file, framework="numpy") as opened:
-        return bool(opened.metadata() == _metadata(made_of))
-    return False
-
-
-def _metadata(made_of: Mapping[str, str]) -> dict[str, str]:
-    return {"gsae": json.dumps(made_of, sort_keys=True)}  # one entry: safetensors writes several in any order
-
-
-def _write(file: Path, firing: Firing, sources: Ints, x: torch.Tensor, made_of: Mapping[str, str], device: str) -> None:
-    order = np.argsort(sources)  # by source before by latent: then one stable sort does both
+def _firings(firing: Firing, sources: Ints, x: torch.Tensor, device: str) -> dict[str, NDArray[Any]]:
+    """Return the firings on rows x (n, d_in) with sources (n,), by latent and then by source, as a file holds them."""
+    order = np.argsort(sources)  # by source first, so that one stable sort by latent gives both
     sources, x = sources[order], x[torch.from_numpy(order)]
     step = max(1, PASS_ELEMENTS // firing.d_sae)
     lists = [firing(x[begin : begin + step].to(device).float()) for begin in range(0, len(x), step)]
     latent = joined((part.latents.numpy() for part in lists), np.int32)
     counts = np.bincount(latent, minlength=firing.d_sae)
-    # 16 bits are sorted by radix.
+    # numpy sorts 16 bits by radix.
     by_latent = np.argsort(latent.astype(np.uint16) if firing.d_sae <= 1 << 16 else latent, kind="stable")
     each = joined((part.starts.diff().numpy() for part in lists), np.int64)
-    tensors = {
+    return {
         "indptr": np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
         "sources": np.repeat(sources, each)[by_latent],
         "values": joined((part.values.numpy() for part in lists), np.float32)[by_latent],
     }
-    replace_file(file, lambda path: save_file(tensors, path, _metadata(made_of)))
 
 
 def joined(parts: Iterable[NDArray[Any]], dtype: DTypeLike) -> NDArray[Any]:
-    """Join the parts of a list, of which there may be none."""
+    """Concatenate arrays, of which there may be none."""
     return np.concatenate([np.zeros(0, dtype), *parts])
 
 
@@ -120,19 +117,25 @@ def read_firings(files: Sequence[Path], first: int, last: int) -> Iterator[Firin
     opened = [_open(file) for file in files]
     bounds = [file.get_slice("indptr")[first : last + 1] for file in opened]
     counts = sum((np.diff(bound) for bound in bounds), np.zeros(last - first, np.int64))
-    begin = 0
-    while begin < last - first:
-        fitting = int(np.searchsorted(np.cumsum(counts[begin:]), RANGE_ENTRIES, side="right"))
-        end = begin + max(fitting, 1)
+    for begin, end in cut_ranges(counts, RANGE_ENTRIES):
         yield _merged(opened, [bound[begin : end + 1] for bound in bounds], first + begin, counts[begin:end])
-        begin = end
+
+
+def cut_ranges(counts: Ints, limit: int) -> Iterator[tuple[int, int]]:
+    """Yield ranges (first, last) of latents, each of at most `limit` entries or of one latent; counts: (latents,)."""
+    first = 0
+    while first < len(counts):
+        fitting = int(np.searchsorted(np.cumsum(counts[first:]), limit, side="right"))
+        last = first + max(fitting, 1)
+        yield first, last
+        first = last
 
 
 def _open(file: Path) -> Any:
     try:
         return safetensors.safe_open(file, framework="numpy")
     except FileNotFoundError:
-        raise NotFoundError(f"{file} is not there. `gsae features` writes it again.") from None
+        raise NotFoundError(f"{file} is not there. Run `gsae features` to write it again.") from None
     except (OSError, safetensors.SafetensorError) as error:
         raise CorruptError(f"{file} cannot be read: {error}. Delete it and run `gsae features` again.") from None
 

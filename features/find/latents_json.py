@@ -1,7 +1,7 @@
-"""A features folder's Parquet as plain values for JSON: latent after latent with its examples, contexts, texts.
+"""A features folder's Parquet files as plain values for JSON: latents with their examples, contexts, texts of tokens.
 
-Everything is streamed by row groups, so memory does not grow with the number of latents. Floats are cut to four
-significant digits, unless they are asked for as they are: what a page shows of them, at half the bytes.
+Everything is streamed by row groups, so memory does not grow with the number of latents. Floats are rounded to four
+significant digits, as many as a page shows, which halves the bytes; exporters ask for the exact values.
 """
 
 import itertools
@@ -16,16 +16,17 @@ from .parquet import arrow, contexts_schema, examples_schema, latents_schema, vo
 from .reader import damaged, reading
 
 DIGITS = 4
-EXAMPLE = ("quantile", "context", "position", "value", "positions", "values")  # of an example, in this order
+EXAMPLE = ("quantile", "context", "position", "value", "positions", "values")  # columns of an example, in this order
 Latent = dict[str, Any]
 
 
 def read_latents(
     folder: Path, only: Collection[int] | None = None, *, example: Collection[str] = EXAMPLE, exact: bool = False
 ) -> Iterator[Latent]:
-    """Yield latents (those of `only`, if given) in order, each with its columns and `examples`: lists as in `example`.
+    """Yield latents (those of `only`, if given) in order: the columns of each and `examples`, a list of lists.
 
-    Raises CorruptError where a file is damaged, lacks a column, or the latents are not in order.
+    example: the columns of each example, in this order. exact: do not round floats. Raises CorruptError where a file is
+    damaged, lacks a column, or its latents are not in order.
     """
     examples = _read_examples(folder / "examples.parquet", only, example, exact)
     waiting = next(examples, None)
@@ -65,7 +66,7 @@ def read_texts(path: Path) -> list[str | None]:
 def _read_examples(
     path: Path, only: Collection[int] | None, example: Collection[str], exact: bool
 ) -> Iterator[tuple[int, list[list[Any]]]]:
-    """Yield each latent that has examples, with them; one whose examples two row groups share is joined."""
+    """Yield each latent that has examples, with all of them, also where two row groups share them."""
     last: tuple[int, list[list[Any]]] | None = None
     for columns in _groups(path, examples_schema(), "latent", only, ("latent", *example), exact):
         for latent, *values in zip(*columns.values(), strict=True):
@@ -86,7 +87,7 @@ def _groups(
     names: Collection[str] | None = None,
     exact: bool = False,
 ) -> Iterator[dict[str, list[Any]]]:
-    """Yield the columns of each row group as lists; `key` must ascend, and is what `only` chooses by."""
+    """Yield the columns of each row group as lists. `key` must ascend; `only` holds the values of `key` to read."""
     pa, _ = arrow()
     names = list(names or schema.names)
     import pyarrow.compute as compute
@@ -139,11 +140,11 @@ def _plain(array: Any, exact: bool) -> list[Any]:
 
 
 def shortened(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return values cut to DIGITS significant digits; all are finite."""
+    """Return finite values rounded to DIGITS significant digits."""
     size = np.abs(values)
     place = DIGITS - 1 - np.floor(np.log10(np.where(size > 0, size, 1.0)))
     scale = 10.0 ** np.minimum(place, 300)
-    # Dividing by a power of ten, where it is exact, gives the float that is nearest to the short decimal.
+    # Dividing by a power of ten that a float holds exactly gives the float nearest to the short decimal.
     found: NDArray[np.float64] = np.where(
         place >= 0, np.round(values * scale) / scale, np.round(values * scale) * 10.0**-place
     )

@@ -1,4 +1,7 @@
-"""The Parquet files of a features folder: columns as docs/features.md has them, a row group for each 1,024 latents."""
+"""The Parquet files of a features folder: their columns, as docs/features.md lists them, and how they are written.
+
+A row group holds 1,024 latents, contexts or tokens, so that readers need the memory of one row group at a time.
+"""
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -81,7 +84,7 @@ def vocabulary_schema() -> Any:
 
 
 def lists(rows: Sequence[NDArray[Any] | None], kind: Any) -> Any:
-    """Return an Arrow array of lists of `kind` from a numpy array, or None, a row."""
+    """Return an Arrow array of lists of `kind` from a numpy array, or None, for each row."""
     pa, _ = arrow()
     present = [row for row in rows if row is not None]
     flat = np.concatenate(present) if present else np.zeros(0)
@@ -98,7 +101,7 @@ def ragged(lengths: Sequence[int] | NDArray[np.int64], flat: NDArray[Any], kind:
 
 @contextmanager
 def writing(path: Path, schema: Any) -> Iterator[Any]:
-    """Open a Parquet writer of row groups; what it wrote has its name only once all of it is there."""
+    """Open a Parquet writer of row groups. The file gets its name once everything is written."""
     _, parquet = arrow()
     with replacing(path) as temporary, parquet.ParquetWriter(temporary, schema, compression=CODEC) as writer:
         yield writer
@@ -108,7 +111,7 @@ def write_vocabulary(path: Path, texts: Sequence[str]) -> None:
     """Write the text of every token id."""
     pa, _ = arrow()
     schema = vocabulary_schema()
-    # A tokenizer may decode an id to half of a surrogate pair, which no UTF-8 holds.
+    # A tokenizer may decode an id to half of a surrogate pair, which UTF-8 cannot encode.
     clean = [text.encode("utf-8", "replace").decode() for text in texts]
     with writing(path, schema) as writer:
         writer.write_table(pa.table([pa.array(range(len(clean)), pa.int32()), clean], schema=schema))

@@ -1,7 +1,7 @@
-"""What one latent does, from all its firings: how often and how strongly, where most, and examples of every strength.
+"""A latent described from all its firings: how often and how strongly it fires, where most, examples of all strengths.
 
-Everything is exact: no reservoir, no bins but those that are shown. Equal values are told apart by context and
-position, and draws by a hash of the row, so nothing depends on the order in which rows were read.
+Everything is exact: there is no reservoir sampling, and no bins but those of the histogram. Ties are broken by context
+and position, and samples are drawn by a hash of the row, so the result does not depend on the order of rows.
 """
 
 from collections.abc import Sequence
@@ -12,31 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .firings import Floats, Ints
-
-
-@dataclass(frozen=True)
-class Kept:
-    """How much is kept of a latent.
-
-    top: contexts with its largest values. quantiles of its values, `samples` rows of each. bins: of its histogram.
-    neighbours: latents of like decoder rows. logits: tokens that it promotes most, and as many that it suppresses.
-    """
-
-    top: int = 20
-    quantiles: int = 5
-    samples: int = 5
-    bins: int = 50
-    neighbours: int = 8
-    logits: int = 10
+from .settings import FeatureSettings
 
 
 @dataclass(frozen=True)
 class Examples:
-    """n rows on which a latent fires, and every row of each one's context on which it does.
+    """n rows on which a latent fires, and with each all rows of its context on which the latent fires.
 
-    quantile: of the latent's values, 0 the weakest; -1 for the contexts at the top. rank: within it, the strongest 0.
-    source: context * context_size + position. lengths: how many of positions and values (m,), one example's after the
-    other's, are of its context. All but those (n,).
+    quantile: of the latent's values, 0 the weakest; -1 for the top contexts. rank: within the quantile, 0 the
+    strongest. source: context * context_size + position. These and `value` and `lengths` are (n,). positions, values:
+    (m,) those of each example's context, one example after another; lengths: how many each example has.
     """
 
     quantile: NDArray[np.int8]
@@ -50,7 +35,10 @@ class Examples:
 
 @dataclass(frozen=True)
 class Portrait:
-    """A latent that fires. histogram: (bins,). quantile_edges: (quantiles + 1,). top_source: of its largest value."""
+    """A latent that fires.
+
+    histogram: (bins,). quantile_edges: (quantiles + 1,). top_source: the source of its largest value.
+    """
 
     rows: int
     max: float
@@ -61,19 +49,19 @@ class Portrait:
     examples: Examples
 
 
-def portrait(latent: int, sources: Ints, values: Floats, context_size: int, kept: Kept) -> Portrait:
-    """Describe a latent from its firings (n,), n at least 1, by source."""
+def portrait(latent: int, sources: Ints, values: Floats, context_size: int, settings: FeatureSettings) -> Portrait:
+    """Describe a latent from its firings (n,) in the order of their sources; n is at least 1."""
     contexts = sources // context_size
     starts = np.flatnonzero(np.concatenate([[True], contexts[1:] != contexts[:-1]]))
     rising, drawn = _rising(values), _hash(sources, latent)
-    cuts = [len(values) * q // kept.quantiles for q in range(kept.quantiles + 1)]
-    top = _top_rows(values, starts, kept.top)
-    samples = [_sampled(rising[begin:end], values, drawn, kept.samples) for begin, end in pairwise(cuts)]
+    cuts = [len(values) * q // settings.quantiles for q in range(settings.quantiles + 1)]
+    top = _top_rows(values, starts, settings.top)
+    samples = [_sampled(rising[begin:end], values, drawn, settings.samples) for begin, end in pairwise(cuts)]
     return Portrait(
         rows=len(values),
         max=float(values.max()),
         mean=float(values.mean(dtype=np.float64)),
-        histogram=_histogram(values, kept.bins),
+        histogram=_histogram(values, settings.bins),
         quantile_edges=values[rising[[*cuts[:-1], -1]]],
         top_source=int(sources[top[0]]) if len(top) else int(sources[np.argmax(values)]),
         examples=_examples([top, *samples], sources, values, starts, context_size),
@@ -81,7 +69,7 @@ def portrait(latent: int, sources: Ints, values: Floats, context_size: int, kept
 
 
 def _examples(groups: Sequence[Ints], sources: Ints, values: Floats, starts: Ints, context_size: int) -> Examples:
-    """Return groups of rows, the top and then each quantile's, with their contexts, which begin at rows `starts`."""
+    """Return the examples of groups of rows: the top group, then each quantile's. starts: first row of each context."""
     sizes, rows = [len(group) for group in groups], np.concatenate(groups)
     context = np.searchsorted(starts, rows, side="right") - 1
     lengths = np.append(starts[1:], len(sources))[context] - starts[context]
@@ -98,7 +86,7 @@ def _examples(groups: Sequence[Ints], sources: Ints, values: Floats, starts: Int
 
 
 def _top_rows(values: Floats, starts: Ints, top: int) -> Ints:
-    """Return the first of the largest rows of each of the `top` contexts with the largest, the largest first."""
+    """Return the row of the largest value (the first of equal ones) in each of the `top` contexts, largest first."""
     largest = np.maximum.reduceat(values, starts)
     chosen = np.argsort(-largest, kind="stable")[:top]
     ends = np.append(starts[1:], len(values))[chosen]
@@ -114,14 +102,14 @@ def _histogram(values: Floats, bins: int) -> Ints:
 
 
 def _rising(values: Floats) -> Ints:
-    """Return the order of values (n,) above 0, equal ones as they stand: a stable argsort at half the time."""
-    bits = values.view(np.uint32).astype(np.uint64)  # they ascend as the values do
+    """Return the stable argsort of values (n,) above 0, in half the time of numpy's."""
+    bits = values.view(np.uint32).astype(np.uint64)  # of positive floats, in the order of the values
     key = np.sort(bits << np.uint64(32) | np.arange(len(values), dtype=np.uint64))
     return (key & np.uint64(0xFFFFFFFF)).astype(np.int64)
 
 
 def _sampled(rows: Ints, values: Floats, drawn: NDArray[np.uint64], samples: int) -> Ints:
-    """Return the at most `samples` of `rows` with the least `drawn`, the strongest first."""
+    """Return the `samples` of `rows` with the smallest `drawn` (all, where there are fewer), the strongest first."""
     if len(rows) > samples:
         rows = rows[np.argpartition(drawn[rows], samples)[:samples]]
     return rows[np.lexsort((rows, -values[rows]))]

@@ -1,4 +1,4 @@
-"""A features folder as its readers open it: whole, of a schema that is known, its activations those of its figures."""
+"""Reading a features folder: its Parquet files, and the files of activations, after a check that they belong to it."""
 
 import json
 from collections.abc import Iterator
@@ -7,45 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors
 
 from gsae.errors import CorruptError, IncompatibleError, NotFoundError
 
-from .find_features import FACTS, SCHEMA
+from .features_json import FACTS, FeatureFacts
 from .firings import Ints
 from .parquet import arrow
-
-
-def read_facts(folder: Path) -> dict[str, Any]:
-    """Return the features.json of RUN/features/NAME.
-
-    Raises NotFoundError where there is none or it is not finished, CorruptError and IncompatibleError (newer schema).
-    """
-    path = folder / FACTS
-    try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        run = folder.parent.parent
-        raise NotFoundError(
-            f"{folder} has no features, or none that are whole. Run `gsae features {run}` first."
-        ) from None
-    except (OSError, ValueError) as error:
-        raise CorruptError(f"{path} cannot be read: {error}. Delete it and run `gsae features` again.") from None
-    if not isinstance(facts, dict) or not isinstance(facts.get("schema"), int):
-        raise CorruptError(f"{path} is no features.json. Delete it and run `gsae features` again.")
-    if facts["schema"] > SCHEMA:
-        raise IncompatibleError(f"{path} has schema {facts['schema']}, this gsae reads up to {SCHEMA}: update gsae.")
-    return facts
-
-
-def public(name: str) -> str:
-    """Return a model's or a text's name as others may see it: of a path of this machine only the last part."""
-    return Path(name).name if name.startswith(("/", "~", "\\")) else name
+from .stamp import read_stamp
 
 
 @contextmanager
 def reading(path: Path) -> Iterator[Any]:
-    """Open a file as a pyarrow ParquetFile; raises NotFoundError, and CorruptError for what is wrong as it is read."""
+    """Open a file as a pyarrow ParquetFile. Raises NotFoundError, and CorruptError where reading it fails."""
     pa, parquet = arrow()
     try:
         with parquet.ParquetFile(path) as file:
@@ -67,24 +40,24 @@ def rows_fired(folder: Path) -> Ints:
         return np.asarray(latents.read(["rows"])["rows"].to_numpy(), np.int64)
 
 
-def activation_files(folder: Path, facts: dict[str, Any]) -> list[Path]:
+def activation_files(folder: Path, facts: FeatureFacts) -> list[Path]:
     """Return the files of activations/ in order.
 
-    Raises NotFoundError where they were deleted, IncompatibleError where a later `gsae features`, stopped before its
-    end, wrote those of another SAE, store or split. That none is missing is seen from `rows_fired`.
+    Raises NotFoundError where they were deleted, CorruptError for one that cannot be read, and IncompatibleError where
+    a later `gsae features`, stopped before its end, wrote those of another SAE, store or split. A missing file is not
+    noticed here; compare the counts with `rows_fired`.
     """
     files = sorted((folder / "activations").glob("*.safetensors"))
     if not files:
         raise NotFoundError(
-            f"{folder / 'activations'} was deleted. `gsae features {folder.parent.parent}` writes it again."
+            f"{folder / 'activations'} was deleted. Run `gsae features {folder.parent.parent}` to write it again."
         )
-    wanted = {key: str(facts[key]) for key in ("weights_sha256", "store_digest", "split")}
+    wanted = {"weights_sha256": facts.weights_sha256, "store_digest": facts.store_digest, "split": facts.split}
     for file in files:
-        try:
-            with safetensors.safe_open(file, framework="numpy") as opened:
-                made_of = json.loads((opened.metadata() or {}).get("gsae", "{}"))
-        except (OSError, ValueError, safetensors.SafetensorError) as error:
-            raise CorruptError(f"{file} cannot be read: {error}. Delete it and run `gsae features` again.") from None
-        if not wanted.items() <= made_of.items():
+        header = read_stamp(file)
+        if header is None:
+            raise CorruptError(f"{file} cannot be read. Delete it and run `gsae features` again.")
+        origin = json.loads(header.get("gsae", "{}"))
+        if not wanted.items() <= origin.items():
             raise IncompatibleError(f"{file} is not what {folder / FACTS} describes. Run `gsae features` again.")
     return files

@@ -1,6 +1,7 @@
 """`evaluate` writes for each SAE of a run what brute force over the held-out rows gives, and the same bytes twice."""
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,18 +10,16 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import save_file
 from torch import Tensor
 
 from gsae.errors import GsaeError, IncompatibleError, NotFoundError, UsageError
-from gsae.evaluate import Edit, Progress, evaluate, site_of
+from gsae.evaluate import Edit, Progress, check_run, evaluate, read_evaluations, site_of
 from gsae.evaluate.evaluation import SCORES
 from gsae.store import Store, open_stores
 from gsae.store.format import row_order as order
+from gsae.tests.support.saes import D_IN, D_SAE, MULTIPLE, reconstruct, training_notes, write_sae
 from gsae.tests.support.stores import make_store, sparse_rows
 
-D_IN, D_SAE = 32, 48
-MULTIPLE = 1.0  # so that many rows lie beyond the limit
 KEYS = (
     "sae architecture d_in d_sae l1_coefficient lr seed site store_digest rows rows_skipped max_norm_multiple "
     "l0 explained_variance mse gamma gamma_centred cossim l2_ratio dead silent dense density all_rows without_largest "
@@ -29,40 +28,16 @@ KEYS = (
 )
 
 
-def weights(arch: str, seed: int) -> dict[str, Tensor]:
-    """Random weights in the layout of a saved SAE."""
-    draw = torch.Generator().manual_seed(seed)
-    W_dec = torch.nn.functional.normalize(torch.randn(D_SAE, D_IN, generator=draw), dim=1)
-    tensors = {"W_enc": W_dec.T.contiguous(), "W_dec": W_dec, "b_dec": 0.1 * torch.randn(D_IN, generator=draw)}
-    own = ("b_gate", "b_mag", "r_mag") if arch == "gated" else ("b_enc",)
-    return tensors | {name: 0.2 * torch.randn(D_SAE, generator=draw) for name in own}
-
-
-def write_sae(run: Path, arch: str, seed: int, noted: dict[str, Any], scale: float = 1.0) -> Path:
-    folder = run / "saes" / f"{arch}-{seed}"
-    folder.mkdir(parents=True)
-    save_file({k: v * scale for k, v in weights(arch, seed).items()}, folder / "sae_weights.safetensors")
-    cfg = {
-        "architecture": "gated" if arch == "gated" else "standard", "d_in": D_IN, "d_sae": D_SAE,
-        "dtype": "float32", "metadata": {"gsae": noted | {"architecture": arch}},
-    }  # fmt: skip
-    (folder / "cfg.json").write_text(json.dumps(cfg))
-    return folder
-
-
-def noted(store: Store, **changed: Any) -> dict[str, Any]:
-    limit = store.site("mlp.1").moments.within(MULTIPLE).norm_limit
-    return {
-        "l1_coefficient": 0.1, "lr": 1e-3, "seed": 0, "site": "mlp.1", "store_digest": store.digest,
-        "max_norm_multiple": MULTIPLE, "norm_limit": limit, "dead": 0.25,
-    } | changed  # fmt: skip
-
-
 @pytest.fixture
 def run(tmp_path: Path, tiny_store: Store) -> Path:
     for arch, seed in (("gated", 0), ("relu", 1)):
-        write_sae(tmp_path / "run", arch, seed, noted(tiny_store))
+        write_sae(tmp_path / "run", arch, seed, training_notes(tiny_store))
     return tmp_path / "run"
+
+
+def evaluated(run: Path, store: Store, *arguments: Any, **options: Any) -> list[dict[str, Any]]:
+    """What `evaluate` returns, as the plain values of eval.json."""
+    return [result.model_dump() for result in evaluate(run, store, *arguments, **options)]
 
 
 def effects(tokens: Tensor, edits: Sequence[Edit]) -> tuple[Tensor, Tensor]:
@@ -71,16 +46,6 @@ def effects(tokens: Tensor, edits: Sequence[Edit]) -> tuple[Tensor, Tensor]:
     x = table[tokens]
     losses = torch.stack([(site[:, :-1] - 1.2 * x[:, :-1]).square().sum(-1) for site in (x, *(e(x) for e in edits))])
     return losses, (losses - losses[:1]).abs()
-
-
-def reconstruct(arch: str, seed: int, x: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    w = {k: v.double().numpy() for k, v in weights(arch, seed).items()}
-    a = (x - w["b_dec"]) @ w["W_enc"]
-    if arch == "gated":
-        f = (a + w["b_gate"] > 0) * np.maximum(np.exp(w["r_mag"]) * a + w["b_mag"], 0)
-    else:
-        f = np.maximum(a + w["b_enc"], 0)
-    return f, f @ w["W_dec"] + w["b_dec"]
 
 
 def heldout_rows(store: Store) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
@@ -92,9 +57,9 @@ def heldout_rows(store: Store) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
 
 
 def test_eval_json_holds_what_brute_force_gives(run: Path, tiny_store: Store) -> None:
-    results = evaluate(run, tiny_store, None, None)
+    results = evaluated(run, tiny_store, None, None)
     x, context = heldout_rows(tiny_store)
-    keep = np.linalg.norm(x, axis=1) < noted(tiny_store)["norm_limit"]
+    keep = np.linalg.norm(x, axis=1) < training_notes(tiny_store)["norm_limit"]
     assert 100 < keep.sum() < len(x) - 100
     contexts = np.flatnonzero(tiny_store.split())
     assert [result["sae"] for result in results] == ["gated-0", "relu-1"]
@@ -130,10 +95,12 @@ def test_eval_json_holds_what_brute_force_gives(run: Path, tiny_store: Store) ->
 def test_many_contexts_leave_a_bounded_number_of_sums(
     run: Path, tiny_store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = evaluate(run, tiny_store, effects, None)
-    monkeypatch.setattr("gsae.evaluate.evaluation.MAX_SUMS", 7)
-    monkeypatch.setattr("gsae.evaluate.evaluation.GROUP_TOKENS", 100)  # and other groups of contexts for the model
-    for few, many in zip(evaluate(run, tiny_store, effects, None), whole, strict=True):
+    whole = evaluated(run, tiny_store, effects, None)
+    monkeypatch.setattr("gsae.evaluate.per_context.MAX_SUMS", 7)
+    monkeypatch.setattr(
+        "gsae.evaluate.spliced_contexts.GROUP_TOKENS", 100
+    )  # and other groups of contexts for the model
+    for few, many in zip(evaluated(run, tiny_store, effects, None), whole, strict=True):
         for key, column in few["per_context"].items():
             assert len(column) == 7 < len(many["per_context"][key])
             assert sum(column) == pytest.approx(sum(many["per_context"][key]))
@@ -143,15 +110,16 @@ def test_many_contexts_leave_a_bounded_number_of_sums(
 def test_stores_of_two_context_sizes_are_refused(tmp_path: Path) -> None:
     stores = [make_store(tmp_path / str(n), contexts=40, context_size=n) for n in (16, 32)]
     both = open_stores([store.path for store in stores])
-    write_sae(tmp_path / "run", "relu", 0, noted(stores[0], store_digest=both.digest))
-    assert "one context size" in refused(tmp_path / "run", both, IncompatibleError)
+    write_sae(tmp_path / "run", "relu", 0, training_notes(stores[0], store_digest=both.digest))
+    assert "one context size" in assert_refused(tmp_path / "run", both, IncompatibleError)
 
 
 def test_the_files_are_what_is_returned_and_the_same_bytes_twice(run: Path, tiny_store: Store) -> None:
-    results = evaluate(run, tiny_store, effects, 4)
+    results = evaluated(run, tiny_store, effects, 4)
     files = sorted(run.glob("saes/*/eval.json"))
     first = [file.read_bytes() for file in files]
     assert [json.loads(text) for text in first] == results
+    assert [result.model_dump() for result in read_evaluations(run)] == results
     assert all(list(result) == KEYS.split() for result in results)
     evaluate(run, tiny_store, effects, 4)
     assert [file.read_bytes() for file in files] == first
@@ -160,7 +128,7 @@ def test_the_files_are_what_is_returned_and_the_same_bytes_twice(run: Path, tiny
 
 def test_without_a_language_model_only_what_needs_it_is_missing(run: Path, tiny_store: Store) -> None:
     for bare, whole in zip(
-        evaluate(run, tiny_store, None, None), evaluate(run, tiny_store, effects, None), strict=True
+        evaluated(run, tiny_store, None, None), evaluated(run, tiny_store, effects, None), strict=True
     ):
         missing = {key for key in whole if bare[key] != whole[key]}
         assert missing == {*SCORES, "language_model", "standard_errors", "per_context"}
@@ -173,7 +141,7 @@ def test_without_a_language_model_only_what_needs_it_is_missing(run: Path, tiny_
 
 
 def test_a_limited_number_of_contexts_is_a_subset_of_all(run: Path, tiny_store: Store) -> None:
-    some, every = evaluate(run, tiny_store, effects, 3)[0], evaluate(run, tiny_store, effects, None)[0]
+    some, every = evaluated(run, tiny_store, effects, 3)[0], evaluated(run, tiny_store, effects, None)[0]
     assert some["language_model"]["contexts"] == 3
     ran = np.flatnonzero(some["per_context"]["tokens"])
     laid = order.permutation(len(some["per_context"]["rows"]), tiny_store.plan.seed, order.Stream.HELDOUT_CONTEXTS)
@@ -204,7 +172,7 @@ def test_mean_ablation_puts_in_the_mean_of_the_kept_train_rows(run: Path, tiny_s
     assert torch.equal(seen[1][0][0], torch.full((D_IN,), 1e-3))  # BOS keeps its own
 
 
-def test_progress_is_told_to_the_end(run: Path, tiny_store: Store) -> None:
+def test_progress_is_reported_to_the_end(run: Path, tiny_store: Store) -> None:
     events: list[Progress] = []
     evaluate(run, tiny_store, effects, 5, events.append)
     last = {event.stage: event for event in events}
@@ -216,7 +184,7 @@ def test_progress_is_told_to_the_end(run: Path, tiny_store: Store) -> None:
 
 
 def test_an_sae_that_diverged_has_null_figures(run: Path, tiny_store: Store) -> None:
-    write_sae(run, "gated", 7, noted(tiny_store), scale=float("nan"))
+    write_sae(run, "gated", 7, training_notes(tiny_store), scale=float("nan"))
     evaluate(run, tiny_store, effects, 2)
     found = json.loads((run / "saes/gated-7/eval.json").read_text())
     assert found["mse"] is None
@@ -225,56 +193,60 @@ def test_an_sae_that_diverged_has_null_figures(run: Path, tiny_store: Store) -> 
     assert found["per_context"]["clean"] is not None
 
 
-def test_the_site_of_a_run_is_known_before_its_model_is_loaded(run: Path) -> None:
-    assert site_of(run) == "mlp.1"
+def test_the_site_of_a_run_is_known_before_its_model_is_loaded(run: Path, tiny_store: Store) -> None:
+    assert site_of(run) == check_run(run, tiny_store) == "mlp.1"
 
 
-def refused(run: Path, store: Store, kind: type[GsaeError], contexts: int | None = None) -> str:
+def assert_refused(run: Path, store: Store, kind: type[GsaeError], contexts: int | None = None) -> str:
+    """Assert that an evaluation is refused, and before that a check of the run; return the message."""
     with pytest.raises(kind) as caught:
         evaluate(run, store, None, contexts)
     assert not list(run.glob("saes/*/eval.json"))
+    if contexts is None:
+        with pytest.raises(kind, match=re.escape(str(caught.value))):
+            check_run(run, store)
     return str(caught.value)
 
 
 def test_a_run_without_saes_says_to_train(tmp_path: Path, tiny_store: Store) -> None:
-    assert "gsae train" in refused(tmp_path, tiny_store, NotFoundError)
+    assert "gsae train" in assert_refused(tmp_path, tiny_store, NotFoundError)
 
 
 def test_a_store_of_another_digest_is_refused_naming_both(run: Path, tiny_store: Store) -> None:
-    write_sae(run, "relu", 9, noted(tiny_store, store_digest="ab" * 32))
-    message = refused(run, tiny_store, IncompatibleError)
+    write_sae(run, "relu", 9, training_notes(tiny_store, store_digest="ab" * 32))
+    message = assert_refused(run, tiny_store, IncompatibleError)
     assert "ab" * 32 in message
     assert tiny_store.digest in message
 
 
 def test_a_site_that_the_store_lacks_is_refused(tmp_path: Path, tiny_store: Store) -> None:
-    write_sae(tmp_path, "relu", 0, noted(tiny_store, site="mlp.40"))
-    assert "It has: mlp.1" in refused(tmp_path, tiny_store, NotFoundError)
+    write_sae(tmp_path, "relu", 0, training_notes(tiny_store, site="mlp.40"))
+    assert "It has: mlp.1" in assert_refused(tmp_path, tiny_store, NotFoundError)
 
 
 def test_saes_of_several_norm_limits_are_refused(run: Path, tiny_store: Store) -> None:
-    write_sae(run, "relu", 9, noted(tiny_store, max_norm_multiple=0.0, norm_limit=None))
-    assert "relu-9" in refused(run, tiny_store, IncompatibleError)
+    write_sae(run, "relu", 9, training_notes(tiny_store, max_norm_multiple=0.0, norm_limit=None))
+    assert "relu-9" in assert_refused(run, tiny_store, IncompatibleError)
 
 
 def test_an_sae_that_was_not_trained_here_is_refused(run: Path, tiny_store: Store) -> None:
     write_sae(run, "relu", 9, {})
-    assert "metadata.gsae.l1_coefficient" in refused(run, tiny_store, IncompatibleError)
+    assert "metadata.gsae.l1_coefficient" in assert_refused(run, tiny_store, IncompatibleError)
 
 
 def test_no_contexts_to_run_are_refused(run: Path, tiny_store: Store) -> None:
-    assert "contexts is 0" in refused(run, tiny_store, UsageError, contexts=0)
+    assert "contexts is 0" in assert_refused(run, tiny_store, UsageError, contexts=0)
 
 
 def test_a_store_without_held_out_rows_is_refused(tmp_path: Path) -> None:
     store = make_store(tmp_path / "store", contexts=60, heldout_rows=0)
-    write_sae(tmp_path / "run", "relu", 0, noted(store))
-    assert "no held-out rows" in refused(tmp_path / "run", store, UsageError)
+    write_sae(tmp_path / "run", "relu", 0, training_notes(store))
+    assert "no held-out rows" in assert_refused(tmp_path / "run", store, UsageError)
 
 
 def test_no_norm_limit_keeps_every_row(tmp_path: Path, tiny_store: Store) -> None:
-    write_sae(tmp_path, "relu", 0, noted(tiny_store, max_norm_multiple=0.0, norm_limit=None))
-    (result,) = evaluate(tmp_path, tiny_store, None, None)
+    write_sae(tmp_path, "relu", 0, training_notes(tiny_store, max_norm_multiple=0.0, norm_limit=None))
+    (result,) = evaluated(tmp_path, tiny_store, None, None)
     assert result["rows_skipped"] == 0
     assert result["rows"] == tiny_store.site("mlp.1", split="heldout").rows
     assert {key: result[key] for key in result["all_rows"]} == result["all_rows"]

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gsae.evaluate.measurement import Measurement
-from gsae.evaluate.norms_pass import survey
+from gsae.evaluate.measurement import Measurement, NormBands
+from gsae.evaluate.norms_pass import read_norms
 from gsae.evaluate.ratio_errors import ratio_of_sums
 from gsae.store import Store
 
@@ -49,7 +49,7 @@ class Scaling:
         return f * self.scale
 
 
-def rows_of(seed: int, n: int, d_in: int) -> tuple[Tensor, NDArray[np.int64]]:
+def make_rows(seed: int, n: int, d_in: int) -> tuple[Tensor, NDArray[np.int64]]:
     """Rows of small integers about a large mean, a few of huge norm, and the context of each."""
     draw = np.random.default_rng(seed)
     x = draw.integers(-4, 5, (n, d_in)) + 20 * (np.arange(d_in) == 1)
@@ -67,7 +67,7 @@ def measure(
     cut: float = np.inf,
 ) -> Measurement:
     mean = np.zeros(x.shape[1]) if shift is None else shift
-    measured = Measurement({"sae": sae}, mean, np.array([0, 3, 6, 9, 12]), limit, cut)
+    measured = Measurement({"sae": sae}, mean, np.array([0, 3, 6, 9, 12]), NormBands(limit, cut))
     for part, where in zip(np.split(x.numpy(), cuts), np.split(context, cuts), strict=True):
         measured.add(torch.from_numpy(part), where)
     return measured
@@ -93,15 +93,19 @@ def brute_force(sae: Linear, x: Floats) -> dict[str, float]:
 
 @pytest.mark.parametrize(("limit", "cut"), [(np.inf, np.inf), (60.0, np.inf), (60.0, 100.0), (100.0, 60.0)])
 def test_every_metric_equals_brute_force_on_kept_rows_on_all_and_without_the_largest(limit: float, cut: float) -> None:
-    sae, (x, context) = Linear(6, 20, 0), rows_of(0, 300, 6)
-    tally = measure(sae, x, context, limit, [7, 100, 299], cut=cut).tallies["sae"]
+    sae, (x, context) = Linear(6, 20, 0), make_rows(0, 300, 6)
+    counted = measure(sae, x, context, limit, [7, 100, 299], cut=cut).saes["sae"]
     wide = x.double().numpy()
     norms = np.linalg.norm(wide, axis=1)
-    for totals, which in ((tally.kept, norms < limit), (tally.below_cut, norms < cut), (tally.all, norms < np.inf)):
+    for totals, which in (
+        (counted.kept, norms < limit),
+        (counted.below_cut, norms < cut),
+        (counted.all, norms < np.inf),
+    ):
         assert 0 < totals.rows == which.sum()
-        assert totals.figures() == pytest.approx(brute_force(sae, wide[which]), rel=1e-12)
-    assert (tally.kept.rows < 300) == (limit < np.inf)
-    assert (tally.below_cut.rows < 300) == (cut < np.inf)
+        assert totals.metrics().model_dump() == pytest.approx(brute_force(sae, wide[which]), rel=1e-12)
+    assert (counted.kept.rows < 300) == (limit < np.inf)
+    assert (counted.below_cut.rows < 300) == (cut < np.inf)
 
 
 def test_the_survey_finds_the_exact_mean_and_the_exact_largest_thousandth(tiny_store: Store) -> None:
@@ -110,20 +114,20 @@ def test_the_survey_finds_the_exact_mean_and_the_exact_largest_thousandth(tiny_s
     norms = np.linalg.norm(wide, axis=1)
     limit = float(np.quantile(norms, 0.9))
     told: list[int] = []
-    found = survey(site, limit, 500, told.append)
+    found = read_norms(site, limit, 500, told.append)
     assert told[-1] == site.rows == len(wide)
     assert (norms >= found.norm_cut).sum() == len(wide) // 1000 == 7
     assert np.allclose(found.mean, wide[norms < limit].mean(0), rtol=1e-12, atol=1e-14)
-    assert survey(site, limit, 77, told.append).norm_cut == found.norm_cut
+    assert read_norms(site, limit, 77, told.append).norm_cut == found.norm_cut
 
 
 def test_the_density_histogram_counts_every_latent_once_in_its_bin() -> None:
     x = torch.zeros(1000, 6)
     for latent, rows in enumerate((1, 10, 100, 1000, 0, 178)):  # log10 of the shares: -3, -2, -1, 0, none, -0.7496
         x[:rows, latent] = 1
-    found = measure(Scaling(6, 1.0), x, np.zeros(1000, np.int64), np.inf, []).tallies["sae"].density()
-    edges, counts = found["log10_edges"], found["latents"]
-    assert found["silent"] == 1
+    found = measure(Scaling(6, 1.0), x, np.zeros(1000, np.int64), np.inf, []).saes["sae"].density()
+    edges, counts = found.log10_edges, found.latents
+    assert found.silent == 1
     assert sum(counts) == 5
     at = {round(low, 2): n for low, n in zip(edges, counts, strict=False) if n}
     assert at == {-3.0: 1, -2.0: 1, -1.0: 1, -0.75: 1, -0.25: 1}
@@ -148,26 +152,26 @@ def test_silent_and_dense_latents_are_counted_over_kept_rows() -> None:
     x = torch.zeros(100, 5)
     x[:10, 0], x[:11, 1], x[:, 2], x[7, 4] = 1, 1, 1, 1
     x[50, 3] = 100.0  # beyond the limit, so latent 3 stays silent
-    tally = measure(Scaling(5, 1.0), x, np.zeros(100, np.int64), 50.0, []).tallies["sae"]
-    assert tally.fires.tolist() == [10, 11, 99, 0, 1]
-    assert tally.silent == 0.2
-    assert tally.dense == 0.6  # 10 of 99 rows are more than a tenth
+    counted = measure(Scaling(5, 1.0), x, np.zeros(100, np.int64), 50.0, []).saes["sae"]
+    assert counted.fires.tolist() == [10, 11, 99, 0, 1]
+    assert counted.silent == 0.2
+    assert counted.dense == 0.6  # 10 of 99 rows are more than a tenth
 
 
 def test_a_latent_on_exactly_a_tenth_of_the_rows_is_not_dense() -> None:
     x = torch.zeros(100, 2)
     x[:10, 0], x[:11, 1] = 1, 1
-    assert measure(Scaling(2, 1.0), x, np.zeros(100, np.int64), np.inf, []).tallies["sae"].dense == 0.5
+    assert measure(Scaling(2, 1.0), x, np.zeros(100, np.int64), np.inf, []).saes["sae"].dense == 0.5
 
 
 def test_sums_by_context_add_up_and_sst_is_about_the_mean_of_all_kept_rows() -> None:
-    sae, (x, context) = Linear(6, 20, 1), rows_of(1, 200, 6)
+    sae, (x, context) = Linear(6, 20, 1), make_rows(1, 200, 6)
     wide = x.double().numpy()
     keep = np.linalg.norm(wide, axis=1) < 60
     mu = wide[keep].mean(0)
     measured = measure(sae, x, context, 60.0, [50], mu)
-    tally, inputs = measured.tallies["sae"], measured.inputs.columns
-    sums = tally.sums.columns
+    counted, inputs = measured.saes["sae"], measured.inputs.columns
+    sums = counted.sums.columns
     for i, number in enumerate([0, 3, 6, 9, 12]):
         mine = wide[keep & (context == number)]
         expected = brute_force(sae, mine)
@@ -176,17 +180,17 @@ def test_sums_by_context_add_up_and_sst_is_about_the_mean_of_all_kept_rows() -> 
         assert sums["sse"][i] == pytest.approx(expected["mse"] * len(mine), rel=1e-12)
         assert sums["l0"][i] == pytest.approx(expected["l0"] * len(mine))
         assert sums["square"][i] / sums["cross"][i] == pytest.approx(expected["gamma"], rel=1e-12)
-    assert inputs["sst"].sum() == pytest.approx(tally.kept.sst, rel=1e-12)
+    assert inputs["sst"].sum() == pytest.approx(counted.kept.sst, rel=1e-12)
 
 
 @given(seed=st.integers(0, 99), cuts=st.lists(st.integers(0, 120), max_size=6), shuffle=st.integers(0, 9))
 @settings(deadline=None, max_examples=40)
 def test_batches_and_row_order_do_not_matter(seed: int, cuts: list[int], shuffle: int) -> None:
-    sae, (x, context) = Linear(5, 11, seed), rows_of(seed, 120, 5)
+    sae, (x, context) = Linear(5, 11, seed), make_rows(seed, 120, 5)
     once = measure(sae, x, context, 70.0, [])
     order = np.random.default_rng(shuffle).permutation(120)
     cut = measure(sae, x[order], context[order], 70.0, sorted(cuts))
-    a, b = once.tallies["sae"], cut.tallies["sae"]
+    a, b = once.saes["sae"], cut.saes["sae"]
     assert torch.equal(a.fires, b.fires)
     assert a.density() == b.density()
     assert np.array_equal(a.sums.columns["l0"], b.sums.columns["l0"])
@@ -194,7 +198,7 @@ def test_batches_and_row_order_do_not_matter(seed: int, cuts: list[int], shuffle
     for one, two in ((a.sums, b.sums), (once.inputs, cut.inputs)):
         for name, column in one.columns.items():
             assert np.allclose(column, two.columns[name], rtol=1e-10)
-    assert a.kept.figures() == pytest.approx(b.kept.figures(), rel=1e-11)
+    assert a.kept.metrics().model_dump() == pytest.approx(b.kept.metrics().model_dump(), rel=1e-11)
 
 
 def test_a_mean_a_million_times_the_spread_costs_no_digits_when_it_is_the_shift() -> None:
@@ -202,18 +206,18 @@ def test_a_mean_a_million_times_the_spread_costs_no_digits_when_it_is_the_shift(
     x = draw.standard_normal((500, 3)).astype(np.float32) + np.float32(2**20)
     wide = x.astype(np.float64)
     shift = wide[:50].mean(0)
-    tally = measure(Scaling(3, 1.0), torch.from_numpy(x), np.zeros(500, np.int64), np.inf, [], shift).tallies["sae"]
-    assert tally.kept.sst == pytest.approx(((wide - wide.mean(0)) ** 2).sum(), rel=1e-12)
-    assert tally.kept.figures()["gamma_centred"] == pytest.approx(1.0, rel=1e-12)
+    counted = measure(Scaling(3, 1.0), torch.from_numpy(x), np.zeros(500, np.int64), np.inf, [], shift).saes["sae"]
+    assert counted.kept.sst == pytest.approx(((wide - wide.mean(0)) ** 2).sum(), rel=1e-12)
+    assert counted.kept.metrics().gamma_centred == pytest.approx(1.0, rel=1e-12)
 
 
 def test_shrinkage_shows_in_gamma_and_a_perfect_reconstruction_is_perfect() -> None:
-    x, context = rows_of(5, 80, 4)
-    perfect = measure(Scaling(4, 1.0), x, context, np.inf, []).tallies["sae"].kept.figures()
+    x, context = make_rows(5, 80, 4)
+    perfect = measure(Scaling(4, 1.0), x, context, np.inf, []).saes["sae"].kept.metrics().model_dump()
     assert perfect["mse"] == 0.0
     assert perfect["explained_variance"] == 1.0
     assert perfect["gamma"] == 1.0
-    half = measure(Scaling(4, 0.5), x, context, np.inf, []).tallies["sae"].kept.figures()
+    half = measure(Scaling(4, 0.5), x, context, np.inf, []).saes["sae"].kept.metrics().model_dump()
     assert half["gamma"] == pytest.approx(0.5)
     assert half["cossim"] == pytest.approx(1.0)
     assert half["l2_ratio"] == pytest.approx(0.5)
@@ -221,22 +225,22 @@ def test_shrinkage_shows_in_gamma_and_a_perfect_reconstruction_is_perfect() -> N
 
 def test_what_is_not_defined_is_none() -> None:
     same = torch.ones(5, 3)
-    tally = measure(Scaling(3, 0.0), same, np.zeros(5, np.int64), np.inf, []).tallies["sae"]
-    found = tally.kept.figures()
+    counted = measure(Scaling(3, 0.0), same, np.zeros(5, np.int64), np.inf, []).saes["sae"]
+    found = counted.kept.metrics().model_dump()
     assert found["gamma"] is None
     assert found["explained_variance"] is None
     assert found["cossim"] == found["l2_ratio"] == 0.0
-    assert set(tally.bands[2].figures().values()) == {None}
+    assert set(counted.bands[2].metrics().model_dump().values()) == {None}
 
 
 def test_bfloat16_rows_are_measured_as_they_are_stored() -> None:
     x = torch.randn(64, 5, generator=torch.Generator().manual_seed(0)).bfloat16()
-    tally = measure16(x).tallies["sae"]
+    counted = measure16(x).saes["sae"]
     wide = x.double().numpy()
-    assert tally.kept.sst == pytest.approx(((wide - wide.mean(0)) ** 2).sum(), rel=1e-12)
+    assert counted.kept.sst == pytest.approx(((wide - wide.mean(0)) ** 2).sum(), rel=1e-12)
 
 
 def measure16(x: Tensor) -> Measurement:
-    measured = Measurement({"sae": Scaling(5, 1.0)}, np.zeros(5), np.array([0]), np.inf)
+    measured = Measurement({"sae": Scaling(5, 1.0)}, np.zeros(5), np.array([0]), NormBands(np.inf))
     measured.add(x, np.zeros(len(x), np.int64))
     return measured

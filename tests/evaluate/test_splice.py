@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gsae.evaluate.splice import CLEAN, EVERYWHERE, MEAN, SAES, ZERO, Edit, Spliced, splice
+from gsae.evaluate.splice import CLEAN, EVERYWHERE, MEAN, SAES, ZERO, Edit, Replacements, Spliced, splice
 from gsae.harvest import LanguageModel, effects, resolve
 
 EXCLUDED = (0, 1, 2)  # BOS, EOS, padding
@@ -100,7 +100,7 @@ def run(case: Case, norm_limit: float = np.inf, **saes: Map) -> Spliced:
     tokens = some_tokens()
     stored = ~np.isin(tokens, EXCLUDED)
     stored[:, 1] = False  # a dropped position
-    return splice(case.effects, saes, tokens, stored, EXCLUDED, mean=AVERAGE.numpy(), norm_limit=norm_limit)
+    return splice(case.effects, Replacements(saes, AVERAGE.numpy(), norm_limit), tokens, stored, EXCLUDED)
 
 
 def logits_of(case: Case, row: NDArray[np.int64], change: Callable[[Tensor], Tensor]) -> Tensor:
@@ -194,10 +194,9 @@ def test_groups_of_contexts_joined_are_the_whole(case: Case) -> None:
     whole, tokens = run(case, half=Map(lambda x: x / 2)), some_tokens()
     stored = ~np.isin(tokens, EXCLUDED)
     stored[:, 1] = False
-    sae = {"half": Map(lambda x: x / 2)}
+    half = Replacements({"half": Map(lambda x: x / 2)}, AVERAGE.numpy(), np.inf)
     parts = [
-        splice(case.effects, sae, tokens[at], stored[at], EXCLUDED, mean=AVERAGE.numpy(), norm_limit=np.inf)
-        for at in (slice(0, 2), slice(2, 3), slice(3, 5))
+        splice(case.effects, half, tokens[at], stored[at], EXCLUDED) for at in (slice(0, 2), slice(2, 3), slice(3, 5))
     ]
     joined = Spliced.joined(parts)
     assert joined.loss == pytest.approx(whole.loss, rel=case.tolerance)
@@ -221,7 +220,7 @@ def test_all_conditions_are_asked_for_at_once_so_the_clean_pass_is_shared() -> N
 
     tokens = some_tokens()
     saes = {str(i): Map(lambda x: x) for i in range(4)}
-    splice(counting, saes, tokens, tokens > 2, EXCLUDED, mean=np.zeros(D_IN), norm_limit=np.inf)
+    splice(counting, Replacements(saes, np.zeros(D_IN), np.inf), tokens, tokens > 2, EXCLUDED)
     assert asked == [3 + 4]
 
 
@@ -232,7 +231,7 @@ def test_a_loss_at_a_special_token_may_be_anything() -> None:
         found = torch.where(ids[:, 1:] > 2, 1.0, torch.nan).expand(1 + len(edits), -1, -1)
         return found, found
 
-    found = splice(unknown, {}, tokens, tokens > 2, EXCLUDED, mean=np.zeros(D_IN), norm_limit=np.inf)
+    found = splice(unknown, Replacements({}, np.zeros(D_IN), np.inf), tokens, tokens > 2, EXCLUDED)
     assert found.loss[CLEAN].tolist() == found.divergence[ZERO].tolist() == found.tokens.tolist()
 
 

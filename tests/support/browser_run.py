@@ -24,10 +24,10 @@ HOSTILE = (
     "\u3164\U000e0041",  # a filler, and a tag character
     "__proto__",
 )
-WORDS = (*HOSTILE, *(f" word{i}" for i in range(len(HOSTILE), 200)))
+TEXTS = (*HOSTILE, *(f" word{i}" for i in range(len(HOSTILE), 200)))
 
 
-def rows_of(latent: int) -> int:
+def rows_fired_by(latent: int) -> int:
     """On how many rows a latent fires: none for every fifth one."""
     return 0 if latent % 5 == 4 else 1 + (latent * 37) % 2000
 
@@ -64,28 +64,28 @@ def write_features(
         with writing(folder / f"{file}.parquet", schema) as writer:
             writer.write_table(pa.Table.from_pylist(table, schema))
     if words:
-        write_vocabulary(folder / "vocabulary.parquet", WORDS)
+        write_vocabulary(folder / "vocabulary.parquet", TEXTS)
     (folder / "features.json").write_text(json.dumps(facts | changed))
     return folder
 
 
 def tokens_of(context: int) -> list[int]:
     """The token ids of a context: all of HOSTILE are in each."""
-    return [(context + i) % len(WORDS) if i >= len(HOSTILE) else i for i in range(CONTEXT_SIZE)]
+    return [(context + i) % len(TEXTS) if i >= len(HOSTILE) else i for i in range(CONTEXT_SIZE)]
 
 
 def _latents(d_sae: int, logits: bool) -> list[dict[str, Any]]:
     found = []
     for latent in range(d_sae):
-        rows, top, near = rows_of(latent), top_of(latent), [(latent + i) % d_sae for i in (1, 2, 3)]
+        rows, top, near = rows_fired_by(latent), top_of(latent), [(latent + i) % d_sae for i in (1, 2, 3)]
         figures: dict[str, Any] = {"latent": latent, "rows": rows, "density": rows / ROWS}
         figures |= {"neighbours": near, "cosines": [0.5, 0.25, -0.125]}
         if rows:
             histogram = np.bincount(np.arange(rows) % BINS, minlength=BINS).tolist()
-            figures |= {"max": top, "mean": top / 2, "histogram": histogram, "top_token": latent % len(WORDS)}
+            figures |= {"max": top, "mean": top / 2, "histogram": histogram, "top_token": latent % len(TEXTS)}
             figures |= {"quantile_edges": [top / 10, top / 2, top]}
         if logits:
-            figures |= {"promoted": [0, latent % len(WORDS)], "promoted_logits": [1.5, 0.5]}
+            figures |= {"promoted": [0, latent % len(TEXTS)], "promoted_logits": [1.5, 0.5]}
             figures |= {"suppressed": [1, 2], "suppressed_logits": [-2.5, -1.0]}
         found.append(figures)
     return found
@@ -94,7 +94,7 @@ def _latents(d_sae: int, logits: bool) -> list[dict[str, Any]]:
 def _examples(d_sae: int) -> list[dict[str, Any]]:
     """Two top examples a latent and one of each quantile: contexts 2 l and on, at its place and the next."""
     found = []
-    for latent in (one for one in range(d_sae) if rows_of(one)):
+    for latent in (one for one in range(d_sae) if rows_fired_by(one)):
         for kind, quantile, rank, share in (
             ("top", None, 0, 1.0),
             ("top", None, 1, 0.8),

@@ -1,4 +1,4 @@
-/* The page: its address says what is shown, in one pane or in two side by side.
+/* The page: its address determines what is shown, in one pane or in two side by side.
 
    #/SAE?sort=...                       the table of an SAE
    #/SAE/f/LATENT?sort=...              a latent; the table's settings wait for the way back
@@ -12,7 +12,7 @@ import { putTable } from "./table.js";
 import { $, count, put } from "./text.js";
 
 const OPTIONS = ["sort", "dir", "find", "low", "high", "show"];
-const mounted = []; // of each pane: its element, and the address of what it shows
+const mounted = []; // for each pane: its element, and the address of what it shows
 
 const whole = (text) => /^\d{1,9}$/.test(text ?? "") ? Number(text) : NaN;
 
@@ -40,7 +40,7 @@ export function format(panes) {
   return query.size ? `${path}?${query}` : path;
 }
 
-/* What a pane's parts need to know of it, and how they change the address: only its own half. */
+/* What the parts of a pane get: what it shows, and functions that change only its half of the address. */
 function paneOf(panes, i) {
   const changed = (change) => format(parse(location.hash).map((pane, k) => k === i ? { ...pane, ...change } : pane));
   const publish = (write) => (options) => {
@@ -52,7 +52,7 @@ function paneOf(panes, i) {
   return {
     ...panes[i],
     name: i === 0 ? "a" : "b",
-    /* Attributes of a link to one of the SAE's latents, or with null to their table. */
+    /* Return the attributes of a link to a latent of the SAE; null: to the table of latents. */
     link: (latent) => ({ href: changed({ latent }), "data-to": latent ?? "" }),
     go: (change) => { location.hash = changed(change); },
     replace: publish((address) => history.replaceState(null, "", address)),
@@ -60,7 +60,7 @@ function paneOf(panes, i) {
   };
 }
 
-/* Links carry what every pane shows, so they are set anew when any pane has changed. */
+/* A link contains what all panes show, so all links are updated when a pane changes. */
 function relink() {
   const panes = parse(location.hash);
   mounted.forEach(({ element }, i) => {
@@ -95,15 +95,15 @@ async function show(mount, pane, moved) {
   const facts = index.saes[pane.sae];
   let fill;
   try {
-    if (!facts) throw new Error(`There is no SAE ${pane.sae}; there are ${index.saes.length}, from 0.`);
+    if (!facts) throw new Error(`There is no SAE ${pane.sae}. SAEs are numbered 0 to ${index.saes.length - 1}.`);
     const [columns, words] = await Promise.all([loadTable(pane.sae), loadWords(facts.vocabulary)]);
     if (pane.latent === null) fill = (parent) => putTable(parent, facts, columns, words, pane);
-    else if (!(pane.latent < facts.d_sae)) throw new Error(`There is no such latent; this SAE has 0 to ${facts.d_sae - 1}.`);
+    else if (!(pane.latent < facts.d_sae)) throw new Error(`There is no such latent. This SAE has latents 0 to ${facts.d_sae - 1}.`);
     else fill = await loadFeature(index, facts, columns, words, pane);
   } catch (error) {
     fill = (parent) => putTrouble(parent, error);
   }
-  if (turn !== mount.turn) return; // another address came meanwhile
+  if (turn !== mount.turn) return; // the address changed meanwhile
   element.replaceChildren();
   if (facts) putPaneHead(element, facts, pane);
   fill(element);
@@ -154,7 +154,7 @@ function putTop() {
 async function start() {
   try {
     index = await load("index.json");
-    if (index.schema !== 1) throw new Error("data/index.json is of another version of gsae than this page.");
+    if (index.schema !== 1) throw new Error("data/index.json was written by another version of gsae than this page.");
   } catch (error) {
     $("#panes").replaceChildren();
     put($("#panes"), "p", { class: "note trouble", role: "alert" }, `${error.message} Reload the page to try again.`);

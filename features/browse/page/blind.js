@@ -1,4 +1,4 @@
-/* The blind comparison: one trial after the other, rated no, maybe or yes. Nothing here knows which SAE it shows. */
+/* The blind comparison: one trial after another, rated no, maybe or yes. No data here says which SAE a trial shows. */
 
 import { loadTrial, loadWords } from "./data.js";
 import { hideTip } from "./examples.js";
@@ -24,7 +24,7 @@ export async function putBlind(area, blind) {
     return null;
   };
   const current = () => Math.min(Number(TRIAL.exec(location.hash)?.[1] ?? unrated(0) ?? 0), blind.trials - 1);
-  let turn = 0, inSight = null; // the trial that is shown whole: what a key rates
+  let turn = 0, inSight = null; // the trial that is completely shown, which a key rates
 
   async function show() {
     const trial = current(), mine = ++turn;
@@ -74,7 +74,7 @@ export async function putBlind(area, blind) {
 function putHead(page, trial, blind, rated, rate) {
   const done = Object.keys(rated).length, head = put(page, "div", { class: "judge" });
   put(head, "h1", { tabindex: -1 }, `Trial ${trial + 1} of ${blind.trials}`);
-  put(head, "p", {}, "Is there one thing that it fires on? Look at the weaker examples as well. 90 % is above 90 in 100 of its values.");
+  put(head, "p", {}, "Does it fire on one thing? Look at the weaker examples as well. 90 % means larger than 90 in 100 of its values.");
   const buttons = put(head, "div", { class: "ratings", role: "group", "aria-label": "Rating" });
   WORDS.forEach((word, rating) => {
     const button = put(buttons, "button", { type: "button", "aria-pressed": rated[trial] === rating ? "true" : "false" });
@@ -86,10 +86,10 @@ function putHead(page, trial, blind, rated, rate) {
   if (trial > 0) put(ways, "a", { href: `#/trial/${trial - 1}` }, "previous");
   if (trial + 1 < blind.trials) put(ways, "a", { href: `#/trial/${trial + 1}` }, "next");
   put(head, "p", { class: "saved", role: "status" }, done < blind.trials
-    ? `${done} of ${blind.trials} rated.` : `All ${done} are rated. Stop the command that serves this page to see what they say.`);
+    ? `${done} of ${blind.trials} rated.` : `All ${done} are rated. Stop the command that serves this page to see the result.`);
 }
 
-/* Read the ratings, after writing one if it is given. */
+/* Return the ratings; `one`: a rating to write first. */
 async function ratings(one) {
   const posted = { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(one) };
   const answer = await fetch("ratings", one ? posted : {});

@@ -1,4 +1,4 @@
-/* Files below data/, fetched when they are needed; the last KEPT of them stay. */
+/* Files below data/, fetched when they are needed; the KEPT most recently used stay in memory. */
 
 const KEPT = 300;
 const kept = new Map();
@@ -6,7 +6,7 @@ const kept = new Map();
 export function load(path) {
   const found = kept.get(path) ?? fetched(path);
   kept.delete(path);
-  kept.set(path, found); // the latest is the last
+  kept.set(path, found); // the most recently used is the last
   if (kept.size > KEPT) kept.delete(kept.keys().next().value);
   return found;
 }
@@ -18,7 +18,7 @@ async function fetched(path) {
     return await answer.json();
   } catch (error) {
     kept.delete(path);
-    throw error instanceof TypeError ? new Error(`data/${path} cannot be reached. Is the server still there?`) : error;
+    throw error instanceof TypeError ? new Error(`data/${path} cannot be reached. Is the server still running?`) : error;
   }
 }
 
@@ -37,7 +37,7 @@ export async function loadLatent(index, sae, latent) {
   return (await load(`${sae}/latents/${file(Math.floor(latent / each))}`))[latent % each];
 }
 
-/* Return the token ids of each context that examples stand in, by its number. */
+/* Return a Map from the number of each context of the examples to its token ids. */
 export async function loadContexts({ store, contexts_a_shard: each }, examples) {
   const shards = [...new Set(examples.map(([, context]) => Math.floor(context / each)))];
   const loaded = await Promise.all(shards.map((shard) => load(`contexts/${store}/${file(shard)}`)));

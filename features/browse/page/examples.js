@@ -1,20 +1,20 @@
-/* Examples of a latent: contexts whose tokens are shaded by its feature, with the values under the pointer or caret. */
+/* Examples of a latent: contexts with tokens shaded by their values, which the pointer or the caret shows. */
 
 import { $, count, exact, none, put, putToken, spoken } from "./text.js";
 
-const BEFORE = 28, AFTER = 12; // tokens around the example's row, until the whole context is asked for
+const BEFORE = 28, AFTER = 12; // tokens shown around the example's row before the whole context is opened
 
-/* example: [quantile, context, position, value, positions, values]. largest: the value that is shaded full. */
+/* example: [quantile, context, position, value, positions, values]. largest: the value with full shade. */
 export function putExample(parent, words, tokens, example, largest, shares = false) {
   const [, context, position, value, positions, values] = example;
   const figure = shares ? (v) => `${Math.round(100 * v)} %` : exact;
   const item = put(parent, "li", { class: "example" });
-  if (!tokens) return put(item, "p", { class: "note" }, `Context ${context} is not among the data.`);
+  if (!tokens) return put(item, "p", { class: "note" }, `The tokens of context ${context} are missing.`);
   const head = put(item, "div", { class: "where" });
   put(head, "b", {}, figure(value));
   if (!shares) put(head, "span", {}, `context ${count(context)}, token ${count(position)}`);
   const text = put(item, "p", { class: "text", tabindex: 0, role: "group" });
-  text.setAttribute("aria-label", `${figure(value)} at ${spoken(words, tokens[position])}. Arrow keys go from token to token.`);
+  text.setAttribute("aria-label", `${figure(value)} at ${spoken(words, tokens[position])}. Arrow keys move between tokens.`);
   const at = new Map(positions.map((p, i) => [p, values[i]]));
   const told = (p) => ({ token: tokens[p], place: p, value: at.has(p) ? figure(at.get(p)) : none });
 
@@ -66,13 +66,13 @@ function listen(text, words, told) {
   });
 }
 
-/* ---- The tip: what is under the pointer. ---- */
+/* ---- The tooltip: the token under the pointer. ---- */
 function showTip(node, words, { token, place, value }) {
   const tip = $("#tip"), box = node.getClientRects()[0];
   tip.replaceChildren();
   putToken(tip, words, token);
   const list = put(tip, "dl");
-  for (const [name, said] of [["value", value], ["token id", token], ["place", place]]) {
+  for (const [name, said] of [["value", value], ["token id", token], ["position", place]]) {
     put(list, "dt", {}, name);
     put(list, "dd", {}, String(said));
   }

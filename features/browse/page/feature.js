@@ -4,7 +4,7 @@ import { loadContexts, loadLatent } from "./data.js";
 import { putExamples, putHistogram, putLogits } from "./portrait.js";
 import { count, percent, put, putToken, short, spoken } from "./text.js";
 
-/* Return a function that puts the page, once all that it shows is loaded. */
+/* Load all that the page shows; return the function that puts it into an element. */
 export async function loadFeature(index, facts, columns, words, pane) {
   const latent = await loadLatent(index, pane.sae, pane.latent);
   const contexts = await loadContexts(facts.contexts_from, latent.examples);
@@ -32,7 +32,7 @@ function putFeature(parent, facts, columns, words, pane, latent, contexts) {
     const width = latent.max / latent.histogram.length;
     const label = (i) => `${short(i * width)} to ${short((i + 1) * width)}: ${count(latent.histogram[i])} rows`;
     putHistogram(figures, latent.histogram, latent.max, label, latent.quantile_edges);
-  } else put(figures, "p", { class: "note dead" }, `Dead here: it fires on none of the ${count(facts.rows)} rows.`);
+  } else put(figures, "p", { class: "note dead" }, `Dead: it fires on none of the ${count(facts.rows)} rows.`);
   putLogits(figures, words, latent);
   putNeighbours(figures, columns, words, pane, latent);
   putExamples(parent, words, latent.examples, contexts, latent.max, latent.quantile_edges ?? []);

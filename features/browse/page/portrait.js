@@ -1,11 +1,11 @@
-/* The parts of a latent's page: histogram, tokens it speaks for, examples by quantile; a blind trial has the last two. */
+/* The parts of a latent's page: histogram, logit effects, examples by quantile. A blind trial has the last two. */
 
 import { putExample } from "./examples.js";
 import { count, put, putToken, short } from "./text.js";
 
 const WIDTH = 600, HEIGHT = 200;
 
-/* bins: heights of equal width from 0 to `largest`. label: what to say of a bin. edges: of quantiles. */
+/* bins: heights of equal width from 0 to `largest`. label: a function from a bin to its title. edges: of the quantiles. */
 export function putHistogram(parent, bins, largest, label, edges) {
   const figure = put(parent, "figure", { class: "histogram" });
   put(figure, "h2", {}, "How strongly it fires");
@@ -27,15 +27,15 @@ export function putHistogram(parent, bins, largest, label, edges) {
   put(svg, "path", { class: "base", d: `M0,${HEIGHT}H${WIDTH}` });
   const scale = put(figure, "div", { class: "scale" });
   for (const value of [0, largest / 2, largest]) put(scale, "span", {}, short(value));
-  put(figure, "figcaption", {}, "Rows by value; heights are square roots. Dashes cut the values in equal numbers.");
+  put(figure, "figcaption", {}, "Rows by value. Heights are square roots of counts. Dashed lines cut the values into groups of equal size.");
 }
 
-/* Two lists of tokens: whose logits go up, whose go down. shares: values without a unit. */
+/* Two lists: tokens with raised logits, tokens with lowered logits. shares: values are shares of the largest. */
 export function putLogits(parent, words, latent, shares = false) {
   const section = put(parent, "section", { class: "logits" });
-  put(section, "h2", {}, "What it speaks for");
+  put(section, "h2", {}, "Effect on the next token");
   if (!latent.promoted) {
-    put(section, "p", { class: "note" }, "Effects on logits need the model's weights, and a site of the model's width.");
+    put(section, "p", { class: "note" }, "Effects on logits need the model's weights and a site as wide as the model's residual stream.");
     return;
   }
   const columns = put(section, "div", { class: "columns" });
@@ -53,7 +53,7 @@ export function putLogits(parent, words, latent, shares = false) {
   }
 }
 
-/* contexts: from an example's context to its token ids. quantiles: how many there are; edges of them, if told. */
+/* contexts: Map from an example's context to its token ids. edges: of the quantiles; empty where they are not shown. */
 export function putExamples(parent, words, examples, contexts, largest, edges, shares = false) {
   const groups = new Map();
   for (const example of examples) {

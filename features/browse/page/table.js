@@ -1,9 +1,9 @@
-/* The table of an SAE's latents: sorted, filtered, and only the rows in sight in the page. */
+/* The table of an SAE's latents, sorted and filtered. Only the visible rows are in the document. */
 
 import { count, percent, put, putToken, short } from "./text.js";
 
-const ROW = 32, SPARE = 8; // pixels, as in app.css; rows beyond those in sight
-const scrolls = new Map(); // where a table was scrolled to, by what it showed
+const ROW = 32, SPARE = 8; // height in pixels, as in app.css; rows kept beyond the visible ones
+const scrolls = new Map(); // scroll position of a table, by what it showed
 
 const COLUMNS = [
   { key: "latent", name: "latent", first: "asc" },
@@ -15,7 +15,7 @@ const COLUMNS = [
 ];
 const KEYS = new Set(COLUMNS.map(({ key }) => key));
 
-/* Which latents `options` leaves, in their order. A latent without a value comes last whichever way it is sorted. */
+/* Return the latents that `options` selects, sorted. A latent without a value comes last in either direction. */
 export function chosen(columns, total, words, options) {
   const { rows, max, mean, top_token: tokens } = columns;
   const find = (options.find ?? "").toLowerCase(), low = share(options.low, 0), high = share(options.high, 1);
@@ -45,7 +45,7 @@ export function chosen(columns, total, words, options) {
   });
 }
 
-/* Percent as typed, as a share. */
+/* Return a typed percentage as a share. */
 function share(typed, otherwise) {
   const value = Number(typed);
   return typed === undefined || typed === "" || Number.isNaN(value) ? otherwise : value / 100;
@@ -59,7 +59,7 @@ function ranks(tokens, words) {
   return tokens.map((token) => token === null ? null : rank.get(token));
 }
 
-/* pane: what app.js knows of it: its SAE and options, and how to change the address. */
+/* pane: see paneOf in app.js. */
 export function putTable(parent, facts, columns, words, pane) {
   let options = { ...pane.options }, order = [], active = 0, drawn = 0;
   const filters = putFilters(parent, options, (changed) => change(changed, pane.replace));
@@ -105,7 +105,7 @@ export function putTable(parent, facts, columns, words, pane) {
     const end = Math.min(order.length, first + Math.ceil(shown / ROW) + 2 * SPARE);
     body.replaceChildren();
     for (let at = first; at < end; at++) body.append(row(at));
-    if (order.length === 0) put(body, "p", { class: "note" }, "No latent is like that.");
+    if (order.length === 0) put(body, "p", { class: "note" }, "No latent matches the filters.");
     const named = active >= first && active < end;
     if (named) grid.setAttribute("aria-activedescendant", rowId(active));
     else grid.removeAttribute("aria-activedescendant");
@@ -149,7 +149,7 @@ export function putTable(parent, facts, columns, words, pane) {
     if (to === undefined) return;
     event.preventDefault();
     active = Math.max(0, Math.min(last, to));
-    const top = active * ROW, seen = grid.clientHeight - 2 * ROW; // the head stays over the first rows
+    const top = active * ROW, seen = grid.clientHeight - 2 * ROW; // the header row covers the first rows
     if (top < grid.scrollTop) grid.scrollTop = top;
     else if (top > grid.scrollTop + seen) grid.scrollTop = top - seen;
     draw();
@@ -160,7 +160,7 @@ export function putTable(parent, facts, columns, words, pane) {
   draw();
 }
 
-/* Put the controls and return the element that says how many latents are left. */
+/* Add the controls; return the element that says how many latents are selected. */
 function putFilters(parent, options, changed) {
   const form = put(parent, "div", { class: "filters", role: "search" });
   const field = (name, label, attributes) => {

@@ -1,9 +1,9 @@
-/* Texts of tokens as something to look at: nothing in them acts, nothing in them is invisible. */
+/* Texts of tokens on the page: they are never run as markup, and every character is visible. */
 
 export const $ = (selector, root = document) => root.querySelector(selector);
 const SVG = "http://www.w3.org/2000/svg";
 
-/* A new element at the end of `parent`. Text from the data goes through textContent and setAttribute alone. */
+/* Append a new element to `parent`. Text from the data is only passed to textContent and setAttribute. */
 export function put(parent, tag, attributes = {}, text) {
   const svg = tag === "svg" || parent?.namespaceURI === SVG;
   const node = svg ? document.createElementNS(SVG, tag) : document.createElement(tag);
@@ -38,7 +38,7 @@ const codePoint = (char) => `U+${char.codePointAt(0).toString(16).toUpperCase().
 
 const sign = (char) => SIGNS.get(char) ?? codePoint(char);
 
-/* `text` cut into [piece, whether it stands for a character that would not be seen, that character]. */
+/* Return `text` in pieces [piece, whether it replaces an invisible character, that character]. */
 function pieces(text, inProse) {
   const found = [], chars = [...text];
   let plain = "";
@@ -58,13 +58,13 @@ function pieces(text, inProse) {
   return found;
 }
 
-/* The text of a token as one line of plain characters, for titles and screen readers. */
+/* Return the text of a token as one line of plain characters, for titles and screen readers. */
 export const spoken = (words, id) => {
   const text = words(id);
   return text === null ? `token ${id}` : pieces(text, false).map(([piece]) => piece).join("") || "(empty)";
 };
 
-/* A token, isolated from its neighbours' direction. inProse: a space before a word stays a space. */
+/* Append a token, isolated from the writing direction of its neighbours. inProse: keep a space before a word. */
 export function putToken(parent, words, id, attributes = {}, inProse = false) {
   const node = put(parent, "bdi", { ...attributes, class: `token ${attributes.class ?? ""}`.trim() });
   const text = words(id);

@@ -8,7 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gsae.evaluate.report.pareto import Point, bootstrap, compare, l0_ratio, non_dominated, summary
+from gsae.evaluate import Evaluation, summary
+from gsae.evaluate.eval_json import PerContext
+from gsae.evaluate.report.bootstrap import bootstrap
+from gsae.evaluate.report.comparison import compare
+from gsae.evaluate.report.pareto import Point, l0_ratio, non_dominated
 from gsae.tests.support.report_run import RATIO, scores, sweep
 
 GATED = [Point(10, 0.8), Point(20, 0.9), Point(40, 0.95)]
@@ -75,21 +79,25 @@ def test_curves_that_barely_meet_have_no_ratio_but_a_reason(gated, reason):
     assert "\n" not in ratio.reason
 
 
+def typed(evaluations):
+    return [Evaluation.model_validate(e) for e in evaluations]
+
+
 def per_context(evaluations, architecture):
-    return [e["per_context"] for e in evaluations if e["architecture"] == architecture]
+    return [e.per_context for e in typed(evaluations) if e.architecture == architecture]
 
 
 @pytest.mark.parametrize("score", ["ce_loss_score", "explained_variance"])
 def test_the_interval_equals_a_plain_loop_over_the_same_draws(score):
     gated, baseline = (per_context(sweep(), a) for a in ("gated", "relu"))
-    contexts = len(gated[0]["rows"])
+    contexts = len(gated[0].rows)
     raw = np.random.Philox(key=3).random_raw(50 * contexts)
     ratios = []
     for draw in raw.reshape(50, contexts):
         picked = [int(word) % contexts for word in draw]
 
         def point(sums, picked=picked):
-            total = {k: sum(sums[k][c] for c in picked) for k in sums}
+            total = {k: sum(column[c] for c in picked) for k, column in sums if column}
             if score == "explained_variance":
                 return Point(total["l0"] / total["rows"], 1 - total["sse"] / total["sst"])
             lost = (total["spliced"] - total["clean"]) / (total["zero"] - total["clean"])
@@ -107,7 +115,7 @@ def test_the_interval_contains_the_ratio_and_follows_from_the_seed_alone():
     gated, baseline = (per_context(sweep(), a) for a in ("gated", "relu"))
     found = bootstrap(gated, baseline, "ce_loss_score")
     assert found is not None
-    assert found.low < compare(sweep(), "ce_loss_score").ratio.value < found.high
+    assert found.low < compare(typed(sweep()), "ce_loss_score").ratio.value < found.high
     assert found.high - found.low > 0.05
     assert found == bootstrap(gated, baseline, "ce_loss_score")
     assert found == bootstrap(gated[::-1], baseline[::-1], "ce_loss_score")
@@ -116,7 +124,7 @@ def test_the_interval_contains_the_ratio_and_follows_from_the_seed_alone():
 
 def test_contexts_that_are_all_alike_leave_no_doubt():
     def sae(l0, score):
-        return {"rows": [8] * 20, "l0": [8 * l0] * 20, "sse": [1 - score] * 20, "sst": [1] * 20}
+        return PerContext(rows=[8] * 20, l0=[8 * l0] * 20, sse=[1 - score] * 20, sst=[1] * 20)
 
     gated, baseline = ([sae(p.l0, p.score) for p in curve] for curve in (GATED, BASELINE))
     interval = bootstrap(gated, baseline, "explained_variance", resamples=20)
@@ -126,13 +134,14 @@ def test_contexts_that_are_all_alike_leave_no_doubt():
 
 def test_sums_that_are_missing_or_of_other_contexts_give_no_interval():
     gated, baseline = (per_context(sweep(), a) for a in ("gated", "relu"))
-    assert bootstrap([{**s, "clean": None} for s in gated], baseline, "ce_loss_score") is None
-    assert bootstrap([{k: v[:-1] for k, v in s.items()} for s in gated], baseline, "ce_loss_score") is None
-    assert bootstrap([{}], [{}], "explained_variance") is None
+    assert bootstrap([s.model_copy(update={"clean": None}) for s in gated], baseline, "ce_loss_score") is None
+    fewer = [PerContext(**{key: column[:-1] for key, column in sums if column}) for sums in gated]
+    assert bootstrap(fewer, baseline, "ce_loss_score") is None
+    assert bootstrap([PerContext()], [PerContext()], "explained_variance") is None
 
 
 def test_a_summary_has_both_ratios_with_intervals_as_json():
-    found = summary(sweep())
+    found = summary(typed(sweep()))
     assert found["l0_ratio"] == pytest.approx(RATIO, rel=0.05)
     assert found["l0_ratio_ev"] == pytest.approx(RATIO, rel=0.05)
     for key in ("l0_ratio", "l0_ratio_ev"):
@@ -140,11 +149,11 @@ def test_a_summary_has_both_ratios_with_intervals_as_json():
         assert low < found[key] < high
     assert found["reason"] is None
     assert json.loads(json.dumps(found, allow_nan=False)) == found
-    assert found == summary(sweep()[::-1])
+    assert found == summary(typed(sweep()[::-1]))
 
 
 def test_without_the_language_model_only_explained_variance_has_a_ratio():
-    found = summary(sweep(ce=False))
+    found = summary(typed(sweep(ce=False)))
     assert found["l0_ratio"] is None
     assert found["l0_ratio_interval"] is None
     assert found["reason"].startswith("ce_loss_score: no SAE has it (the language model")
@@ -152,7 +161,7 @@ def test_without_the_language_model_only_explained_variance_has_a_ratio():
 
 
 def test_saes_of_different_sites_are_not_compared():
-    found = summary([*sweep(), *sweep(site="resid.15")])
+    found = summary(typed([*sweep(), *sweep(site="resid.15")]))
     assert found["l0_ratio"] is None
     assert "mlp.10, resid.15" in found["reason"]
 

@@ -11,8 +11,9 @@ import pytest
 
 from gsae.errors import CorruptError, NotFoundError, UsageError
 from gsae.evaluate import evaluate
+from gsae.evaluate.report.curves import MAX_POINTS
 from gsae.evaluate.report.report import MAX_BYTES, report
-from gsae.evaluate.report.runs import MAX_POINTS, read_run
+from gsae.evaluate.report.runs import read_run
 from gsae.tests.support.command import gsae
 from gsae.tests.support.report_run import METRIC_LINES, sweep, write_run
 from gsae.train import RunConfig, parse_sae, train

@@ -164,7 +164,7 @@ def test_several_runs_lie_over_one_another_and_lines_can_be_taken_away(browser, 
     assert len(browser.find_elements(By.CSS_SELECTOR, "#fig-density .curve")) == 10
     assert len(browser.find_elements(By.CSS_SELECTOR, "#table tbody tr")) == 40
     browser.execute_script("arguments[0].click()", boxes[0].find_element(By.TAG_NAME, "input"))
-    assert "No SAE that is shown" in browser.find_element(By.ID, "fig-curves").text
+    assert "None of the shown SAEs" in browser.find_element(By.ID, "fig-curves").text
     assert browser.get_log("browser") == []
 
 

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from gsae.errors import CorruptError, IncompatibleError, NotFoundError, UsageError
-from gsae.features.browse.blind import build_blind, compare_ratings, ratings_of, read_key
+from gsae.features import BlindSettings, build_blind, compare_ratings, ratings_of
+from gsae.features.browse.blind_key import read_key
 from gsae.features.browse.ratings import Ratings
-from gsae.tests.support.browser_run import rows_of, write_features
+from gsae.tests.support.browser_run import rows_fired_by, write_features
 
 
 @pytest.fixture
@@ -21,7 +22,7 @@ def run(tmp_path: Path) -> Path:
 
 
 def test_what_is_served_does_not_tell_which_sae_or_latent_it_shows(run: Path) -> None:
-    blind = build_blind(run, (), pairs=10, seed=1)
+    blind = build_blind(run, (), settings=BlindSettings(pairs=10, seed=1))
     files = [
         path for path in (blind / "site" / "data").rglob("*") if path.is_file() and path.parent.name != "vocabularies"
     ]
@@ -39,20 +40,26 @@ def test_what_is_served_does_not_tell_which_sae_or_latent_it_shows(run: Path) ->
 
 
 def test_the_draw_is_even_among_latents_that_fire_often_and_fixed_by_the_seed(run: Path, tmp_path: Path) -> None:
-    key = read_key(build_blind(run, (), pairs=20, seed=1, minimum_rows=100))
+    key = read_key(build_blind(run, (), settings=BlindSettings(pairs=20, seed=1, minimum_rows=100)))
     assert key.saes == ("b-gated", "a-relu")  # the Gated one is the first
     for sae in (0, 1):
         drawn = [trial.latent for trial in key.trials if trial.sae == sae]
         assert len(set(drawn)) == len(drawn) == 20
-        assert all(rows_of(latent) >= 100 for latent in drawn)
+        assert all(rows_fired_by(latent) >= 100 for latent in drawn)
     assert sorted(trial.pair for trial in key.trials) == sorted([*range(20)] * 2)
     assert [trial.sae for trial in key.trials] != [0, 1] * 20
-    assert read_key(build_blind(run, (), tmp_path / "same", pairs=20, seed=1, minimum_rows=100)) == key
-    assert read_key(build_blind(run, (), tmp_path / "other", pairs=20, seed=2, minimum_rows=100)) != key
+    assert (
+        read_key(build_blind(run, (), tmp_path / "same", settings=BlindSettings(pairs=20, seed=1, minimum_rows=100)))
+        == key
+    )
+    assert (
+        read_key(build_blind(run, (), tmp_path / "other", settings=BlindSettings(pairs=20, seed=2, minimum_rows=100)))
+        != key
+    )
 
 
 def test_the_comparison_is_that_of_the_pairs_counted_by_hand(run: Path) -> None:
-    blind = build_blind(run, (), pairs=4, seed=3)
+    blind = build_blind(run, (), settings=BlindSettings(pairs=4, seed=3))
     key, ratings = read_key(blind), ratings_of(blind)
     said = {0: (2, 0), 1: (1, 1), 2: (2, 1), 3: (0, None)}  # a pair: of Gated, of the baseline
     for number, trial in enumerate(key.trials):
@@ -69,7 +76,7 @@ def test_the_comparison_is_that_of_the_pairs_counted_by_hand(run: Path) -> None:
 
 
 def test_the_interval_is_about_that_of_the_mean_of_many_pairs(run: Path) -> None:
-    blind = build_blind(run, (), pairs=40, seed=3)
+    blind = build_blind(run, (), settings=BlindSettings(pairs=40, seed=3))
     rng, ratings = np.random.default_rng(0), ratings_of(blind)
     said = {pair: rng.integers(0, 3, 2).tolist() for pair in range(40)}
     for number, trial in enumerate(read_key(blind).trials):
@@ -81,21 +88,21 @@ def test_the_interval_is_about_that_of_the_mean_of_many_pairs(run: Path) -> None
 
 
 def test_without_ratings_there_is_no_figure(run: Path) -> None:
-    found = compare_ratings(build_blind(run, (), pairs=2))
+    found = compare_ratings(build_blind(run, (), settings=BlindSettings(pairs=2)))
     assert (found["difference"], found["interval"], found["pairs"]) == (None, None, 0)
     assert set(found["means"].values()) == {None}
 
 
 def test_a_comparison_goes_on_and_another_is_refused_its_folder(run: Path) -> None:
-    blind = build_blind(run, (), pairs=5)
+    blind = build_blind(run, (), settings=BlindSettings(pairs=5))
     ratings_of(blind).record(3, 2)
-    assert build_blind(run, (), pairs=5) == blind
+    assert build_blind(run, (), settings=BlindSettings(pairs=5)) == blind
     assert ratings_of(blind).current() == {3: 2}
     with pytest.raises(IncompatibleError, match="another comparison"):
-        build_blind(run, (), pairs=6)
+        build_blind(run, (), settings=BlindSettings(pairs=6))
     (blind / "key.json").unlink()
-    with pytest.raises(CorruptError, match=r"key\.json is gone"):
-        build_blind(run, (), pairs=5)
+    with pytest.raises(CorruptError, match=r"key\.json, which says what was rated, is gone"):
+        build_blind(run, (), settings=BlindSettings(pairs=5))
 
 
 def test_the_last_rating_counts_and_a_torn_line_was_never_answered(tmp_path: Path) -> None:
@@ -112,10 +119,10 @@ def test_the_last_rating_counts_and_a_torn_line_was_never_answered(tmp_path: Pat
 
 
 def test_what_cannot_be_compared_is_refused(run: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="of two SAEs, not 1"):
+    with pytest.raises(UsageError, match=r"of two SAEs, not 1.*has features of a-relu, b-gated"):
         build_blind(run, ["a-relu"])
-    with pytest.raises(UsageError, match="cannot be drawn"):
-        build_blind(run, (), pairs=90)
+    with pytest.raises(UsageError, match="fewer than --pairs 90"):
+        build_blind(run, (), settings=BlindSettings(pairs=90))
     with pytest.raises(NotFoundError, match="no blind comparison"):
         read_key(tmp_path)
     write_features(tmp_path / "mixed", "a")

@@ -15,10 +15,11 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select, WebDriverWait
 
-from gsae.features.browse.blind import build_blind, compare_ratings, ratings_of, read_key
+from gsae.features import BlindSettings, build_blind, compare_ratings, ratings_of
+from gsae.features.browse.blind_key import read_key
 from gsae.features.browse.serving import Server
 from gsae.features.browse.site import build_browser
-from gsae.tests.support.browser_run import HOSTILE, ROWS, WORDS, rows_of, tokens_of, top_of, write_features
+from gsae.tests.support.browser_run import HOSTILE, ROWS, TEXTS, rows_fired_by, tokens_of, top_of, write_features
 from gsae.tests.support.chromium import chromium, sized
 
 # What a reader sees of HOSTILE where nothing is left unseen.
@@ -37,7 +38,7 @@ SEEN = (
     "__proto__",
 )
 MANY = 65_536
-SORTED = [("rows", rows_of), ("max", top_of), ("density", rows_of), ("mean", top_of)]
+SORTED = [("rows", rows_fired_by), ("max", top_of), ("density", rows_fired_by), ("mean", top_of)]
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +132,7 @@ def typed(browser, name, text):
 def test_a_click_on_a_header_sorts_and_another_turns_it_over(browser, served, column, value):
     opened(browser, served)
     head = f".head .{column}"
-    alive = [latent for latent in range(100) if rows_of(latent)]
+    alive = [latent for latent in range(100) if rows_fired_by(latent)]
     for direction, way in (("descending", -1), ("ascending", 1)):
         press(browser, f"{head} button")
         if column in ("max", "mean"):
@@ -148,9 +149,9 @@ def test_a_click_on_a_header_sorts_and_another_turns_it_over(browser, served, co
 
 def test_top_tokens_are_sorted_by_their_texts_and_the_dead_come_last(browser, served):
     opened(browser, f"{served}#/0?sort=token&show=alive")
-    alive = [latent for latent in range(100) if rows_of(latent)]
+    alive = [latent for latent in range(100) if rows_fired_by(latent)]
     found = latents(browser)
-    assert found == sorted(alive, key=lambda latent: WORDS[latent].encode("utf-16-be"))[: len(found)]
+    assert found == sorted(alive, key=lambda latent: TEXTS[latent].encode("utf-16-be"))[: len(found)]
     opened(browser, f"{served}#/0?sort=max&dir=desc")
     browser.execute_script("const g = document.querySelector('.grid'); g.scrollTop = g.scrollHeight")
     until(browser, lambda: {*latents(browser)} >= {*range(4, 100, 5)})
@@ -160,7 +161,7 @@ def test_top_tokens_are_sorted_by_their_texts_and_the_dead_come_last(browser, se
 def test_filters_leave_what_they_say(browser, served):
     opened(browser, served)
     typed(browser, "find", "WORD4")
-    wanted = [latent for latent in range(100) if rows_of(latent) and "word4" in WORDS[latent]]
+    wanted = [latent for latent in range(100) if rows_fired_by(latent) and "word4" in TEXTS[latent]]
     assert latents(browser) == wanted
     assert browser.find_element(By.CSS_SELECTOR, "output").text == f"{len(wanted)} of 100 latents"
     typed(browser, "find", "34")
@@ -168,7 +169,7 @@ def test_filters_leave_what_they_say(browser, served):
     typed(browser, "find", "")
     typed(browser, "low", "5")
     typed(browser, "high", "10")
-    wanted = [latent for latent in range(100) if 0.05 <= rows_of(latent) / ROWS <= 0.1]
+    wanted = [latent for latent in range(100) if 0.05 <= rows_fired_by(latent) / ROWS <= 0.1]
     assert latents(browser) == wanted[: len(latents(browser))]
     assert browser.find_element(By.CSS_SELECTOR, "output").text == f"{len(wanted)} of 100 latents"
     typed(browser, "low", "")
@@ -177,7 +178,7 @@ def test_filters_leave_what_they_say(browser, served):
     assert latents(browser) == [*range(4, 100, 5)]
     assert set(texts(browser, ".body .token-cell")) == {"dead"}
     typed(browser, "find", "nothing is like this")
-    assert browser.find_element(By.CSS_SELECTOR, ".body").text == "No latent is like that."
+    assert browser.find_element(By.CSS_SELECTOR, ".body").text == "No latent matches the filters."
 
 
 def test_the_keyboard_goes_through_the_table_and_opens_a_latent(browser, served):
@@ -240,7 +241,7 @@ def test_a_latents_page_has_the_right_tokens_with_the_right_shades(browser, serv
         seen = browser.execute_script("return arguments[0].map((t) => t.textContent)", tokens)
         assert seen[0] == SEEN[0]
         assert seen[2:12] == [*SEEN[2:12]]
-        assert seen[12:] == [WORDS[token] for token in tokens_of(context)[12:]]
+        assert seen[12:] == [TEXTS[token] for token in tokens_of(context)[12:]]
         shades = browser.execute_script("return arguments[0].map((t) => t.style.getPropertyValue('--v'))", tokens)
         told = {at: float(shade) for at, shade in enumerate(shades) if shade}
         assert told == pytest.approx({3: share / 4, 27: share, 28: share / 2}, abs=2e-3)
@@ -274,7 +275,7 @@ def test_hovering_and_arrow_keys_tell_values(browser, served):
                               (Keys.ARROW_LEFT, 28, f"{top_of(7) / 2:.4g}")):  # fmt: skip
         text.send_keys(key)
         assert f"value\n{value}" in tip.text
-        assert f"place\n{place}" in tip.text
+        assert f"position\n{place}" in tip.text
     text.send_keys(Keys.ESCAPE)
     assert not tip.is_displayed()
 
@@ -283,8 +284,8 @@ def test_histogram_logits_and_neighbours_say_what_the_features_say(browser, serv
     opened(browser, f"{served}#/0/f/23")
     titles = texts(browser, ".bin title")
     assert len(titles) == 10
-    assert sum(int(title.split(": ")[1].split()[0].replace(",", "")) for title in titles) == rows_of(23)
-    assert texts(browser, ".promoted .chip") == [SEEN[0], WORDS[23].replace(" ", "·")]
+    assert sum(int(title.split(": ")[1].split()[0].replace(",", "")) for title in titles) == rows_fired_by(23)
+    assert texts(browser, ".promoted .chip") == [SEEN[0], TEXTS[23].replace(" ", "·")]
     assert texts(browser, ".promoted .value") == ["1.50", "0.500"]
     assert texts(browser, ".suppressed .chip") == [SEEN[1], SEEN[2]]
     assert texts(browser, ".suppressed .value") == ["−2.50", "−1.00"]
@@ -312,7 +313,7 @@ def test_without_texts_and_logits_ids_are_shown(browser, tmp_path):
 def test_hostile_texts_are_shown_whole_and_never_act(browser, served):
     opened(browser, served)
     for latent, seen in enumerate(SEEN):
-        if rows_of(latent):
+        if rows_fired_by(latent):
             cell = f".row[data-latent='{latent}'] .token-cell"
             assert texts(browser, cell) == [seen]
     opened(browser, f"{served}#/0/f/0")
@@ -399,7 +400,9 @@ def test_an_address_opens_the_same_thing_elsewhere(browser, served):
 def test_two_saes_side_by_side_are_looked_through_by_themselves(browser, served):
     opened(browser, f"{served}#/compare/0/1?a.f=7&b.sort=max&b.dir=desc", ".pane:nth-of-type(2) .body .row")
     until(browser, lambda: heading(browser) == ["Latent 7"])
-    right = sorted((latent for latent in range(70) if rows_of(latent)), key=lambda latent: (-top_of(latent), latent))
+    right = sorted(
+        (latent for latent in range(70) if rows_fired_by(latent)), key=lambda latent: (-top_of(latent), latent)
+    )
     found = latents(browser, 2)
     assert found == right[: len(found)]
     press(browser, f".row[data-latent='{right[1]}'] a")
@@ -451,7 +454,7 @@ def test_a_shard_that_is_gone_is_told_and_can_be_tried_again(browser, tmp_path):
 def test_a_blind_reader_rates_without_being_told_and_goes_on_later(browser, tmp_path):
     write_features(tmp_path / "run")
     write_features(tmp_path / "run", "relu-w70", architecture="relu", d_sae=70)
-    blind = build_blind(tmp_path / "run", (), tmp_path / "blind", pairs=3, seed=5)
+    blind = build_blind(tmp_path / "run", (), tmp_path / "blind", BlindSettings(pairs=3, seed=5))
     trials = read_key(blind).trials
     with serving(blind / "site", ratings_of(blind)) as url:
         opened(browser, url, ".judge")

@@ -82,5 +82,5 @@ def test_a_blind_comparison_is_gone_on_with_and_printed(run: Path) -> None:
 def test_what_cannot_be_shown_is_told_in_one_line(run: Path, tmp_path: Path) -> None:
     refused(3, "Run `gsae features", "browse", tmp_path, "--no-serve")
     refused(3, "gated-w999", "browse", run, "--no-serve", "--sae", "gated-w999")
-    refused(2, "give --sae twice", "browse", run, "--no-serve", "--blind", "--sae", "relu-w70")
+    refused(2, "Give --sae twice; ", "browse", run, "--no-serve", "--blind", "--sae", "relu-w70")
     refused(2, "--pairs 5000", "browse", run, "--no-serve", "--blind", "--pairs", "5000")

@@ -16,7 +16,7 @@ from gsae.features.browse import site as browser
 from gsae.features.browse.ratings import Ratings
 from gsae.features.browse.serving import MAX_BODY, Server
 from gsae.features.browse.site import build_browser
-from gsae.tests.support.browser_run import HOSTILE, ROWS, WORDS, rows_of, tokens_of, top_of, write_features
+from gsae.tests.support.browser_run import HOSTILE, ROWS, TEXTS, rows_fired_by, tokens_of, top_of, write_features
 
 
 @pytest.fixture
@@ -43,17 +43,17 @@ def test_the_table_and_every_latents_page_say_what_the_features_say(run: Path) -
     assert [sae["sae"] for sae in index["saes"]] == ["gated-w100", "relu-w70"]
     for n, d_sae in enumerate((100, 70)):
         table = read(out / f"data/{n}/table.json")
-        assert table["rows"] == [rows_of(latent) for latent in range(d_sae)]
-        tops = [top_of(latent) if rows_of(latent) else None for latent in range(d_sae)]
+        assert table["rows"] == [rows_fired_by(latent) for latent in range(d_sae)]
+        tops = [top_of(latent) if rows_fired_by(latent) else None for latent in range(d_sae)]
         assert table["max"] == [top and pytest.approx(top, rel=1e-3) for top in tops]
-        assert table["top_token"] == [latent if rows_of(latent) else None for latent in range(d_sae)]
+        assert table["top_token"] == [latent if rows_fired_by(latent) else None for latent in range(d_sae)]
         shards = [read(path) for path in sorted((out / f"data/{n}/latents").iterdir())]
         assert {len(shard) for shard in shards[:-1]} == {index["latents_a_shard"]}
         latents = [latent for shard in shards for latent in shard]
         assert [latent["latent"] for latent in latents] == list(range(d_sae))
         for latent in latents:
-            assert latent["density"] == pytest.approx(rows_of(latent["latent"]) / ROWS, rel=1e-3)
-            assert len(latent["examples"]) == (4 if rows_of(latent["latent"]) else 0)
+            assert latent["density"] == pytest.approx(rows_fired_by(latent["latent"]) / ROWS, rel=1e-3)
+            assert len(latent["examples"]) == (4 if rows_fired_by(latent["latent"]) else 0)
         quantile, context, position, value, positions, values = latents[7]["examples"][1]
         assert (quantile, context, position, positions) == (None, 16, 27, [3, 27, 28])
         assert [value, *values] == pytest.approx([top_of(7) * 0.8 * f for f in (1, 0.25, 1, 0.5)], rel=1e-3)
@@ -68,7 +68,7 @@ def test_contexts_and_vocabularies_are_shared_and_are_all_there(run: Path) -> No
         found = read(out / f"data/contexts/0/{context // each:05d}.json")
         assert found[str(context)] == tokens_of(context)
     assert [p.name for p in (out / "data/vocabularies").iterdir()] == ["0.json"]
-    assert read(out / "data/vocabularies/0.json") == list(WORDS)
+    assert read(out / "data/vocabularies/0.json") == list(TEXTS)
 
 
 def test_files_of_data_are_plain_ascii_whatever_tokens_hold(run: Path) -> None:
@@ -144,7 +144,7 @@ def test_no_path_of_this_machine_gets_into_the_files(tmp_path: Path) -> None:
 def test_what_cannot_be_browsed_is_refused_in_one_line(run: Path, tmp_path: Path) -> None:
     with pytest.raises(NotFoundError, match="gsae features"):
         build_browser(tmp_path / "nothing")
-    with pytest.raises(NotFoundError, match="'other'; it has those of gated-w100, relu-w70"):
+    with pytest.raises(NotFoundError, match=r"'other'\. It has those of gated-w100, relu-w70"):
         build_browser(run, ["other"])
     mine = tmp_path / "mine"
     mine.mkdir()

@@ -14,18 +14,18 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
 from gsae.errors import CorruptError, IncompatibleError, NotFoundError
-from gsae.features import Words, find_features
+from gsae.features import Vocabulary, find_features
 from gsae.features.export import delphi
 from gsae.features.export.delphi import to_delphi
 from gsae.store import Store
-from gsae.tests.evaluate.test_evaluation import D_SAE, noted, reconstruct, write_sae
+from gsae.tests.support.saes import D_SAE, reconstruct, training_notes, write_sae
 from gsae.tests.support.stores import make_store
 
 
 @pytest.fixture
 def features(tmp_path: Path, tiny_store: Store) -> Path:
-    write_sae(tmp_path / "run", "gated", 0, noted(tiny_store))
-    find_features(tmp_path / "run", tiny_store, Words())
+    write_sae(tmp_path / "run", "gated", 0, training_notes(tiny_store))
+    find_features(tmp_path / "run", tiny_store, Vocabulary())
     return tmp_path / "run" / "features" / "gated-0"
 
 
@@ -51,7 +51,7 @@ def test_every_feature_above_0_is_there_by_context_position_and_latent(
 
     site, size = tiny_store.site("mlp.1", split="heldout"), tiny_store.plan.context_size
     x = site[:].double().numpy()
-    kept = np.linalg.norm(x, axis=1) < noted(tiny_store)["norm_limit"]
+    kept = np.linalg.norm(x, axis=1) < training_notes(tiny_store)["norm_limit"]
     values = reconstruct("gated", 0, x[kept])[0]
     heldout = np.flatnonzero(tiny_store.split() == 1).tolist()
     expected = {}
@@ -133,11 +133,11 @@ def test_a_missing_file_of_activations_is_noticed(
     tmp_path: Path, tiny_store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("gsae.features.find.firings.FILE_ROWS", 100)
-    write_sae(tmp_path / "run", "gated", 0, noted(tiny_store))
-    find_features(tmp_path / "run", tiny_store, Words())
+    write_sae(tmp_path / "run", "gated", 0, training_notes(tiny_store))
+    find_features(tmp_path / "run", tiny_store, Vocabulary())
     features = tmp_path / "run" / "features" / "gated-0"
     sorted((features / "activations").iterdir())[-1].unlink()
-    with pytest.raises(CorruptError, match="is not whole"):
+    with pytest.raises(CorruptError, match="is incomplete"):
         to_delphi(features, tiny_store, tmp_path / "out")
     assert not list((tmp_path / "out").rglob("config.json"))
 

@@ -84,7 +84,7 @@ def test_what_cannot_be_exported_is_refused_and_nothing_is_lost(tiny_store: Stor
     out = to_dictionary_learning(save(tmp_path / "one", tiny_store, "gated"), tmp_path / "out")
     before = (out / "ae.pt").read_bytes()
 
-    with pytest.raises(IncompatibleError, match=r"ae\.pt is another SAE's; choose another folder"):
+    with pytest.raises(IncompatibleError, match=r"ae\.pt is not of this export\. Choose another folder"):
         to_dictionary_learning(save(tmp_path / "two", tiny_store, "gated", seed=1), out)
     assert (out / "ae.pt").read_bytes() == before
     with pytest.raises(IncompatibleError, match="is a gated-untied SAE; dictionary_learning has no class for it"):
@@ -93,5 +93,5 @@ def test_what_cannot_be_exported_is_refused_and_nothing_is_lost(tiny_store: Stor
     with pytest.raises(NotFoundError, match="There is no SAE in"):
         to_dictionary_learning(tmp_path / "nowhere", tmp_path / "none")
     (tmp_path / "file").write_text("")
-    with pytest.raises(IncompatibleError, match="is a file; an export needs a folder"):
+    with pytest.raises(IncompatibleError, match="is a file, or below one"):
         to_dictionary_learning(tmp_path / "one" / "saes" / "gated", tmp_path / "file")

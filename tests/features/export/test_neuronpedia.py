@@ -12,22 +12,22 @@ import pytest
 import torch
 
 from gsae.errors import IncompatibleError, NotFoundError, UsageError
-from gsae.features import Kept, Words, find_features
+from gsae.features import FeatureSettings, Vocabulary, find_features
 from gsae.features.export import neuronpedia
 from gsae.features.export.neuronpedia import to_neuronpedia
 from gsae.store import Store
-from gsae.tests.evaluate.test_evaluation import D_IN, D_SAE, noted, write_sae
 from gsae.tests.support.neuronpedia_tables import BATCHES, FILES, HANGS_ON, KEYS, faults
+from gsae.tests.support.saes import D_IN, D_SAE, training_notes, write_sae
 
-SMALL = Kept(top=4, quantiles=3, samples=2, bins=7, neighbours=5, logits=3)
+SMALL = FeatureSettings(top=4, quantiles=3, samples=2, bins=7, neighbours=5, logits=3)
 
 
 @pytest.fixture
 def features(tmp_path: Path, tiny_store: Store) -> Path:
-    write_sae(tmp_path / "run", "gated", 0, noted(tiny_store))
+    write_sae(tmp_path / "run", "gated", 0, training_notes(tiny_store))
     unembedding = torch.randn(50, D_IN, generator=torch.Generator().manual_seed(9))
     texts = [f" wörd{token}" for token in range(int(tiny_store.tokens().max()) + 1)]
-    find_features(tmp_path / "run", tiny_store, Words(texts, lambda rows: rows @ unembedding.T), kept=SMALL)
+    find_features(tmp_path / "run", tiny_store, Vocabulary(texts, lambda rows: rows @ unembedding.T), settings=SMALL)
     return tmp_path / "run" / "features" / "gated-0"
 
 
@@ -180,7 +180,7 @@ def test_what_cannot_be_exported_is_said_and_nothing_is_lost(features: Path, tin
     out = tmp_path / "out"
     with pytest.raises(NotFoundError, match="Run `gsae features"):
         to_neuronpedia(features.parent / "gated-7", out)
-    find_features(tmp_path / "run", tiny_store, Words(), kept=SMALL)
+    find_features(tmp_path / "run", tiny_store, Vocabulary(), settings=SMALL)
     with pytest.raises(UsageError, match="no texts of tokens"):
         to_neuronpedia(features, out)
     assert not out.exists()
@@ -191,7 +191,7 @@ def test_a_folder_that_holds_something_else_is_refused_and_kept(features: Path, 
     facts = json.loads((features / "features.json").read_text())
     (features / "features.json").write_text(json.dumps(facts | {"rows": 1}))
     before = contents(folder)
-    with pytest.raises(IncompatibleError, match="holds something else; choose another folder"):
+    with pytest.raises(IncompatibleError, match="is not of this export"):
         to_neuronpedia(features, tmp_path / "out")
     assert contents(folder) == before
     (tmp_path / "file").write_text("")

@@ -14,17 +14,17 @@ from torch import Tensor
 
 from gsae.errors import CorruptError, NotFoundError, UsageError
 from gsae.evaluate import Progress
-from gsae.features import Kept, Words, find_features
+from gsae.features import FeatureSettings, Vocabulary, find_features
 from gsae.features.find import firings
 from gsae.features.find.firings import read_firings
 from gsae.features.find.portrait import portrait
 from gsae.store import Store
-from gsae.tests.evaluate.test_evaluation import D_IN, D_SAE, noted, reconstruct, weights, write_sae
-from gsae.tests.support.command import gsae
+from gsae.tests.support.command import gsae, refused
+from gsae.tests.support.saes import D_IN, D_SAE, reconstruct, training_notes, weights, write_sae
 from gsae.tests.support.stores import make_store, normal_rows
 
-SMALL = Kept(top=4, quantiles=3, samples=2, bins=7, neighbours=5, logits=3)
-VOCABULARY = 50
+SMALL = FeatureSettings(top=4, quantiles=3, samples=2, bins=7, neighbours=5, logits=3)
+TOKENS = 50
 ROUNDING = 2e-6  # of float32 sums whose terms are about 1
 ARCHS = {"gated": 0, "relu": 1}
 
@@ -32,15 +32,15 @@ ARCHS = {"gated": 0, "relu": 1}
 @pytest.fixture
 def run(tmp_path: Path, tiny_store: Store) -> Path:
     for arch, seed in ARCHS.items():
-        write_sae(tmp_path / "run", arch, seed, noted(tiny_store))
+        write_sae(tmp_path / "run", arch, seed, training_notes(tiny_store))
     return tmp_path / "run"
 
 
 def unembedding() -> Tensor:
-    return torch.randn(VOCABULARY, D_IN, generator=torch.Generator().manual_seed(9))
+    return torch.randn(TOKENS, D_IN, generator=torch.Generator().manual_seed(9))
 
 
-WORDS = Words([f" word{token}" for token in range(VOCABULARY)], lambda directions: directions @ unembedding().T)
+VOCABULARY = Vocabulary([f" word{token}" for token in range(TOKENS)], lambda directions: directions @ unembedding().T)
 
 
 def table(run: Path, arch: str, name: str) -> list[dict[str, Any]]:
@@ -51,7 +51,7 @@ def brute(store: Store, arch: str, split: Any = "heldout") -> tuple[NDArray[np.i
     """Sources and float64 features (rows, d_sae) of the rows within the norm limit."""
     site = store.site("mlp.1", split=split)
     x = site[:].double().numpy()
-    kept = np.linalg.norm(x, axis=1) < noted(store)["norm_limit"]
+    kept = np.linalg.norm(x, axis=1) < training_notes(store)["norm_limit"]
     assert 0 < kept.sum() < len(kept)
     return site.sources(slice(None))[kept], reconstruct(arch, ARCHS[arch], x[kept])[0]
 
@@ -61,7 +61,7 @@ def brute(store: Store, arch: str, split: Any = "heldout") -> tuple[NDArray[np.i
 def test_every_figure_of_every_latent_is_that_of_a_search_in_float64(
     run: Path, tiny_store: Store, arch: str, split: Any
 ) -> None:
-    find_features(run, tiny_store, WORDS, split=split, kept=SMALL)
+    find_features(run, tiny_store, VOCABULARY, split=split, settings=SMALL)
     sources, features = brute(tiny_store, arch, split)
     tokens = tiny_store.tokens().reshape(-1)
     latents = table(run, arch, "latents")
@@ -87,7 +87,7 @@ def test_every_figure_of_every_latent_is_that_of_a_search_in_float64(
 def test_examples_are_the_strongest_contexts_and_draws_from_each_quantile_with_all_of_their_context(
     run: Path, tiny_store: Store, arch: str
 ) -> None:
-    find_features(run, tiny_store, WORDS, kept=SMALL)
+    find_features(run, tiny_store, VOCABULARY, settings=SMALL)
     sources, features = brute(tiny_store, arch)
     size = tiny_store.plan.context_size
     by_latent = defaultdict(list)
@@ -120,18 +120,18 @@ def quantiles(ordered: NDArray[np.float64]) -> list[NDArray[np.float64]]:
 
 
 def test_contexts_and_vocabulary_hold_the_tokens_of_every_example(run: Path, tiny_store: Store) -> None:
-    find_features(run, tiny_store, WORDS, kept=SMALL)
+    find_features(run, tiny_store, VOCABULARY, settings=SMALL)
     contexts = table(run, "gated", "contexts")
     assert {row["context"] for row in table(run, "gated", "examples")} == {row["context"] for row in contexts}
     assert [row["context"] for row in contexts] == sorted(row["context"] for row in contexts)
     for row in contexts:
         assert row["token_ids"] == tiny_store.tokens()[row["context"]].tolist()
-    assert [row["text"] for row in table(run, "gated", "vocabulary")] == WORDS.texts
+    assert [row["text"] for row in table(run, "gated", "vocabulary")] == VOCABULARY.texts
 
 
 @pytest.mark.parametrize("arch", ARCHS)
 def test_neighbours_and_logits_follow_from_the_decoder(run: Path, tiny_store: Store, arch: str) -> None:
-    find_features(run, tiny_store, WORDS, kept=SMALL)
+    find_features(run, tiny_store, VOCABULARY, settings=SMALL)
     W_dec = weights(arch, ARCHS[arch])["W_dec"].double().numpy()
     unit = W_dec / np.linalg.norm(W_dec, axis=1, keepdims=True)
     cosines, logits = unit @ unit.T, W_dec @ unembedding().double().numpy().T
@@ -153,7 +153,7 @@ def test_a_stopped_search_goes_on_and_ends_in_the_same_bytes(
     run: Path, tiny_store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(firings, "FILE_ROWS", 100)
-    find_features(run, tiny_store, WORDS, names=["gated-0"], kept=SMALL)
+    find_features(run, tiny_store, VOCABULARY, names=["gated-0"], settings=SMALL)
     folder = run / "features" / "gated-0"
     whole = contents(folder)
     assert sum("activations" in name for name in whole) > 4
@@ -167,36 +167,36 @@ def test_a_stopped_search_goes_on_and_ends_in_the_same_bytes(
                 raise KeyboardInterrupt
 
         with pytest.raises(KeyboardInterrupt):
-            find_features(run, tiny_store, WORDS, names=["gated-0"], kept=SMALL, listen=stop)
+            find_features(run, tiny_store, VOCABULARY, names=["gated-0"], settings=SMALL, listen=stop)
         assert not (folder / "features.json").exists()
         kept = {path: path.stat().st_ino for path in folder.glob("activations/*")}
         assert kept
-        find_features(run, tiny_store, WORDS, names=["gated-0"], kept=SMALL)
+        find_features(run, tiny_store, VOCABULARY, names=["gated-0"], settings=SMALL)
         assert contents(folder) == whole
         assert {path: path.stat().st_ino for path in kept} == kept
 
 
 def test_a_whole_folder_is_left_alone_and_one_of_other_weights_is_made_again(run: Path, tiny_store: Store) -> None:
-    (before,) = find_features(run, tiny_store, WORDS, names=["gated-0"], kept=SMALL)
+    (before,) = find_features(run, tiny_store, VOCABULARY, names=["gated-0"], settings=SMALL)
     folder = run / "features" / "gated-0"
     inodes = {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in folder.rglob("*") if path.is_file()}
-    assert find_features(run, tiny_store, WORDS, names=["gated-0"], kept=SMALL) == [before]
+    assert find_features(run, tiny_store, VOCABULARY, names=["gated-0"], settings=SMALL) == [before]
     assert {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in inodes} == inodes
     figures = table(run, "gated", "latents")
     saved = run / "saes" / "gated-0"
     for path in saved.iterdir():
         path.unlink()
     saved.rmdir()
-    write_sae(run, "gated", 0, noted(tiny_store), scale=1.5)
-    (after,) = find_features(run, tiny_store, WORDS, names=["gated-0"], kept=SMALL)
-    assert after["weights_sha256"] != before["weights_sha256"]
+    write_sae(run, "gated", 0, training_notes(tiny_store), scale=1.5)
+    (after,) = find_features(run, tiny_store, VOCABULARY, names=["gated-0"], settings=SMALL)
+    assert after.weights_sha256 != before.weights_sha256
     assert table(run, "gated", "latents") != figures
 
 
 def test_ranges_of_latents_join_to_all_of_them_whatever_their_size(
     run: Path, tiny_store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    find_features(run, tiny_store, Words(), names=["gated-0"])
+    find_features(run, tiny_store, Vocabulary(), names=["gated-0"])
     files = sorted((run / "features" / "gated-0" / "activations").iterdir())
     whole = [(latent, s.tolist(), v.tolist()) for part in read_firings(files, 0, D_SAE) for latent, s, v in part]
     assert [latent for latent, _, _ in whole] == list(range(D_SAE))
@@ -210,7 +210,7 @@ def test_ranges_of_latents_join_to_all_of_them_whatever_their_size(
 
 def test_equal_values_are_told_apart_by_their_place() -> None:
     sources, values = np.arange(0, 60, 2), np.ones(30, np.float32)
-    found = portrait(3, sources, values, 10, Kept(top=3, quantiles=2, samples=3, bins=4))
+    found = portrait(3, sources, values, 10, FeatureSettings(top=3, quantiles=2, samples=3, bins=4))
     assert found.examples.source[:3].tolist() == [0, 10, 20]
     assert found.examples.quantile.tolist() == [-1] * 3 + [0] * 3 + [1] * 3
     assert found.histogram.tolist() == [0, 0, 0, 30]
@@ -222,8 +222,8 @@ def test_equal_values_are_told_apart_by_their_place() -> None:
 
 
 def test_without_the_model_there_are_neither_texts_nor_logits(run: Path, tiny_store: Store) -> None:
-    found = find_features(run, tiny_store, Words(), kept=SMALL)
-    assert {(facts["has_tokens"], facts["has_logits"]) for facts in found} == {(False, False)}
+    found = find_features(run, tiny_store, Vocabulary(), settings=SMALL)
+    assert {(facts.has_tokens, facts.has_logits) for facts in found} == {(False, False)}
     assert not list(run.glob("features/*/vocabulary.parquet"))
     assert {row["promoted"] for row in table(run, "relu", "latents")} == {None}
 
@@ -235,17 +235,17 @@ def test_a_row_that_is_not_finite_is_left_out_and_counted(tmp_path: Path) -> Non
         return x
 
     store = make_store(tmp_path / "store", rows=rows)
-    write_sae(tmp_path / "run", "gated", 0, noted(store) | {"norm_limit": None, "max_norm_multiple": 0.0})
-    (facts,) = find_features(tmp_path / "run", store, Words(), kept=SMALL)
+    write_sae(tmp_path / "run", "gated", 0, training_notes(store) | {"norm_limit": None, "max_norm_multiple": 0.0})
+    (facts,) = find_features(tmp_path / "run", store, Vocabulary(), settings=SMALL)
     x = store.site("mlp.1", split="heldout")[:].float().numpy()
-    assert facts["rows_skipped"] == int((~np.isfinite(x).all(axis=1)).sum()) > 0
-    assert facts["rows"] + facts["rows_skipped"] == len(x)
+    assert facts.rows_skipped == int((~np.isfinite(x).all(axis=1)).sum()) > 0
+    assert facts.rows + facts.rows_skipped == len(x)
 
 
 def test_what_is_asked_for_in_vain_is_said(run: Path, tiny_store: Store) -> None:
-    with pytest.raises(NotFoundError, match=r"no SAE 'gated-7'; it has gated-0, relu-1"):
-        find_features(run, tiny_store, Words(), names=["gated-7"])
-    find_features(run, tiny_store, Words(), names=["gated-0"])
+    with pytest.raises(NotFoundError, match=r"no SAE 'gated-7'\. It has gated-0, relu-1"):
+        find_features(run, tiny_store, Vocabulary(), names=["gated-7"])
+    find_features(run, tiny_store, Vocabulary(), names=["gated-0"])
     files = sorted((run / "features" / "gated-0" / "activations").iterdir())
     files[0].write_bytes(files[0].read_bytes()[:100])
     with pytest.raises(CorruptError, match="Delete it and run"):
@@ -255,10 +255,25 @@ def test_what_is_asked_for_in_vain_is_said(run: Path, tiny_store: Store) -> None
         list(read_firings(files, 0, D_SAE))
 
 
+def test_what_is_asked_for_in_vain_is_said_before_the_language_model_is_loaded(
+    run: Path, tiny_store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(*arguments: Any) -> None:
+        raise AssertionError("the language model was loaded")
+
+    monkeypatch.setattr("gsae.harvest.load_planned", load)
+    refused(
+        3, "no SAE 'gated-7'. It has gated-0, relu-1.", "features", run, "--store", tiny_store.path, "--sae", "gated-7"
+    )
+    other = make_store(run / "other", contexts=20).path
+    refused(5, "was trained from a store with digest", "features", run, "--store", other)
+    refused(5, "was trained from a store with digest", "eval", run, "--store", other)
+
+
 def test_missing_pyarrow_names_the_extra(run: Path, tiny_store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
     with pytest.raises(UsageError, match=r"gsae\[features\]"):
-        find_features(run, tiny_store, Words())
+        find_features(run, tiny_store, Vocabulary())
     assert not (run / "features").exists()
 
 
