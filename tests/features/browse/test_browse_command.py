@@ -74,7 +74,7 @@ def test_a_blind_comparison_is_gone_on_with_and_printed(run: Path) -> None:
 
     code, out = served(blind, rest, signal.SIGINT)
     assert code == 0
-    assert re.search(r"Mean difference, gated-w100 less relu-w70, over 2 pairs: -?0\.50 \(95 % interval", out)
+    assert re.search(r"Mean difference, gated-w100 minus relu-w70, over 2 pairs: -?0\.50 \(95 % interval", out)
     found = json.loads(gsae("browse", *blind, "--no-serve", "--json").stdout)
     assert (found["rated"], found["trials"], found["pairs"]) == (4, 4, 2)
 
