@@ -8,8 +8,11 @@ TORCH := $(shell grep ^torch== constraints.txt)
 PIP := pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 SWIFT := .venv-swift
+# Each test file is run by one of WORKERS processes, the heavy ones first (tests/conftest.py).
+WORKERS ?= 2
+PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: install demo test check bench bench-peers swift clean
+.PHONY: install demo test quick check bench bench-peers swift clean
 
 install: $(VENV)/installed
 
@@ -24,7 +27,11 @@ demo: install
 	$(BIN)/gsae demo --out demo-out
 
 test: install
-	$(BIN)/python -m pytest
+	$(PYTEST)
+
+# The tests that answer in 90 seconds: no killed processes, S3 server, browser or real language model.
+quick: install
+	$(PYTEST) -m "not (kill or server or browser or slow)"
 
 check: install
 	mkdir -p .typecheck/gsae

@@ -3,7 +3,6 @@
 import itertools
 import resource
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +31,6 @@ def config(model: Path | str, **changed: Any) -> HarvestConfig:
         "batch_size": 5,
     }
     return HarvestConfig.parse(**(settings | changed))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
