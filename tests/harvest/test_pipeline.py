@@ -129,6 +129,7 @@ def test_events_count_every_row_once(tiny_llama: Path, tmp_path: Path) -> None:
     assert any(isinstance(e, BlockTokenised) for e in events)
 
 
+@pytest.mark.kill
 @pytest.mark.parametrize("batch_sensitive", [False, True])
 def test_a_harvest_killed_at_random_moments_ends_in_the_same_bytes(
     tiny_llama: Path, tmp_path: Path, batch_sensitive: bool

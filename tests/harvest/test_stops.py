@@ -13,10 +13,12 @@ from gsae.store import open_store, verify
 from gsae.tests.support.children import files
 from gsae.tests.support.command import gsae
 
+pytestmark = pytest.mark.kill
+
 # Writes slowly, so that a signal always finds a window that is being published behind the passes.
 SLOW = """
 import sys, time
-from gsae.store import writer
+from gsae.harvest import windows as writer
 real, pause, begun = writer.write_window, float(sys.argv[1]), sys.argv[2]
 def slow(*given, **named):
     open(begun, "w").close()

@@ -93,10 +93,12 @@ def undisturbed(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> d
     return files(out)
 
 
+@pytest.mark.kill
 def test_tokens_killed_before_or_after_any_call_end_in_the_same_files(tiny_llama: Path, memory: Path) -> None:
     assert_survives_every_kill(None, partial(step, tiny_llama), memory, calls=50)
 
 
+@pytest.mark.kill
 def test_tokens_killed_at_random_moments_end_in_the_same_files(
     undisturbed: dict[str, bytes], tiny_llama: Path, tmp_path: Path
 ) -> None:
@@ -135,6 +137,7 @@ def test_parts_and_blocks_at_a_time_do_not_show_in_the_bytes(
         assert files(tmp_path / str(number)) == undisturbed
 
 
+@pytest.mark.kill
 def test_of_several_workers_one_tokenises_and_the_others_take_what_it_made(
     undisturbed: dict[str, bytes], tiny_llama: Path, tmp_path: Path
 ) -> None:
@@ -146,6 +149,7 @@ def test_of_several_workers_one_tokenises_and_the_others_take_what_it_made(
     assert files(tmp_path / "store") == undisturbed
 
 
+@pytest.mark.kill
 def test_a_worker_that_dies_while_it_tokenises_is_taken_over(
     undisturbed: dict[str, bytes], tiny_llama: Path, tmp_path: Path
 ) -> None:
@@ -163,6 +167,7 @@ def test_a_worker_that_dies_while_it_tokenises_is_taken_over(
     assert files(out) == undisturbed
 
 
+@pytest.mark.kill
 def test_where_there_are_no_locks_all_tokenise_and_nothing_breaks(
     undisturbed: dict[str, bytes], tiny_llama: Path, tmp_path: Path
 ) -> None:
