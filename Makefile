@@ -8,8 +8,9 @@ TORCH := $(shell grep ^torch== constraints.txt)
 PIP := pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 SWIFT := .venv-swift
+DOCS := .venv-docs
 
-.PHONY: install demo test check bench bench-peers swift clean
+.PHONY: install demo test check links docs bench bench-peers swift clean
 
 install: $(VENV)/installed
 
@@ -26,12 +27,26 @@ demo: install
 test: install
 	$(BIN)/python -m pytest
 
-check: install
-	mkdir -p .typecheck/gsae
-	ln -sfn -t .typecheck/gsae $(addprefix ../../,__init__.py cli.py errors.py files.py settings.py py.typed commands evaluate features harvest store tests train)
+check: install links
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+# The repository's root is the package gsae. Tools that look for a folder of that name find it here.
+links:
+	mkdir -p .typecheck/gsae
+	ln -sfn -t .typecheck/gsae $(addprefix ../../,__init__.py cli.py errors.py files.py settings.py py.typed commands evaluate features harvest store tests train)
+
+# The documentation site, in site/. Any warning fails, a broken link among them.
+docs: links $(DOCS)/installed
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --strict
+
+# The extra `docs` without gsae's own requirements: API pages are made from the source, which is not imported.
+$(DOCS)/installed: pyproject.toml constraints.txt
+	test -x $(DOCS)/bin/python || $(PYTHON) -m venv $(DOCS)
+	$(DOCS)/bin/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["docs"])' \
+		| xargs $(DOCS)/bin/$(PIP)
+	touch $@
 
 # bench/reproduction.py takes an hour and a text of one's own, so it is run by hand.
 bench: install bench-peers
@@ -56,4 +71,4 @@ $(SWIFT)/installed:
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(PEERS) $(SWIFT) .typecheck build *.egg-info demo-out
+	rm -rf $(VENV) $(PEERS) $(SWIFT) $(DOCS) .typecheck build dist site *.egg-info demo-out
