@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "bench" / "RESULTS.md"])
 LINK = re.compile(r"\]\((?![a-z]+:)([^)#\s]*)(?:#([^)\s]+))?\)")
 FILE = re.compile(r"(?<![\w/.])((?:bench|commands|docs|evaluate|features|harvest|store|tests|train)/[\w./-]+\.(?:md|py))\b")
+FENCED = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 COMMAND = re.compile(r"(?:^ {4,}|`)(?:exec |torchrun .*-m )?gsae(?:\.cli)? ([a-z]+\b[^`]*)")
 FLAG = re.compile(r"`(--[a-z][a-z-]*)[ `=]")
 
@@ -41,7 +42,8 @@ def broken_links(page: str, folder: Path) -> list[str]:
 
 
 def missing_files(page: str) -> list[str]:
-    return [name for name in FILE.findall(page) if not (ROOT / name).exists()]
+    """The files that a page names and that do not exist; its fenced examples may name new ones."""
+    return [name for name in FILE.findall(FENCED.sub("", page)) if not (ROOT / name).exists()]
 
 
 @cache
