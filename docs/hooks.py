@@ -1,4 +1,4 @@
-"""mkdocs hooks: bring the pages outside docs/ to the site, and rewrite links so that each works on GitHub and on the site.
+"""mkdocs hooks: add the pages outside docs/ to the site, and rewrite links so that they work on GitHub and on the site.
 
 README, ARCHITECTURE and others stand where GitHub shows them, so they are not in docs/ a second time. A link to a file
 that is no page of the site cannot work there and fails the build.

@@ -16,7 +16,9 @@ from gsae.cli import app
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "bench" / "RESULTS.md"])
 LINK = re.compile(r"\]\((?![a-z]+:)([^)#\s]*)(?:#([^)\s]+))?\)")
-FILE = re.compile(r"(?<![\w/.])((?:bench|commands|docs|evaluate|features|harvest|store|tests|train)/[\w./-]+\.(?:md|py))\b")
+FILE = re.compile(
+    r"(?<![\w/.])((?:bench|commands|docs|evaluate|features|harvest|store|tests|train)/[\w./-]+\.(?:md|py))\b"
+)
 FENCED = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 COMMAND = re.compile(r"(?:^ {4,}|`)(?:exec |torchrun .*-m )?gsae(?:\.cli)? ([a-z]+\b[^`]*)")
 FLAG = re.compile(r"`(--[a-z][a-z-]*)[ `=]")
@@ -36,7 +38,9 @@ def broken_links(page: str, folder: Path) -> list[str]:
         target = (folder / path).resolve() if path else None
         if target is not None and not target.exists():
             found.append(link[0])
-        elif anchor and anchor not in anchors(page if target is None else target.read_text()):
+            continue
+        text = page if target is None else target.read_text() if anchor else ""
+        if anchor and anchor not in anchors(text):
             found.append(link[0])
     return found
 
@@ -74,7 +78,9 @@ def test_links_files_and_commands_of_a_page_exist(page: Path) -> None:
 
 
 def test_options_named_alone_belong_to_some_command() -> None:
-    known = frozenset().union(*(options(name) for name in re.findall(r"gsae ([a-z]+)", (ROOT / "README.md").read_text())))
+    known = frozenset().union(
+        *(options(name) for name in re.findall(r"gsae ([a-z]+)", (ROOT / "README.md").read_text()))
+    )
     for page in PAGES:
         if page.name != "RESULTS.md":  # which names the options of the scripts in bench/
             named = set(FLAG.findall(page.read_text()))
