@@ -4,6 +4,7 @@ import subprocess
 import sys
 import tomllib
 import zipfile
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,7 @@ def test_the_wheel_holds_exactly_the_package_and_a_sub_package_that_is_not_liste
 
 
 def test_the_version_is_stated_once() -> None:
-    from importlib.metadata import version
-
+    """pyproject.toml reads it from `__init__.py`, so the installed package cannot say another one."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert "version" not in project
     assert version("gsae") == gsae.__version__
