@@ -5,6 +5,7 @@ line, the Python API, the resume check and the table in docs/ are made from it (
 """
 
 import difflib
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -12,8 +13,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from gsae.errors import UsageError
 
+NEEDED = "What one needs"  # the panel of the few options that one starts with; it comes first
 SHOWN_CHARACTERS = 200
 SHOWN_INPUT = 60
+PYDANTIC_SUBJECT = re.compile(r"^(Value error, |\w+ should (be|have) )")
 
 
 class Settings(BaseModel):
@@ -43,8 +46,9 @@ def setting(
 ) -> Any:
     """Declare a field of `Settings`: `default` (... where one must be given) and `description`, its help text.
 
-    panel: the heading it stands under in `--help`. flags: the option's names where they are not `--field-name`, such
-    as "--site/--sites". metavar: what `--help` shows for its value. limits: pydantic's (ge, gt, le, lt, max_length).
+    panel: the heading it stands under in `--help`; a field without one is not an option of the command. flags: the
+    option's names where they are not `--field-name`, such as "--site". metavar: what `--help` shows for its value.
+    limits: pydantic's (ge, gt, le, lt, max_length).
     """
     shown = {"panel": panel, "flags": flags, "metavar": metavar}
     return Field(default, description=description, json_schema_extra={k: v for k, v in shown.items() if v}, **limits)
@@ -62,7 +66,7 @@ def first_fault(error: ValidationError) -> str:
     """Return the first fault of a pydantic error in one short line without a full stop, its characters printable."""
     fault = error.errors()[0]
     place = ".".join(str(part) for part in fault["loc"])
-    needed = fault["msg"].removeprefix("Value error, ").removeprefix("Input should be ").rstrip(".")
+    needed = PYDANTIC_SUBJECT.sub("", fault["msg"]).rstrip(".")
     if fault["type"] == "missing":
         line = f"{place} is missing"
     elif place:

@@ -43,7 +43,7 @@ from gsae.harvest import (
     harvest,
     load_lm,
     load_tokenizer,
-    request,
+    make_request,
     resolve,
     write_tokens,
 )
@@ -75,7 +75,7 @@ def main() -> int:
     parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
-        return peak_of(HarvestConfig.parse(**json.loads(options.child)))
+        return peak_of(HarvestConfig(**json.loads(options.child)))
     if options.cores:
         return tokens_on_cores(options)
     parts = {"speed": speed, "saelens": saelens, "memory": memory, "tokens": tokens, "gpu": gpu}
@@ -99,7 +99,7 @@ def config(options: argparse.Namespace, **changed: Any) -> HarvestConfig:
         "dtype": options.dtype,
         "codec": "planes" if options.dtype == "bfloat16" else "zstd",
     }
-    return HarvestConfig.parse(**(settings | changed))
+    return HarvestConfig(**(settings | changed))
 
 
 def speed(options: argparse.Namespace) -> dict[str, Any]:
@@ -359,8 +359,8 @@ def tokens_on_cores(options: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory(prefix="gsae-tokens-") as folder:
         path = Path(folder) / "text.jsonl"
         path.write_text("\n".join(json.dumps({"text": text}) for text in texts))
-        asked = request(
-            HarvestConfig.parse(model=MODEL, dataset=str(path), sites=SITES, context_size=CONTEXT_SIZE, heldout=0.02)
+        asked = make_request(
+            HarvestConfig(model=MODEL, dataset=str(path), sites=SITES, context_size=CONTEXT_SIZE, heldout=0.02)
         )
         for number in range(options.rounds + 1):  # the first only warms up
             out = Path(folder) / "store"

@@ -1,8 +1,8 @@
 """The whole pipeline on real input that comes as packages: SmolLM2-135M and Python's own language reference.
 
-Each stage is the command that a user would type, in a process of its own, so that training provably needs no
-language model. What it costs: some minutes on two cores. A CPU that cannot multiply bfloat16 would take an hour for the
-language model alone, and runs it in float32.
+Each stage is the command that a user would type and runs in a separate process, so training cannot use the language
+model. It takes some minutes on two cores. A CPU without bfloat16 products runs the model in float32: in bfloat16 that
+would take an hour.
 """
 
 import json
@@ -14,8 +14,12 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import typer
+
+from gsae.commands.options import Json
+from gsae.commands.terminal import print_json, print_table
 from gsae.errors import GsaeError
 
 SITE = "mlp.10"
@@ -31,14 +35,42 @@ SAES = (
 TRAIN = shlex.split("--batch-size 512 --steps 2400 --lr 1e-3 --device cpu --checkpoint-every 600")
 EVAL = ["--device", "cpu"]
 MAX_DEAD = 0.2
+COLUMNS = ("arch", "d_sae", "l1_coefficient", "l0", "ce_loss_score", "explained_variance", "gamma")
 BFLOAT16, FLOAT32 = ("--dtype", "bfloat16"), ("--dtype", "float32", "--codec", "zstd")
 
 
 class DemoError(GsaeError):
-    """A stage of the demo failed, or its result is not what it should be."""
+    """A stage of the demo failed, or its result is not as expected."""
 
 
 def demo(
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder for the store, the run and the report.")] = Path(
+        "demo"
+    ),
+    as_json: Json = False,
+) -> None:
+    """Run the whole pipeline on a language model and a text that come as packages.
+
+    It takes about ten minutes on two cores, and longer on a CPU without bfloat16 products.
+    """
+    summary = run_demo(out, lambda line: typer.echo(line, err=True))
+    if as_json:
+        print_json(summary)
+        return
+    print_table(COLUMNS, summary["saes"])
+    low, high = summary["l0_ratio_interval"] or (float("nan"), float("nan"))
+    typer.echo(f"\nAt equal loss recovered the baselines fire {summary['l0_ratio']:.2f} times as many latents as the")
+    typer.echo(f"Gated SAEs (90 % interval {low:.2f} to {high:.2f}). gamma = 1 means no shrinkage.")
+    store = summary["store"]
+    typer.echo(f"Store: {store['ratio']:.3f} of raw {store['dtype']}.\n")
+    typer.echo(f"The plots and tables: open {out / 'report.html'} in a browser.")
+    ours = sys.argv[0] if Path(sys.argv[0]).name == "gsae" else "gsae"  # .venv/bin/gsae after `make demo`
+    names = "".join(f" --sae {name}" for name in summary["alike"])
+    typer.echo(f"What each latent fires on: {ours} browse {out / 'run'}")
+    typer.echo(f"Rate latents of a Gated SAE and of a baseline blind: {ours} browse {out / 'run'} --blind{names}")
+
+
+def run_demo(
     out: Path,
     say: Callable[[str], None],
     *,
@@ -47,11 +79,11 @@ def demo(
     train: list[str] = TRAIN,
     evaluate: list[str] = EVAL,
 ) -> dict[str, Any]:
-    """Harvest, verify, train, evaluate, describe and show in `out`; return what `summary.json` holds.
+    """Harvest, verify, train, evaluate, describe and show in `out`, and return what `summary.json` holds.
 
-    say: gets each command before it runs. The other arguments are options of the commands; harvest: None for those of
-    the demo, in the type that this CPU is fast in. Raises DemoError when a stage fails, or a Gated SAE has over a fifth
-    of its latents dead.
+    say: called with each command before it runs. The other arguments are options of the commands. harvest: None for
+    the demo's options, with the dtype in which this CPU is fast. Raises DemoError when a stage fails, or when more than
+    a fifth of the latents of a Gated SAE are dead.
     """
     harvest = [*HARVEST, *(BFLOAT16 if multiplies_bfloat16() else FLOAT32)] if harvest is None else harvest
     store, run, page = out / "store", out / "run", out / "report.html"
@@ -75,14 +107,14 @@ def demo(
 
 
 def multiplies_bfloat16() -> bool:
-    """Say whether this CPU has instructions for products of bfloat16; without them torch takes 20 times as long."""
+    """Return whether this CPU has instructions for products of bfloat16. Without them torch is 20 times slower."""
     import torch
 
     return platform.machine() == "arm64" or torch.cpu._is_avx512_bf16_supported()
 
 
 def summarise(store: Path, run: Path) -> dict[str, Any]:
-    """Return the figures of a demo from its store and its evaluated run."""
+    """Return the figures of a demo, read from its store and its evaluated run."""
     from gsae.evaluate import summary
     from gsae.store import describe
 
@@ -106,18 +138,18 @@ def summarise(store: Path, run: Path) -> dict[str, Any]:
 
 
 def _alike(saes: list[dict[str, Any]]) -> list[str]:
-    """Return the names of the Gated SAE and the baseline whose loss recovered is closest, to be compared blind."""
+    """Return the names of the Gated SAE and the baseline whose loss recovered is most similar."""
     gated, baselines = ([sae for sae in saes if sae["arch"] == arch] for arch in ("gated", "relu"))
     pairs = [(abs(g["ce_loss_score"] - b["ce_loss_score"]), g["sae"], b["sae"]) for g in gated for b in baselines]
     return list(min(pairs)[1:])
 
 
 def _run(arguments: list[str], say: Callable[[str], None]) -> float:
-    """Run one gsae command; return its seconds."""
+    """Run one gsae command in a process and return its seconds."""
     say(f"\n$ gsae {shlex.join(arguments)}")
     started = time.monotonic()
     command = [sys.executable, "-m", "gsae.cli", *arguments]
     done = subprocess.run(command, env=os.environ | {"TOKENIZERS_PARALLELISM": "false"}, stdout=sys.stderr, check=False)
     if done.returncode:
-        raise DemoError(f"`gsae {arguments[0]}` ended with exit code {done.returncode}; its message is above.")
+        raise DemoError(f"`gsae {arguments[0]}` ended with exit code {done.returncode}. Its message is above.")
     return round(time.monotonic() - started, 1)

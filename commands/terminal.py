@@ -1,9 +1,12 @@
-"""How long work is shown on stderr: a bar with rate and remaining time, or a line every few seconds in a log.
+"""What the commands show: progress on stderr, and documents, facts and tables on stdout.
 
-The loops know nothing of it: they report events to a listener, and `cli.py` turns those into calls of `show`.
+On a terminal progress is a bar or a live table; in a log it is a line every few seconds. The other rooms report events
+to a listener, and the commands turn these into calls of `show`.
 """
 
+import json
 import sys
+import textwrap
 import time
 from collections.abc import Mapping, Sequence
 from types import TracebackType
@@ -23,6 +26,72 @@ from rich.progress import (
 from rich.table import Table
 
 SECONDS_BETWEEN_LINES, SECONDS_BETWEEN_TABLES = 5.0, 60.0
+FACTS_WIDTH = 100  # columns of a printed line of facts, but for a word that is longer
+RUN_COLUMNS = ("sae", "l0", "explained_variance", "gamma", "dead", "loss")  # of a table of a run's SAEs
+PIPED_WIDTH = 10_000  # columns of a table that goes to a file or a pipe: wide enough not to wrap any
+
+
+def print_json(value: Any) -> None:
+    """Print one JSON document to stdout."""
+    print(json.dumps(value, indent=2, allow_nan=False))
+
+
+def print_facts(facts: Mapping[str, Any], as_json: bool) -> None:
+    """Print named values to stdout, one a line: nested ones indented, lists of records as tables."""
+    if as_json:
+        print_json(facts)
+        return
+    for key, value in facts.items():
+        if isinstance(value, dict):
+            print(f"{key}:")
+            for name, inner in value.items():
+                print(_wrapped(f"  {name}: {_text(inner)}"))
+        elif isinstance(value, list) and value and isinstance(value[0], dict):
+            print(f"{key}:")
+            print_table(tuple(value[0]), value)
+        else:
+            print(_wrapped(f"{key}: {_text(value)}"))
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
+    """Print records as a table to stdout: the first column to the left, the others, mostly numbers, to the right.
+
+    A terminal wraps long cells. A file or pipe gets one line a record, however long.
+    """
+    console = Console(file=sys.stdout, highlight=False, markup=False, emoji=False)
+    if not console.is_terminal:
+        console.width = PIPED_WIDTH
+    table = Table(box=None, pad_edge=False, header_style=None)
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="right" if number else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(_text(row.get(column)) for column in columns))
+    console.print(table)
+
+
+def _wrapped(line: str) -> str:
+    """Break a long line between words; what follows is indented under it."""
+    indent = " " * (len(line) - len(line.lstrip()) + 4)
+    return "\n".join(
+        textwrap.wrap(line, FACTS_WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+    )
+
+
+def _text(value: Any) -> str:
+    match value:
+        case None:
+            return "-"
+        case bool():
+            return "yes" if value else "no"
+        case int():
+            return f"{value:,}"
+        case float():
+            return f"{value:.4g}"
+        case dict():
+            return ", ".join(f"{key} {_text(inner)}" for key, inner in value.items())
+        case list() | tuple():
+            return ", ".join(map(_text, value)) or "-"
+    return str(value)
 
 
 class Shown:
@@ -44,11 +113,11 @@ class Shown:
         self._stream, self._every = stream, every
         self._stage: str | None = None
         self._task: TaskID | None = None
-        self._began = self._told = 0.0
+        self._began = self._printed = 0.0
         self._first = 0
 
     def show(self, stage: str, done: int = 0, total: int | None = None, detail: str = "") -> None:
-        """Say that `done` of `total` of a stage is done; a new stage's name begins a new bar or line."""
+        """Show that `done` of `total` of a stage is done. A new name of the stage starts a new bar or line."""
         new = stage != self._stage
         if new:
             self._stage, self._began, self._first = stage, time.monotonic(), done
@@ -56,9 +125,9 @@ class Shown:
             if new:
                 self._task = self._bars.add_task(stage, total=total, detail=detail)
             self._bars.update(self._task or TaskID(0), completed=done, total=total, detail=detail)
-        elif new or time.monotonic() - self._told >= self._every or (total is not None and done == total):
-            self._told = time.monotonic()
-            rate = (done - self._first) / max(self._told - self._began, 1e-9)
+        elif new or time.monotonic() - self._printed >= self._every or (total is not None and done == total):
+            self._printed = time.monotonic()
+            rate = (done - self._first) / max(self._printed - self._began, 1e-9)
             print(_line(stage, done, total, detail, rate), file=self._stream, flush=True)
 
     def __enter__(self) -> Self:
@@ -72,8 +141,10 @@ class Shown:
 
 
 class TrainingShown:
-    """A training run on stderr: a live table of its SAEs on a terminal; in a log a line every few seconds, and the
-    table now and then and at the end. Use it in a `with`.
+    """Progress of a training run. Use it in a `with`.
+
+    On a terminal it is a live table of the SAEs. In a log it is a line every few seconds, and the figures of all SAEs
+    every minute and at the end.
     """
 
     COLUMNS = ("sae", "L0", "explained variance", "gamma", "loss", "dead", "path", "held-out L0", "held-out e.v.")
@@ -89,11 +160,11 @@ class TrainingShown:
         self._console = Console(file=self._stream)
         self._live = Live(console=self._console, auto_refresh=False) if self._console.is_terminal else None
         self._heldout: dict[str, Mapping[str, Any]] = {}
-        self._told = self._told_all = 0.0
+        self._printed = self._listed = 0.0
         self._first: tuple[int, float] | None = None
 
     def say(self, text: str) -> None:
-        """Say one thing, above the table."""
+        """Show one line, above the table."""
         if self._live is not None:
             self._console.print(text, highlight=False, markup=False)
         else:
@@ -102,7 +173,7 @@ class TrainingShown:
     def figures(
         self, step: int, steps: int, rows_per_second: float, waiting: float, lines: Sequence[Mapping[str, Any]]
     ) -> None:
-        """Show the newest lines of metrics; waiting: the share of the time that was spent waiting for data."""
+        """Show the newest lines of metrics. waiting: share of the time spent waiting for data, 0 to 1."""
         self._heldout |= {line["sae"]: line["heldout"] for line in lines if "heldout" in line}
         head = f"step {step:,} of {steps:,} ({100 * step / steps:.0f} %), {rows_per_second:,.0f} rows/s, "
         head += f"waiting for data {100 * waiting:.0f} %{self._left(step, steps)}"
@@ -114,11 +185,11 @@ class TrainingShown:
             for cells in rows:
                 table.add_row(*cells)
             self._live.update(table, refresh=True)
-        elif step == steps or time.monotonic() - self._told >= self._every:
-            self._told = time.monotonic()
+        elif step == steps or time.monotonic() - self._printed >= self._every:
+            self._printed = time.monotonic()
             print(head, file=self._stream, flush=True)
-            if step == steps or self._told - self._told_all >= self._tables_every:
-                self._told_all = self._told
+            if step == steps or self._printed - self._listed >= self._tables_every:
+                self._listed = self._printed
                 self._list(rows)
 
     def _left(self, step: int, steps: int) -> str:
@@ -130,8 +201,8 @@ class TrainingShown:
 
     def _list(self, rows: list[list[str]]) -> None:
         for cells in rows:
-            told = (f"{name} {cell}" for name, cell in zip(self.COLUMNS[1:], cells[1:], strict=True) if cell != "-")
-            print(f"  {cells[0]}: {', '.join(told)}", file=self._stream, flush=True)
+            shown = (f"{name} {cell}" for name, cell in zip(self.COLUMNS[1:], cells[1:], strict=True) if cell != "-")
+            print(f"  {cells[0]}: {', '.join(shown)}", file=self._stream, flush=True)
 
     def _cells(self, line: Mapping[str, Any]) -> list[str]:
         held = self._heldout.get(line["sae"], {})
@@ -159,7 +230,7 @@ def _number(value: float | None, form: str) -> str:
 
 
 def _line(stage: str, done: int, total: int | None, detail: str, rate: float) -> str:
-    """One line of a log; rate: units a second, 0 while unknown."""
+    """Return one line of a log. rate: units per second, 0 while unknown."""
     parts = []
     if total:
         parts.append(f"{done:,} of {total:,} ({100 * done / total:.0f} %)")

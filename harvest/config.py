@@ -1,74 +1,155 @@
-"""What a harvest is asked to do: every setting, checked before anything is loaded.
+"""The settings of a harvest: each is declared once, and checked before anything is read or loaded.
 
-A value, not a parser of files: the command line and Python callers give the same fields, and a wrong one is
-told in a single line that names the field, what was given and what is needed. It costs nothing.
+The Python API, the options of `gsae harvest` and the tables in docs/ are made from this model. What decides the rows is
+kept in the store's plan, and a harvest that continues is compared with it (`request.py`). Importing costs pydantic.
 """
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from gsae.errors import UsageError
+from gsae.settings import NEEDED, Settings, setting
 
 MAX_HELDOUT = 0.1
 HELDOUT_ROWS = 1 << 17
 
+TEXT, ROWS, MODEL, STORE, MACHINE = "Text", "Rows", "Model", "Store", "Machine"
+
 Name = Annotated[str, Field(min_length=1)]
-Positive = Annotated[int, Field(ge=1)]
+Position = Annotated[int, Field(ge=0)]
 Dtype = Literal["bfloat16", "float16", "float32"]
 
 
-class HarvestConfig(BaseModel):
-    """The settings of one harvest.
+class HarvestConfig(Settings):
+    """The settings of one harvest. Raises UsageError for the first one that cannot work.
 
-    model, dataset: a builtin, a local path or a Hub id. text_field: what holds the text; token_field: what holds token
-    ids, which are then used as they are. shuffle_documents: seed of the documents' order; source order if None.
-    skip_documents, max_documents: take at most so many documents of that order, after so many; a harvest that skips
-    what another took is its continuation. repeat: read these again until there are `rows`. rows: train rows wanted,
-    None for all that the text has. heldout: share of the documents kept for evaluation, None for enough to hold 2^17
-    rows but at most a tenth. batch_size: contexts in a forward pass, "auto" for what fits. level: of the codec
-    (`planes` 0 or 1, `zstd` 1 to 22). device_map: spreads the model over devices, in place of `device`. compile:
-    run it through torch.compile. attn_implementation: transformers' own choice for the model if None. threads: of
-    the CPU, None for torch's own choice. force: begin without room on the disk.
+    Each field is described where it is declared, as `gsae harvest --help` shows it.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model: str = setting(
+        ...,
+        "Hub id, folder, .gguf file or builtin:smollm2-135m.",
+        panel=NEEDED,
+        metavar="MODEL",
+        min_length=1,
+    )
+    dataset: str = setting(
+        ...,
+        "Hub id, file (.jsonl[.gz|.zst], .txt, .parquet) or builtin:pydoc.",
+        panel=NEEDED,
+        metavar="DATASET",
+        min_length=1,
+    )
+    sites: tuple[Name, ...] = setting(
+        ...,
+        "resid.L, mlp.L, attn.L or module:PATH:in|out; L: 0,4,8-10, -1 or all. Repeatable.",
+        panel=NEEDED,
+        flags="--site",
+        metavar="SITES",
+        min_length=1,
+    )
+    rows: int | None = setting(
+        None, "Train rows to store. Default: all that the text gives.", panel=NEEDED, metavar="ROWS", ge=1
+    )
+    context_size: int = setting(
+        1024, "Tokens in a context, BOS included.", panel=NEEDED, metavar="TOKENS", ge=2, le=1 << 24
+    )
 
-    model: Name
-    revision: Name | None = None
-    dataset: Name
-    dataset_revision: Name | None = None
-    split: Name = "train"
-    text_field: Name = "text"
-    token_field: Name | None = None
-    shuffle_documents: Annotated[int, Field(ge=0, lt=1 << 63)] | None = None
-    repeat: bool = False
-    skip_documents: Annotated[int, Field(ge=0, lt=1 << 53)] = 0
-    max_documents: Positive | None = None
-    sites: Annotated[tuple[Name, ...], Field(min_length=1)]
-    rows: Positive | None = None
-    context_size: Annotated[int, Field(ge=2, le=1 << 24)] = 1024
-    heldout: Annotated[float, Field(ge=0, lt=1)] | None = None
-    seed: Annotated[int, Field(ge=0, lt=1 << 63)] = 0
-    window_rows: Positive = 1 << 18
-    codec: Literal["planes", "zstd", "none"] = "planes"
-    level: int = 1
-    batch_size: Positive | Literal["auto"] = 16
-    dtype: Dtype = "bfloat16"
-    device: Name = "cpu"
-    attn_implementation: Name | None = None
-    dropped_positions: tuple[Annotated[int, Field(ge=0)], ...] = ()
-    device_map: Name | None = None
-    compile: bool = False
-    any_hardware: bool = False
-    force: bool = False
-    threads: Positive | None = None
+    dataset_revision: str | None = setting(
+        None, "Revision of the dataset. Default: the newest.", panel=TEXT, metavar="REVISION", min_length=1
+    )
+    split: str = setting("train", "Split of the dataset.", panel=TEXT, metavar="NAME", min_length=1)
+    text_field: str = setting("text", "Field that holds the text.", panel=TEXT, metavar="NAME", min_length=1)
+    token_field: str | None = setting(
+        None,
+        "Field with token ids, which are used as they are. Default: text is read.",
+        panel=TEXT,
+        metavar="NAME",
+        min_length=1,
+    )
+    shuffle_documents: int | None = setting(
+        None,
+        "Shuffle the documents: all of a file; of a Hub dataset, within blocks of 16,384. Default: off.",
+        panel=TEXT,
+        metavar="SEED",
+        ge=0,
+        lt=1 << 63,
+    )
+    skip_documents: int = setting(
+        0, "Documents to skip at the beginning.", panel=TEXT, metavar="DOCUMENTS", ge=0, lt=1 << 53
+    )
+    max_documents: int | None = setting(
+        None, "Documents to read at most. Default: all.", panel=TEXT, metavar="DOCUMENTS", ge=1
+    )
+    repeat: bool = setting(False, "Read the text again until there are --rows rows.", panel=TEXT)
+
+    heldout: float | None = setting(
+        None,
+        "Share of the documents held out for evaluation. Default: enough for 131,072 rows, at most 0.1.",
+        panel=ROWS,
+        metavar="SHARE",
+        ge=0,
+        lt=1,
+    )
+    dropped_positions: tuple[Position, ...] = setting(
+        (),
+        "Positions in a context that never become rows, such as 0-3,9. Default: none.",
+        panel=ROWS,
+        flags="--drop-positions",
+        metavar="POSITIONS",
+    )
+    seed: int = setting(
+        0, "Seed of the held-out documents and of the order of rows.", panel=ROWS, metavar="SEED", ge=0, lt=1 << 63
+    )
+
+    revision: str | None = setting(
+        None, "Revision of the model. Default: the newest.", panel=MODEL, metavar="REVISION", min_length=1
+    )
+    dtype: Dtype = setting("bfloat16", "Number format of the weights, the passes and the rows.", panel=MODEL)
+    attn_implementation: str | None = setting(
+        None,
+        "Attention of transformers: sdpa, eager, ... Default: transformers' choice.",
+        panel=MODEL,
+        metavar="NAME",
+        min_length=1,
+    )
+    compile: bool = setting(False, "Run the model through torch.compile.", panel=MODEL)
+
+    window_rows: int = setting(1 << 18, "Rows in a shard file, a power of two.", panel=STORE, metavar="ROWS", ge=1)
+    codec: Literal["planes", "zstd", "none"] = setting(
+        "planes", "Compression. zstd: also for readers that have only the standard codecs.", panel=STORE
+    )
+    level: int = setting(
+        1, "Level of the codec: planes 0 (fast) or 1 (small), zstd 1 to 22.", panel=STORE, metavar="LEVEL"
+    )
+
+    device: str = setting("auto", "cpu, cuda, cuda:1 or auto.", panel=MACHINE, metavar="DEVICE", min_length=1)
+    device_map: str | None = setting(
+        None,
+        "Spread a model over several devices: auto, or a JSON object. Default: one device.",
+        panel=MACHINE,
+        metavar="MAP",
+        min_length=1,
+    )
+    batch_size: int | Literal["auto"] = setting(
+        16, "Contexts in a forward pass, or auto for as many as fit.", panel=MACHINE, metavar="CONTEXTS"
+    )
+    threads: int | None = setting(None, "CPU threads. Default: torch's choice.", panel=MACHINE, metavar="THREADS", ge=1)
+    any_hardware: bool = setting(False, "Continue a store that other hardware began.", panel=MACHINE)
+    force: bool = setting(False, "Begin although the disk may have too little room.", panel=MACHINE)
 
     @field_validator("window_rows")
     @classmethod
     def _power_of_two(cls, value: int) -> int:
         if value & (value - 1):
-            raise ValueError("a power of two is needed")
+            raise ValueError("a power of two")
+        return value
+
+    @field_validator("batch_size", mode="before")
+    @classmethod
+    def _number_or_auto(cls, value: Any) -> Any:
+        if value != "auto" and not (str(value).isdecimal() and int(value)):
+            raise ValueError("a number greater than or equal to 1, or auto")
         return value
 
     @model_validator(mode="after")
@@ -79,21 +160,13 @@ class HarvestConfig(BaseModel):
         if self.codec == "planes" and self.dtype == "float32":
             raise ValueError("codec: planes is for 16-bit rows; dtype float32 needs codec zstd or none")
         if self.compile and self.device_map:
-            raise ValueError("compile: not together with a device_map, whose hooks move tensors inside of the layers")
+            raise ValueError("compile: cannot be used with device_map, which moves tensors inside the layers")
         if self.repeat and self.rows is None:
-            raise ValueError("repeat: a text is read again for a number of rows; needs rows")
+            raise ValueError("repeat: needs rows, the number at which reading ends")
         beyond = [p for p in self.dropped_positions if p >= self.context_size]
         if beyond:
             raise ValueError(f"dropped_positions: got {beyond[0]}; needs less than {self.context_size}")
         return self
-
-    @classmethod
-    def parse(cls, **options: Any) -> Self:
-        """Return the settings. Raises UsageError with one line about the first setting that cannot work."""
-        try:
-            return cls(**options)
-        except ValidationError as error:
-            raise UsageError(_fault(error)) from None
 
     @property
     def heldout_share(self) -> float:
@@ -101,16 +174,3 @@ class HarvestConfig(BaseModel):
         if self.heldout is not None:
             return self.heldout
         return MAX_HELDOUT if self.rows is None else min(MAX_HELDOUT, HELDOUT_ROWS / self.rows)
-
-
-def _fault(error: ValidationError) -> str:
-    fault = error.errors()[0]
-    field = ".".join(str(part) for part in fault["loc"])
-    if fault["type"] == "missing":
-        return f"Setting {field} is missing."
-    if fault["type"] == "extra_forbidden":
-        return f"There is no setting {field}. There are: {', '.join(HarvestConfig.model_fields)}."
-    needed = fault["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-    if not field:
-        return f"Setting {needed}."
-    return f"Setting {field}: got {fault['input']!r}; needed: {needed}."

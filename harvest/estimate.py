@@ -102,7 +102,7 @@ def _ratio(config: HarvestConfig, rows: Tensor) -> float:
     return encoded_bytes(mixed, config.dtype, config.codec, config.level) / bits.nbytes
 
 
-def estimate(asked: Request, out: Path, found: Probe | None = None) -> dict[str, Any]:
+def estimate_harvest(asked: Request, out: Path, found: Probe | None = None) -> dict[str, Any]:
     """Return what a harvest would take, for `--dry-run`: figures that follow from the rows are None when all are asked.
 
     found: what a short run showed; without it there is no time, and bytes are the codec's typical ones. Memory is for

@@ -34,7 +34,7 @@ from .events import Finished, Left, Listen, Stage
 from .model.capture import LanguageModel
 from .model.loading import cpu_threads, load_configured
 from .model.torch_compile import compiled
-from .request import Request, Rows, check_same, make_plan, model_source, request, rows_of
+from .request import Request, Rows, check_same, make_plan, make_request, model_source, rows_of
 from .token_files import write_tokens
 from .windows import due_windows, make_windows
 from .workers import ALONE, Worker, device_of
@@ -122,7 +122,7 @@ def _begin(config: HarvestConfig, out: Path) -> tuple[Plan | None, Request]:
     begun = read_plan(out)
     if begun is None:
         _check_fresh(out)
-    asked = request(config)
+    asked = make_request(config)
     if begun is not None:
         check_same(begun, asked, None, out)
     return begun, asked

@@ -75,7 +75,7 @@ class Rows:
         return self.train if split == "train" else self.heldout
 
 
-def request(config: HarvestConfig) -> Request:
+def make_request(config: HarvestConfig) -> Request:
     """Find model, sites, tokenizer and text; raises what each of them raises when it is not there."""
     text = documents(
         config.dataset,

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import gsae
+from gsae.commands import COMMANDS
 
 ROOT = Path(gsae.__file__).parent
 # What each room may import, itself first. `harvest` and `train` never meet.
@@ -27,7 +28,7 @@ PLAIN = {"errors", "files", "settings", "__version__"}  # modules of the top, im
 LAYERS = {
     "store": ("codec", "format", "places", "write", "read", "manage"),
     "harvest": ("hub", "config", "text", "model", "*"),
-    "train": ("architectures", "sae", "step", "run"),
+    "train": ("architectures", "sae", "step", "run", "facade"),
     "evaluate": ("*", "report"),
     "features": ("find", "browse", "export"),
     "commands": ("options", "*"),
@@ -48,8 +49,9 @@ def imports(path: Path) -> list[tuple[int, str]]:
 
 
 def exported(root: Path, room: str) -> set[str]:
-    """The names in `__all__` of a room's `__init__`."""
-    for node in ast.parse((root / room / "__init__.py").read_text()).body:
+    """The names in `__all__` of a room's facade: `facade.py` where importing is lazy, else `__init__.py`."""
+    lazy = root / room / "facade.py"
+    for node in ast.parse((lazy if lazy.exists() else root / room / "__init__.py").read_text()).body:
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
             return set(ast.literal_eval(node.value))
     return set()
@@ -78,7 +80,7 @@ def fault(root: Path, path: Path, level: int, module: str) -> str | None:
     if parts[1] != room:
         outside = len(parts) != 3 or parts[2] not in exported(root, parts[1])
         return f"is not exported by gsae.{parts[1]}" if outside else None
-    if here[1] == "__init__":
+    if here[1] in ("__init__", "facade"):
         return None
     if len(parts) < 4 and not (root / room / f"{parts[2]}.py").exists():
         return "is the room's own facade"
@@ -114,8 +116,8 @@ def test_a_file_imports_only_what_stands_before_it(room: str) -> None:
     ],
 )
 def test_a_planted_import_is_found(tmp_path: Path, file: str, line: str) -> None:
-    for facade in ROOT.glob("*/__init__.py"):
-        (tmp_path / facade.relative_to(ROOT)).parent.mkdir()
+    for facade in (*ROOT.glob("*/__init__.py"), *ROOT.glob("*/facade.py")):
+        (tmp_path / facade.relative_to(ROOT)).parent.mkdir(exist_ok=True)
         (tmp_path / facade.relative_to(ROOT)).write_text(facade.read_text())
     (tmp_path / file).parent.mkdir(exist_ok=True)
     (tmp_path / file).write_text(f"def late() -> None:\n    {line}\n")
@@ -131,10 +133,22 @@ def loaded(code: str) -> set[str]:
     return set(done.stdout.rpartition("LOADED")[2].split())
 
 
-def test_help_imports_nothing_heavy() -> None:
+@pytest.mark.parametrize("words", [["--help"], *([name, "--help"] for name in COMMANDS)], ids=" ".join)
+def test_help_imports_nothing_heavy(words: list[str]) -> None:
     code = (
-        "import sys; sys.argv = ['gsae', '--help']\nfrom gsae.cli import main\n"
+        f"import sys; sys.argv = ['gsae', *{words}]\nfrom gsae.cli import main\n"
         "try:\n    main()\nexcept SystemExit as end:\n    assert not end.code, end.code\n"
+    )
+    found = loaded(code)
+    assert not HEAVY & found
+    assert len(words) > 1 or not {"pydantic", "rich"} & found
+
+
+def test_an_interrupted_command_imports_nothing_heavy() -> None:
+    code = (
+        "import os, signal, sys; sys.argv = ['gsae', 'info']\nfrom gsae import cli\n"
+        "cli.app = lambda **_: os.kill(os.getpid(), signal.SIGTERM)\n"
+        "try:\n    cli.main()\nexcept SystemExit as end:\n    assert end.code == 143, end.code\n"
     )
     assert not HEAVY & loaded(code)
 

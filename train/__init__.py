@@ -1,45 +1,20 @@
 """Gated and baseline SAEs fitted from a store: the paper's formulas, a fast exact step, sweeps, resumable runs.
 
-Needs the store and nothing of the language model: neither transformers nor datasets is imported here.
+Needs the store and nothing of the language model: neither transformers nor datasets is imported here. `import
+gsae.train` imports none of it: the first use of a name does (`facade.py`), and that of the settings needs no torch.
 """
 
-from .architectures.base import Params
-from .architectures.gated import GatedParams
-from .architectures.relu import ReluParams
-from .run.config import RunConfig, SAEConfig, load_sweep, parse_sae
-from .run.describe import describe_run, stores_of
-from .run.estimate import estimate
-from .run.events import Checkpointed, Event, Finished, Left, Progress, Resampled, Started, Stopped
-from .run.folder import read_config
-from .run.ranks import Ranks
-from .run.trainer import train
-from .sae import SAE, load_sae, weights_sha256
-from .step.firing import Firing
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-__all__ = [
-    "SAE",
-    "Checkpointed",
-    "Event",
-    "Finished",
-    "Firing",
-    "GatedParams",
-    "Left",
-    "Params",
-    "Progress",
-    "Ranks",
-    "ReluParams",
-    "Resampled",
-    "RunConfig",
-    "SAEConfig",
-    "Started",
-    "Stopped",
-    "describe_run",
-    "estimate",
-    "load_sae",
-    "load_sweep",
-    "parse_sae",
-    "read_config",
-    "stores_of",
-    "train",
-    "weights_sha256",
-]
+from .run.config import RunConfig as RunConfig
+
+if TYPE_CHECKING:
+    from .facade import *  # noqa: F403 (facade.py has __all__)
+else:
+
+    def __getattr__(name: str) -> Any:
+        """Return an exported name; the first use imports the room."""
+        if name.startswith("__"):
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(import_module(".facade", __name__), name)

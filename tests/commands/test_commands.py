@@ -4,13 +4,10 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import typer
 
-from gsae.cli import app
 from gsae.store import Store, open_store
 from gsae.tests.support.children import files
 from gsae.tests.support.command import gsae, refused
@@ -18,30 +15,6 @@ from gsae.tests.support.stores import make_store
 
 HARVEST = ["--dataset", "builtin:pydoc", "--context-size", "64", "--window-rows", "512", "--device", "cpu"]
 SAE = ["--sae", "gated width=48 l1=.1"]
-
-
-def commands() -> Iterator[str]:
-    for command in app.registered_commands:
-        assert command.callback is not None
-        yield command.name or command.callback.__name__
-
-
-def test_every_command_and_option_has_help_and_is_in_the_readme() -> None:
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
-    group = typer.main.get_command(app)
-    for name in commands():
-        command = group.commands[name]  # type: ignore[attr-defined]
-        assert command.help, name
-        assert f"gsae {name}" in readme
-        for parameter in command.params:
-            if parameter.param_type_name == "option":
-                assert parameter.help, (name, parameter.name)
-
-
-def test_the_version_and_the_help_answer() -> None:
-    done = subprocess.run([sys.executable, "-m", "gsae.cli", "--version"], capture_output=True, text=True, check=True)
-    assert done.stdout.startswith("gsae 0.")
-    assert all(name in gsae("--help").stdout for name in commands())
 
 
 def test_harvest_info_verify_train_eval_report_from_the_command_line(tiny_llama: Path, tmp_path: Path) -> None:
@@ -67,12 +40,24 @@ def test_harvest_info_verify_train_eval_report_from_the_command_line(tiny_llama:
     assert [sae["step"] for sae in trained["saes"]] == [60] * 4
     assert trained["state"] == "complete"
     assert "nothing to do" in gsae(*train).stderr
+    assert json.loads(gsae("info", run, "--json").stdout) == trained
+    assert_fits(gsae("info", run).stdout)
+    assert_fits(gsae("info", store).stdout)
+    wrong = "gated-w64-l1_0.05-seed9"
+    refused(3, f"no SAE '{wrong}'", "features", run, "--sae", wrong, "--model", "/nowhere")  # before a model is loaded
     evaluated = gsae("eval", run, "--model", tiny_llama, "--device", "cpu", "--json")
     results = json.loads(evaluated.stdout)
     assert all(result["ce_loss_score"] is not None for result in results)
     done = gsae("report", run, "--out", page)
     assert done.returncode == 0, done.stderr
     assert 10_000 < page.stat().st_size < 1_000_000
+
+
+def assert_fits(text: str) -> None:
+    """Text of `gsae info` has at most 100 columns and no dictionary in Python's notation."""
+    assert max(map(len, text.splitlines())) <= 100, text
+    assert "{" not in text
+    assert "None" not in text
 
 
 def test_wrong_harvests_are_refused_in_one_line(tiny_llama: Path, tmp_path: Path) -> None:
@@ -163,8 +148,10 @@ def test_sites_and_positions_may_be_given_as_ranges(tiny_llama: Path, tmp_path: 
     known = ["harvest", "--model", tiny_llama, *HARVEST, "--rows", 100, "--out", tmp_path / "s", "--dry-run", "--json"]
     planned = json.loads(gsae(*known, "--site", "mlp.0,-1", "--site", "resid.all", "--drop-positions", "0-3,9").stdout)
     assert list(planned["sites"]) == ["mlp.0", "mlp.2", "resid.0", "resid.1", "resid.2"]
-    refused(2, "give numbers or ranges", *known[:-1], "--site", "mlp.0", "--drop-positions", "first")
-    refused(2, "give numbers or ranges", *known[:-1], "--site", "mlp.0", "--drop-positions", "5-2")
+    for wrong in ("first", "5-2", "1-"):
+        done = gsae(*known[:-1], "--site", "mlp.0", "--drop-positions", wrong)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert f"'--drop-positions': got '{wrong}'; give numbers or ranges, for instance 0-3,9." in done.stderr
     refused(
         2, "dropped_positions: got 64; needs less than 64", *known[:-1], "--site", "mlp.0", "--drop-positions", "60-64"
     )

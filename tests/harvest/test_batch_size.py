@@ -29,7 +29,7 @@ def config(model: Path, **changed: Any) -> HarvestConfig:
         "window_rows": 1024,
         "batch_size": 5,
     }
-    return HarvestConfig.parse(**(settings | changed))
+    return HarvestConfig(**(settings | changed))
 
 
 def short_of_memory(refuses: Refuses, error: Exception = OutOfMemory[0]) -> Callable[[HarvestConfig], LanguageModel]:

@@ -197,7 +197,7 @@ def test_ids_and_their_text_give_the_same_contexts_but_for_the_split(tiny_tokeni
 
 def config(model: Path, dataset: str, **changed: Any) -> HarvestConfig:
     settings = {"model": str(model), "dataset": dataset, "sites": ("mlp.0",), "context_size": 16, "window_rows": 256}
-    return HarvestConfig.parse(**(settings | {"threads": 1, "heldout": 0.3} | changed))
+    return HarvestConfig(**(settings | {"threads": 1, "heldout": 0.3} | changed))
 
 
 def test_a_repeated_text_fills_the_budget_and_holds_out_each_document_once(tiny_llama: Path, tmp_path: Path) -> None:
@@ -215,7 +215,7 @@ def test_a_repeated_text_fills_the_budget_and_holds_out_each_document_once(tiny_
     held, train = (found["id"][found["split"] == split] for split in (1, 0))
     assert len(set(held.tolist())) == len(held)
     assert {int((train == place).sum()) for place in set(train.tolist())} <= {3, 4}
-    with pytest.raises(UsageError, match="repeat: a text is read again for a number of rows; needs rows"):
+    with pytest.raises(UsageError, match="repeat: needs rows, the number at which reading ends"):
         config(tiny_llama, path, repeat=True)
 
 

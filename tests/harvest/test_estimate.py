@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from gsae.cli import _rate
+from gsae.commands.harvest import rate
 from gsae.errors import SpaceError
-from gsae.harvest import HarvestConfig, Running, estimate, harvest, is_at_hand, probe, request
+from gsae.harvest import HarvestConfig, Running, estimate_harvest, harvest, is_at_hand, make_request, probe
 from gsae.store import open_store
 from gsae.tests.support.children import files
 from gsae.tests.support.command import gsae, refused
@@ -26,7 +26,7 @@ def config(model: Path, **changed: Any) -> HarvestConfig:
         "heldout": 0.1,
         "window_rows": 4096,
     }
-    return HarvestConfig.parse(**(settings | changed))
+    return HarvestConfig(**(settings | changed))
 
 
 def free(monkeypatch: pytest.MonkeyPatch, bytes_: int) -> None:
@@ -36,8 +36,8 @@ def free(monkeypatch: pytest.MonkeyPatch, bytes_: int) -> None:
 
 def test_a_probe_foretells_the_store(tiny_llama: Path, tmp_path: Path) -> None:
     asked = config(tiny_llama)
-    found = probe(request(asked))
-    told = estimate(request(asked), tmp_path / "store", found)
+    found = probe(make_request(asked))
+    told = estimate_harvest(make_request(asked), tmp_path / "store", found)
     store = harvest(asked, tmp_path / "store")
     assert store is not None
     assert told["rows"] == store.plan.rows
@@ -60,17 +60,19 @@ def test_a_probe_foretells_the_store(tiny_llama: Path, tmp_path: Path) -> None:
     "codec", [{"codec": "zstd"}, {"codec": "none"}, {"level": 0}, {"dtype": "float16", "codec": "zstd"}]
 )
 def test_without_a_probe_the_basis_is_said(tiny_llama: Path, tmp_path: Path, codec: dict[str, Any]) -> None:
-    told = estimate(request(config(tiny_llama, **codec)), tmp_path)
+    told = estimate_harvest(make_request(config(tiny_llama, **codec)), tmp_path)
     assert told["ratio_is"].startswith("typical of ")
     assert told["seconds"] is None
     assert told["tokens_per_second"] is None
     assert 0.7 < told["ratio"] <= 1
-    measured = estimate(request(config(tiny_llama, **codec)), tmp_path, probe(request(config(tiny_llama, **codec))))
+    measured = estimate_harvest(
+        make_request(config(tiny_llama, **codec)), tmp_path, probe(make_request(config(tiny_llama, **codec)))
+    )
     assert measured["ratio_is"].startswith("measured on ")
 
 
 def test_what_follows_from_rows_is_unknown_without_them(tiny_llama: Path, tmp_path: Path) -> None:
-    told = estimate(request(config(tiny_llama, rows=None)), tmp_path)
+    told = estimate_harvest(make_request(config(tiny_llama, rows=None)), tmp_path)
     assert {name for name, value in told.items() if value is None} >= {"rows", "contexts", "windows", "disk_bytes"}
 
 
@@ -149,5 +151,5 @@ def test_a_run_that_goes_on_needs_room_for_the_rest_only(
 
 def test_the_line_of_a_harvest_says_rate_size_ratio_and_waiting() -> None:
     event = Running(rows=10, total=100, tokens=3000, seconds=2.0, written=670_000_000, raw=1_000_000_000, busy=1.9)
-    assert _rate(event) == "rows, 1,500 tokens/s, 0.67 GB written, ratio 0.670, device waiting 5 %"
-    assert _rate(Running(1, 2, 3, 0.0, 0, 0, 0.0)).endswith("tokens/s, 0.00 GB written, device waiting 0 %")
+    assert rate(event) == "rows, 1,500 tokens/s, 0.67 GB written, ratio 0.670, device waiting 5 %"
+    assert rate(Running(1, 2, 3, 0.0, 0, 0, 0.0)).endswith("tokens/s, 0.00 GB written, device waiting 0 %")

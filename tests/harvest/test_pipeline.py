@@ -30,7 +30,7 @@ def config(model: Path | str, **changed: Any) -> HarvestConfig:
         "window_rows": 512,
         "batch_size": 5,
     }
-    return HarvestConfig.parse(**(settings | changed))
+    return HarvestConfig(**(settings | changed))
 
 
 @pytest.fixture(scope="module")

@@ -71,7 +71,7 @@ HARVEST = {"dataset": "builtin:pydoc", "rows": 1500, "context_size": 64, "window
 
 def work(out: Path, rank: int, world_size: int, pause: float = 0.0) -> None:
     """Be a worker of a harvest of early layers, which a kill finds at work."""
-    asked = HarvestConfig.parse(**HARVEST, model="builtin:smollm2-135m", sites=("mlp.2", "resid.1"), max_documents=8)
+    asked = HarvestConfig(**HARVEST, model="builtin:smollm2-135m", sites=("mlp.2", "resid.1"), max_documents=8)
     harvest(asked, out, lambda event: time.sleep(pause), own=Worker(rank, world_size))
 
 

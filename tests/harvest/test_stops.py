@@ -74,7 +74,7 @@ def test_a_signal_ends_a_harvest_in_order_and_the_same_command_goes_on_to_the_sa
     process.send_signal(number)
     _, said = process.communicate()
     assert process.returncode == code, said
-    assert f"Stopped by {number.name}; the same command goes on" in said
+    assert f"Stopped by {number.name}. The same command continues from here." in said
     assert "Traceback" not in said
     assert not list((out / ".tmp").glob("*"))  # what was being written was published, or never begun
     left = files(out)

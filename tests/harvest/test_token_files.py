@@ -14,7 +14,7 @@ import pytest
 
 from gsae.errors import CorruptError, GsaeError, IncompatibleError, UsageError
 from gsae.files import sweep
-from gsae.harvest import BlockTokenised, HarvestConfig, Worker, harvest, harvest_tokens, request, write_tokens
+from gsae.harvest import BlockTokenised, HarvestConfig, Worker, harvest, harvest_tokens, make_request, write_tokens
 from gsae.harvest.request import Request
 from gsae.harvest.text import packing as tokens
 from gsae.store import list_stores, read_tokens
@@ -35,7 +35,7 @@ def config(model: Path, **changed: Any) -> HarvestConfig:
         "window_rows": 1024,
         "threads": 1,
     }
-    return HarvestConfig.parse(**(settings | changed))
+    return HarvestConfig(**(settings | changed))
 
 
 @pytest.fixture(autouse=True)
@@ -53,7 +53,7 @@ def make_parts_small(setattr_: Any = setattr) -> None:
 
 @cache
 def asked(model: Path, rows: int = 12_000) -> Request:
-    return request(config(model, rows=rows))
+    return make_request(config(model, rows=rows))
 
 
 def step(model: Path, root: Path) -> None:

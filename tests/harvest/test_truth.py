@@ -49,7 +49,7 @@ def config(model: Path, text: Path, dtype: str = "bfloat16", **changed: Any) -> 
         "dtype": dtype,
         "codec": "planes" if dtype == "bfloat16" else "zstd",
     }
-    return HarvestConfig.parse(**(settings | changed))
+    return HarvestConfig(**(settings | changed))
 
 
 def recorded(config: HarvestConfig, calls: list[np.ndarray]) -> LanguageModel:

@@ -16,7 +16,7 @@ from gsae.tests.support.command import gsae, refused
 
 
 def config(model: Path) -> HarvestConfig:
-    return HarvestConfig.parse(
+    return HarvestConfig(
         model=str(model),
         dataset="builtin:pydoc",
         sites=("mlp.1", "attn.0"),

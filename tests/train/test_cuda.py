@@ -78,7 +78,7 @@ def _bytes(run: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_rows_harvested_on_a_gpu_are_the_models_own(tiny_llama: Path, tmp_path: Path, dtype: str) -> None:
-    config = HarvestConfig.parse(
+    config = HarvestConfig(
         model=str(tiny_llama), dataset="builtin:pydoc", sites=("resid.1",), rows=3000, context_size=64, batch_size=8,
         window_rows=1024, dtype=dtype, codec="planes" if dtype == "bfloat16" else "zstd", device="cuda", heldout=0.05,
     )  # fmt: skip

@@ -5,7 +5,7 @@ from typing import Any
 
 from gsae.errors import NotFoundError
 
-from .config import from_toml
+from .config_file import from_toml
 from .folder import CONFIG, last_lines, read_config
 
 
@@ -16,7 +16,7 @@ def describe_run(run: Path) -> dict[str, Any]:
     names = [str(sae.name) for sae in config.named_saes()]
     step = min((last.get(name, {}).get("step", 0) for name in names), default=0)
     saved = {path.parent.name for path in run.glob("saes/*/cfg.json")}
-    settings = config.model_dump(mode="json", exclude={"saes"})
+    settings = config.model_dump(mode="json", exclude={"saes", "init"})
     return {
         "state": "complete" if all(n in saved or "stopped" in last.get(n, {}) for n in names) else "unfinished",
         "step": step,

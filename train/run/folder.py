@@ -20,7 +20,8 @@ from gsae.train.sae import CFG, weights_sha256
 from gsae.train.step.bank import screening_pays
 
 from .checkpoint import load_checkpoint
-from .config import RunConfig, SAEConfig, from_toml, to_toml
+from .config import RunConfig, SAEConfig
+from .config_file import from_toml, to_toml
 from .process import device_of
 from .ranks import Ranks
 
@@ -67,7 +68,7 @@ def _same(run: Path, config: RunConfig, site: Site) -> RunConfig:
         raise IncompatibleError(
             f"{run} was trained on a store with digest {digest[:12]}; this one has {site.store.digest[:12]}."
         )
-    asked = config.resolved(device=recorded.device or "cpu", threads=recorded.threads or 1)
+    asked = config.resolved(device=recorded.device, threads=recorded.threads or 1)
     if config.stack is None:
         asked = asked.model_copy(update={"stack": recorded.stack})
     if config.screening is None:

@@ -15,7 +15,9 @@ from .config import Precision, RunConfig
 
 def device_of(config: RunConfig) -> str:
     """The device that a new run computes on; UsageError where that cannot multiply in the precision asked for."""
-    device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = config.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     if config.precision == "tf32" and not device.startswith("cuda"):
         raise UsageError(f"Precision tf32 is a GPU's alone, and the device is {device!r}: take float32 or bfloat16.")
     return device

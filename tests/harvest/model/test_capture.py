@@ -212,6 +212,6 @@ def test_two_that_unpack_one_file_at_once_both_get_it(tmp_path: Path, monkeypatc
 
 
 def test_the_rooms_import_neither_transformers_nor_datasets() -> None:
-    code = "import sys, gsae.harvest; print({'transformers', 'datasets', 'huggingface_hub'} & set(sys.modules))"
+    code = "import sys, gsae.harvest.facade; print({'transformers', 'datasets', 'huggingface_hub'} & set(sys.modules))"
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert answer.stdout.strip() == "set()"

@@ -57,8 +57,8 @@ def test_weights_on_the_disk_go_with_the_model(
 def test_the_plan_says_how_the_model_was_spread(tiny_llama: Path, tmp_path: Path) -> None:
     known: dict[str, Any] = {"model": str(tiny_llama), "dataset": "builtin:pydoc", "sites": ("mlp.1",), "rows": 600}
     known |= {"context_size": 64, "window_rows": 512, "heldout": 0.02}
-    store = harvest(HarvestConfig.parse(**known, device_map="auto"), tmp_path / "spread")
-    plain = harvest(HarvestConfig.parse(**known), tmp_path / "plain")
+    store = harvest(HarvestConfig(**known, device_map="auto"), tmp_path / "spread")
+    plain = harvest(HarvestConfig(**known), tmp_path / "plain")
     assert store is not None
     assert plain is not None
     assert store.plan.model.device_map == "auto"
@@ -66,7 +66,7 @@ def test_the_plan_says_how_the_model_was_spread(tiny_llama: Path, tmp_path: Path
     rows, expected = files(store.path / "train"), files(plain.path / "train")
     assert rows == expected
     with pytest.raises(IncompatibleError, match=r"model\.device_map was 'auto', now None"):
-        harvest(HarvestConfig.parse(**known), store.path)
+        harvest(HarvestConfig(**known), store.path)
     assert load_planned(store.plan.model, str(tiny_llama), "auto").source.device_map == "auto"
     assert load_planned(store.plan.model, str(tiny_llama), "cpu").source.device_map is None
 

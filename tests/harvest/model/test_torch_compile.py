@@ -111,14 +111,14 @@ def test_the_plan_says_that_it_was_compiled_and_an_uncompiled_run_does_not_go_on
     monkeypatch.setattr("gsae.harvest.pipeline.compiled", lambda lm, sites: compiled(lm, sites, backend))
     settings: dict[str, Any] = {"rows": 600, "context_size": 64, "window_rows": 512, "batch_size": 5}
     known = {"model": str(tiny_llama), "dataset": "builtin:pydoc", "sites": ("mlp.1",), "heldout": 0.02}
-    config = HarvestConfig.parse(**known, **settings, compile=True)
+    config = HarvestConfig(**known, **settings, compile=True)
     store = harvest(config, tmp_path / "store")
     assert store is not None
     assert store.plan.model.compile
     assert backend.ran > 0
     with pytest.raises(IncompatibleError, match=r"model\.compile was True, now None"):
         harvest(config.model_copy(update={"compile": False}), tmp_path / "store")
-    plain = harvest(HarvestConfig.parse(**known, **settings), tmp_path / "plain")
+    plain = harvest(HarvestConfig(**known, **settings), tmp_path / "plain")
     assert plain is not None
     assert "compile" not in plain.plan.model.model_dump()
     for (source, rows), (plain_source, plain_rows) in zip(
@@ -132,4 +132,4 @@ def test_compile_and_a_device_map_are_not_together() -> None:
     done = gsae("harvest", "--model", "m", "--dataset", "d", "--site", "mlp.1", "--out", "x", "--compile",
                 "--device-map", "auto")  # fmt: skip
     assert done.returncode == 2
-    assert "compile: not together with a device_map" in done.stderr
+    assert "compile: cannot be used with device_map" in done.stderr

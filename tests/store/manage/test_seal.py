@@ -132,7 +132,7 @@ def test_a_manifest_whose_windows_are_not_as_it_says_is_refused(sealed: Store, c
 def test_a_harvest_into_a_sealed_store_says_that_it_is_sealed(tiny_llama: Path, tmp_path: Path) -> None:
     from gsae.harvest import HarvestConfig, harvest
 
-    config = HarvestConfig.parse(
+    config = HarvestConfig(
         model=str(tiny_llama), dataset="builtin:pydoc", sites=("mlp.0",), rows=900, context_size=32, window_rows=512
     )
     store = harvest(config, tmp_path / "store")

@@ -1,0 +1,67 @@
+"""`gsae eval` and `gsae report`: the figures of a run's SAEs, and the page that shows them."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gsae.commands.language_model import load_effects, torch_device
+from gsae.commands.options import Device, Json, ModelOption, MovedStores, RunArgument
+from gsae.commands.terminal import Shown, print_json, print_table
+
+COLUMNS = ("sae", "l0", "ce_loss_score", "explained_variance", "gamma", "gamma_centred", "dead")
+
+
+def evaluate(
+    run: RunArgument,
+    store: MovedStores = None,
+    model: ModelOption = None,
+    no_model: Annotated[bool, typer.Option("--no-model", help="Measure only what needs no language model.")] = False,
+    contexts: Annotated[
+        int | None,
+        typer.Option(metavar="CONTEXTS", help="Held-out contexts to run the language model on. Default: all."),
+    ] = None,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Measure every SAE of a run on held-out rows, and the loss that the model recovers."""
+    from gsae.evaluate import evaluate as measure
+    from gsae.evaluate import site_of
+    from gsae.store import open_stores
+    from gsae.train import stores_of
+
+    opened = open_stores(store or stores_of(run))
+    with Shown() as shown:
+        shown.show("loading the language model")
+        results = measure(
+            run,
+            opened,
+            None if no_model else load_effects(opened, site_of(run), model, device),
+            contexts,
+            lambda e: shown.show(f"evaluating {e.stage}", e.done, e.total),
+            torch_device(device),
+        )
+    if as_json:
+        print_json([{k: v for k, v in result.items() if k != "per_context"} for result in results])
+    else:
+        print_table(COLUMNS, results)
+
+
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Folders of evaluated runs.")],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="The HTML file to write.")] = Path("report.html"),
+    png: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER", help="Also write the plots as PNG files to this folder. Needs gsae[plots]. Default: none."
+        ),
+    ] = None,
+) -> None:
+    """Write one HTML file with the plots and tables of some runs. It needs no network."""
+    from gsae.evaluate import figures
+    from gsae.evaluate import report as write_report
+
+    for file in figures(runs, png) if png is not None else ():
+        typer.echo(file)
+    write_report(runs, out)
+    typer.echo(f"{out} ({out.stat().st_size / 1e3:.0f} kB). Open it in a browser.")

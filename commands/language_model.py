@@ -1,0 +1,36 @@
+"""What `gsae eval` and `gsae features` need of the language model that a store was made with, and the device they use.
+
+Loading it takes seconds to minutes and memory for its weights; nothing here is called with `--no-model`.
+"""
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from gsae.evaluate import Effects
+    from gsae.features import Words
+    from gsae.store import Store, StoreSet
+
+
+def load_effects(store: "Store | StoreSet", site: str, model: str | None, device: str) -> "Effects":
+    """Load the store's language model and return the function that measures what an edit of a site does to it."""
+    from gsae.harvest import effects, load_planned
+
+    lm = load_planned(store.plan.model, model, device)
+    return partial(effects, lm, store.site(site).spec)
+
+
+def load_words(store: "Store | StoreSet", site: str, model: str | None, device: str) -> "Words":
+    """Load the store's language model and return the texts of its tokens and the effects on its logits."""
+    from gsae.features import Words
+    from gsae.harvest import load_planned, logit_effects, token_texts
+
+    lm = load_planned(store.plan.model, model, device)
+    return Words(token_texts(lm.tokenizer), logit_effects(lm, store.site(site).spec))
+
+
+def torch_device(name: str) -> str:
+    """Return torch's name of a device: `auto` is cuda where there is a GPU, else cpu."""
+    import torch
+
+    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
