@@ -38,7 +38,7 @@ from gsae.harvest import (
     HarvestConfig,
     LanguageModel,
     Provenance,
-    Stage,
+    StageStarted,
     documents,
     harvest,
     load_lm,
@@ -47,8 +47,8 @@ from gsae.harvest import (
     resolve,
     write_tokens,
 )
-from gsae.harvest.estimate import BESIDE_BYTES
-from gsae.harvest.model.model_files import find, light_directory, weights_directory
+from gsae.harvest.cost_estimate import BESIDE_BYTES
+from gsae.harvest.model.model_files import find_model, light_directory, weights_directory
 from gsae.store import SPLITS, Store
 from gsae.store.format import row_order as order
 
@@ -142,7 +142,7 @@ def saelens(options: argparse.Namespace) -> dict[str, Any]:
     ratios: dict[str, list[float]] = {"whole": [], "cut": []}
     ours, theirs, size, rows = 0.0, {"whole": 0, "cut": 0}, 0, 1
     with scratch() as folder:
-        directory = weights_directory(find(MODEL, None, weights=True), options.dtype)
+        directory = weights_directory(find_model(MODEL, None, weights=True), options.dtype)
         models = {"whole": folder / "whole", "cut": folder / "cut"}
         shutil.copytree(directory, models["whole"])
         cut_after(PEER_LAYER, directory, models["cut"], getattr(torch, options.dtype))
@@ -186,7 +186,7 @@ def peer(model: Path, tokens: Path, cache: Path, dtype: str) -> dict[str, Any]:
 
 def copy_tokenizer(out: Path) -> None:
     """Put the model's tokenizer beside weights."""
-    for file in light_directory(find(MODEL, None, weights=False)).glob("*token*"):
+    for file in light_directory(find_model(MODEL, None, weights=False)).glob("*token*"):
         shutil.copy(file, out)
 
 
@@ -287,7 +287,7 @@ def whole(asked: HarvestConfig, lm: LanguageModel, out: Path) -> tuple[float, St
 
     def listen(event: Any) -> None:
         nonlocal waiting
-        if isinstance(event, Stage) and event.name == "running the model":
+        if isinstance(event, StageStarted) and event.name == "running the model":
             begun.append(time.perf_counter())
         waiting = getattr(event, "waiting", waiting)
 

@@ -13,7 +13,7 @@ from gsae.harvest import HarvestConfig
 from gsae.settings import NEEDED
 
 if TYPE_CHECKING:
-    from gsae.harvest import Event, Running, Worker
+    from gsae.harvest import BatchDone, Event, Worker
     from gsae.store import SiteSpec
 
 MISSING_SHOWN = 3
@@ -49,7 +49,7 @@ def harvest(
 
     The same command continues a harvest that was stopped.
     """
-    from gsae.harvest import estimate_harvest, is_at_hand, make_request, probe, split_names, worker
+    from gsae.harvest import estimate_harvest, make_request, probe, split_names, weights_are_local, worker
     from gsae.harvest import harvest as make_store
     from gsae.harvest import harvest_tokens as make_tokens
     from gsae.store import describe
@@ -61,7 +61,7 @@ def harvest(
     own = worker(rank, world_size, os.environ)
     if dry_run:
         request = make_request(config)
-        measured = probe(request) if do_probe and is_at_hand(config.model, config.revision) else None
+        measured = probe(request) if do_probe and weights_are_local(config.model, config.revision) else None
         print_facts(estimate_harvest(request, Path(out), measured), as_json)
         return
     complete = not only_tokens
@@ -69,7 +69,7 @@ def harvest(
         if only_tokens:
             make_tokens(config, Path(out), lambda event: show_event(shown, event))
         else:
-            complete = make_store(config, Path(out), lambda event: show_event(shown, event), own=own) is not None
+            complete = make_store(config, Path(out), lambda event: show_event(shown, event), worker=own) is not None
     facts = describe(Path(out))
     if as_json:
         print_json(facts)
@@ -110,22 +110,22 @@ def _note_early_end(facts: dict[str, Any], wanted: int | None) -> None:
 
 def show_event(shown: Shown, event: "Event") -> None:
     """Show on stderr what a harvest reports."""
-    from gsae.harvest import BlockTokenised, Finished, Left, Running, Stage
+    from gsae.harvest import BatchDone, BlockTokenised, Finished, StageStarted, WorkerDone
 
     match event:
-        case Stage():
+        case StageStarted():
             shown.show(event.name)
         case BlockTokenised():
             shown.show("tokens", event.rows, detail=f"{event.documents:,} documents, {event.rows:,} rows")
-        case Running():
+        case BatchDone():
             shown.show("running the model", event.rows, event.total, rate(event))
         case Finished(windows=0):
             shown.show("the store is complete: nothing to do")
-        case Finished() | Left():
+        case Finished() | WorkerDone():
             shown.show(f"wrote {event.windows} windows")
 
 
-def rate(event: "Running") -> str:
+def rate(event: "BatchDone") -> str:
     """Return what the progress line says beside the rows: tokens a second, bytes written, their ratio to raw rows."""
     ratio = f", ratio {event.written / event.raw:.3f}" if event.raw else ""
     tokens, waiting = event.tokens / max(event.seconds, 1e-9), 100 * event.waiting

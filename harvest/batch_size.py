@@ -1,8 +1,9 @@
-"""What fits: the batch size that `--batch-size auto` finds, and a pass that runs out of memory all the same.
+"""The batch size that `--batch-size auto` finds, and what happens if a pass runs out of memory later.
 
-The size is found before the plan is written, because it is part of it: from a budget of tokens downwards, halved until
-two passes in a row fit while the rows of the ones before are still held, as in the harvest. Nothing is timed, so equal
-devices find equal sizes. Later the size never changes: a pass that does not fit is tried once more, then the run ends.
+The size is part of the plan, so it is found before the plan is written: it starts at a budget of tokens and is halved
+until two passes fit, the second with the activations of the first still in memory, as in the harvest. Nothing is timed,
+so equal devices find equal sizes. The size never changes after that: a pass that does not fit is tried once more, then
+the run ends.
 """
 
 import gc
@@ -19,8 +20,8 @@ from gsae.store import SiteSpec
 
 from .model.capture import LanguageModel, capture
 
-# Tokens of a batch beyond which a pass gets no faster: a GPU is full there; on a CPU, where memory hardly ever fails
-# a pass, more only leaves its caches.
+# Tokens of a batch beyond which passes get no faster: a GPU is busy with these, and on a CPU more would not fit its
+# caches.
 BUDGET_TOKENS = {"cpu": 1 << 12}
 GPU_BUDGET_TOKENS = 1 << 16
 
@@ -28,40 +29,40 @@ T = TypeVar("T")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Say whether an error of a pass means that memory was short, on a GPU or on the CPU."""
+    """Return whether an error of a pass means that the GPU or the CPU ran out of memory."""
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
         isinstance(error, RuntimeError) and "not enough memory" in str(error)
     )
 
 
 def choose_batch_size(lm: LanguageModel, sites: Sequence[SiteSpec], tokens: NDArray[np.int32]) -> int:
-    """Return how many contexts of `tokens` (contexts, context_size) a pass takes at once.
+    """Return how many contexts of `tokens` (contexts, context_size) fit into one pass.
 
-    Raises SpaceError where not even one fits.
+    Raises SpaceError if not even one context fits.
     """
     context_size = tokens.shape[1]
     size: int = max(BUDGET_TOKENS.get(lm.device.type, GPU_BUDGET_TOKENS) // context_size, 1)
     while not _fits(lm, sites, np.resize(tokens, (size, context_size))):
         if size == 1:
             raise SpaceError(
-                f"Not even one context of {context_size} tokens fits into the memory of {lm.device}: "
-                "a smaller --context-size, or --device-map auto, is needed."
+                f"Not even one context of {context_size} tokens fits into the memory of {lm.device}. "
+                "Use a smaller --context-size, or --device-map auto."
             )
         size //= 2
     return size
 
 
 def run_twice(run: Callable[[], T], make_room: Callable[[], None], contexts: int) -> T:
-    """Return what `run` gives; where memory is short, `make_room`, empty the caches and try once more.
+    """Return what `run` returns; if it runs out of memory, call `make_room`, empty the caches and run it once more.
 
-    Raises SpaceError when it is short again.
+    contexts: of the batch, for the message. Raises SpaceError if memory runs out again.
     """
     try:
         return run()
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-    make_room()  # outside of the handler, whose traceback would hold the failed pass's tensors
+    make_room()  # not in the handler above, where the traceback keeps the tensors of the failed pass alive
     empty_caches()
     try:
         return run()
@@ -69,13 +70,13 @@ def run_twice(run: Callable[[], T], make_room: Callable[[], None], contexts: int
         if not is_out_of_memory(error):
             raise
     raise SpaceError(
-        f"A batch of {contexts} contexts does not fit into memory, tried twice. The batch size is part of the plan: "
-        "make room on the device and run the same command again, or use another folder and a smaller --batch-size."
+        f"A batch of {contexts} contexts does not fit into memory, tried twice. The batch size cannot change any more: "
+        "free memory on the device and run the same command again, or use another folder with a smaller --batch-size."
     )
 
 
 def empty_caches() -> None:
-    """Give back what Python and torch's CUDA allocator hold without using it."""
+    """Free the memory that Python and torch's CUDA allocator hold without using it."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -1,4 +1,4 @@
-"""What a harvest tells its listener: values that a progress bar, a log or a test reads."""
+"""The events that a harvest reports to its listener: values that a progress bar, a log or a test reads."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,8 +8,8 @@ from .text.packing import BlockTokenised
 
 
 @dataclass(frozen=True)
-class Stage:
-    """The harvest begins something that takes a while."""
+class StageStarted:
+    """A step that takes a while has started."""
 
     name: Literal[
         "reading the text",
@@ -22,12 +22,12 @@ class Stage:
 
 
 @dataclass(frozen=True)
-class Running:
-    """The model has run a batch; of the `total` rows that were due when this call began, `rows` are made.
+class BatchDone:
+    """The model has run one batch.
 
-    tokens: that the model has read, in `seconds` since its first batch. written, raw: bytes of the windows that are
-    published by now, in files and as plain rows. busy: seconds in which the device ran passes, as far as is known by
-    now: on a GPU a batch or two late.
+    rows: rows made by this call so far, of `total`. tokens: tokens that the model has read in `seconds`, counted from
+    the first batch. written, raw: bytes of the windows published so far, as files and as uncompressed rows. busy:
+    seconds in which the device ran passes; on a GPU it lags by a batch or two.
     """
 
     rows: int
@@ -40,24 +40,24 @@ class Running:
 
     @property
     def waiting(self) -> float:
-        """Share of the time in which the device had no pass to run."""
+        """Share of the time in which the device ran no pass."""
         return max(0.0, 1 - self.busy / self.seconds) if self.seconds else 0.0
 
 
 @dataclass(frozen=True)
-class Finished:
-    """The store is complete; this call made `windows` of its windows: 0 when it was complete before."""
-
-    windows: int
-
-
-@dataclass(frozen=True)
-class Left:
-    """This worker is done, having made `windows` windows; those `missing`, as `train-00003`, are other workers'."""
+class WorkerDone:
+    """This worker made `windows` windows and has none left; `missing`, such as `train-00003`, belong to others."""
 
     windows: int
     missing: tuple[str, ...]
 
 
-Event = Stage | BlockTokenised | Running | Finished | Left
+@dataclass(frozen=True)
+class Finished:
+    """The store is complete. This call made `windows` of its windows, 0 if the store was complete before."""
+
+    windows: int
+
+
+Event = StageStarted | BlockTokenised | BatchDone | WorkerDone | Finished
 Listen = Callable[[Event], None]

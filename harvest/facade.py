@@ -5,46 +5,48 @@ A name must not equal that of a file of the room: Python would then give the mod
 """
 
 from .config import HarvestConfig
-from .estimate import estimate_harvest, probe
-from .events import Event, Finished, Left, Running, Stage
+from .cost_estimate import estimate_harvest
+from .events import BatchDone, Event, Finished, StageStarted, WorkerDone
 from .model.capture import LanguageModel, Provenance, capture
+from .model.edit_effects import effects
 from .model.loading import load_lm, load_meta, load_planned, load_tokenizer, tokenizer_sha256
-from .model.logits import logit_effects, token_texts
-from .model.model_files import is_at_hand
-from .model.predictions import Edit, effects
+from .model.logit_effects import logit_effects, token_texts
+from .model.model_files import weights_are_local
 from .model.sites import offered, resolve, split_names
-from .model.torch_compile import compiled
+from .model.torch_compile import compile_layers
 from .pipeline import harvest, harvest_tokens
-from .request import make_request
-from .text.packing import Block, BlockTokenised, SpecialIds, special_ids, tokenise
-from .text.sources import Document, Text, documents
+from .probe_run import probe
+from .request import Request, make_request
+from .text.document import Document, Text, TextRequest
+from .text.encoding import special_ids
+from .text.packing import Block, BlockTokenised, tokenise
+from .text.sources import documents
 from .token_files import write_tokens
 from .workers import Worker, worker
 
 __all__ = [
+    "BatchDone",
     "Block",
     "BlockTokenised",
     "Document",
-    "Edit",
     "Event",
     "Finished",
     "HarvestConfig",
     "LanguageModel",
-    "Left",
     "Provenance",
-    "Running",
-    "SpecialIds",
-    "Stage",
+    "Request",
+    "StageStarted",
     "Text",
+    "TextRequest",
     "Worker",
+    "WorkerDone",
     "capture",
-    "compiled",
+    "compile_layers",
     "documents",
     "effects",
     "estimate_harvest",
     "harvest",
     "harvest_tokens",
-    "is_at_hand",
     "load_lm",
     "load_meta",
     "load_planned",
@@ -59,6 +61,7 @@ __all__ = [
     "token_texts",
     "tokenise",
     "tokenizer_sha256",
+    "weights_are_local",
     "worker",
     "write_tokens",
 ]

@@ -1,7 +1,7 @@
-"""How Hugging Face's libraries are called: quietly, pinned to a commit, their failures told in one line.
+"""Calling Hugging Face's libraries: quietly, pinned to a commit, and with each failure turned into one line.
 
-They warn, draw bars and raise dozens of types; here is the one place that knows them. Silence is process-wide
-while it lasts, so it is kept to single calls. Downloads keep their progress bars.
+These libraries warn, draw bars and raise dozens of types; only this file knows them. Silencing affects the whole
+process, so it lasts for single calls only. Downloads keep their progress bars.
 """
 
 import io
@@ -19,7 +19,7 @@ LOGGERS = ("transformers", "datasets", "huggingface_hub", "accelerate")
 
 @contextmanager
 def quiet(bars: bool = True) -> Iterator[None]:
-    """Silence the libraries' warnings and logs while inside; without `bars` also stderr."""
+    """Silence the warnings and logs of the libraries inside the `with`; if not `bars`, also everything on stderr."""
     loggers = [logging.getLogger(name) for name in LOGGERS]
     with ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
@@ -33,7 +33,7 @@ def quiet(bars: bool = True) -> Iterator[None]:
 
 
 def pin(kind: Kind, name: str, revision: str | None) -> str:
-    """Return the commit that `revision` of a Hub id is now. Raises NotFoundError or UsageError."""
+    """Return the commit that `revision` of a Hub id stands for now. Raises NotFoundError or UsageError."""
     with quiet():
         from huggingface_hub import HfApi
 
@@ -47,7 +47,7 @@ def pin(kind: Kind, name: str, revision: str | None) -> str:
 
 
 def explain(kind: Kind, name: str, error: Exception) -> GsaeError:
-    """Return what a failure of the Hub, or of a library that asked it, means to the user."""
+    """Return the error of gsae for a failure of the Hub, or of a library that called it."""
     from huggingface_hub import errors
 
     where = f"{kind} {name!r}"
@@ -69,17 +69,18 @@ def explain(kind: Kind, name: str, error: Exception) -> GsaeError:
 
 
 def one_line(error: BaseException) -> str:
-    """Return an error's text in one line of at most 300 characters, without a final full stop."""
+    """Return the text of an error in one line of at most 300 characters, without a final full stop."""
     text = " ".join(str(error).split()) or type(error).__name__
     return (text if len(text) <= 300 else text[:297] + "...").removesuffix(".")
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an error and its causes, the first cause first."""
     seen: list[BaseException] = []
     while error is not None and error not in seen:
         seen.append(error)
         error = error.__cause__ or error.__context__
-    # An HTTP status says more than the library's own word for it, so causes are looked at first.
+    # Causes come first, because an HTTP status says more than the library's error that wraps it.
     yield from reversed(seen)
 
 

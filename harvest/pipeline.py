@@ -1,7 +1,7 @@
-"""The harvest: tokens, then the plan, then one window after the other (`windows.py`), then the manifest.
+"""The harvest: tokens first, then the plan, then one window after another (`windows.py`), then the manifest.
 
-What is published stays, so a harvest may be killed anywhere and the same command goes on at the first window that has
-no record. Several workers each make their share (`workers.py`).
+Published files never change, so a harvest may be killed at any moment; the same command continues at the first window
+without a record. Several workers each make their share of the windows (`workers.py`).
 """
 
 import time
@@ -29,23 +29,25 @@ from gsae.store import (
 
 from .batch_size import choose_batch_size
 from .config import HarvestConfig
-from .estimate import check_room
-from .events import Finished, Left, Listen, Stage
+from .cost_estimate import check_room
+from .events import Finished, Listen, StageStarted, WorkerDone
 from .model.capture import LanguageModel
 from .model.loading import cpu_threads, load_configured
-from .model.torch_compile import compiled
-from .request import Request, Rows, check_same, make_plan, make_request, model_source, rows_of
+from .model.torch_compile import compile_layers
+from .plans import make_plan, model_source
+from .request import Request, make_request
+from .resume_check import check_same_plan
+from .row_layouts import RowLayouts, row_layouts
 from .token_files import write_tokens
 from .windows import due_windows, make_windows
 from .workers import ALONE, Worker, device_of
 
-# What a killed harvest may have left before it had a plan.
+# What a harvest that was killed before it had a plan may have left in its folder.
 BEFORE_THE_PLAN = {"contexts", "documents", "tokens", TMP}
+# How long a worker without windows waits for the others, so that it can publish the manifest.
 PATIENCE_SECONDS, POLL_SECONDS = 10.0, 0.25
 
 Tokens = NDArray[np.int32]
-
-
 Load = Callable[[HarvestConfig], LanguageModel]
 
 
@@ -54,134 +56,164 @@ def harvest(
     out: Path,
     listen: Listen = lambda event: None,
     load: Load = load_configured,
-    own: Worker = ALONE,
+    worker: Worker = ALONE,
 ) -> Store | None:
-    """Make the store `out`, or go on with it, and return it; None when windows of other workers are missing.
+    """Make the store `out`, or continue with it, and return it; None if windows of other workers are missing.
 
-    own: which of several workers this is. Each may be run again at any time, and any later run of any of them
-    publishes the store when nothing is missing.
+    load: loads the language model that the settings name. worker: which of several workers this is. Each worker may be
+    run again at any time; the run that finds no window missing publishes the store.
 
-    Raises IncompatibleError when `out` holds something else or was begun with other settings, SpaceError when the
-    disk is full, and what text, tokenizer, model and sites raise. What was published before an error stays, and the
-    same call goes on from there.
+    Raises IncompatibleError if `out` holds something else or was begun with other settings, SpaceError if the disk or
+    the memory is full, and the errors of text, tokenizer, model and sites. Windows published before an error are kept,
+    and the same call continues after them.
     """
-    config = config.model_copy(update={"device": device_of(config.device, own, torch.cuda.device_count())})
+    config = config.model_copy(update={"device": device_of(config.device, worker, torch.cuda.device_count())})
     with cpu_threads(config.threads):
-        return _harvest(config, out, listen, load, own)
+        begun, request = _open(config, out)
+        if is_complete(out):
+            return _already_complete(out, listen)
+        sweep(out)
+        if begun is None:
+            plan, made = _begin(request, out, listen, load, worker)
+        else:
+            plan, made = _resume(begun, request, out, listen, load, worker)
+        return _finish(plan, made, out, listen, worker)
 
 
 def harvest_tokens(config: HarvestConfig, out: Path, listen: Listen = lambda event: None) -> None:
-    """Write the tokens of the store `out` and stop there: `harvest` goes on with them, on this machine or another.
+    """Write only the tokens of the store `out`; `harvest` continues with them, on this machine or another.
 
-    Needs the model's config and tokenizer, not its weights. Raises as `harvest` does.
+    Needs the model's config and tokenizer, and no weights. Raises the same errors as `harvest`.
     """
-    begun, asked = _begin(config, out)
+    begun, request = _open(config, out)
     if begun is None:
         sweep(out)
-        _tokens(asked, out, listen)
+        _write_tokens(request, out, listen)
         sweep(out)
 
 
-def _harvest(config: HarvestConfig, out: Path, listen: Listen, load: Load, own: Worker) -> Store | None:
-    begun, asked = _begin(config, out)
-    if is_complete(out):
-        return _already_complete(out, listen)
-    sweep(out)
-    if begun is None and config.rows is not None:
-        check_room(asked, config.rows, out)
-    spec = begun.contexts if begun is not None else _tokens(asked, out, listen)
-    plan, made = begun, 0
-    if plan is None or due_windows(plan, out, own):
-        tokens, split = read_contexts(out, spec)
-        rows = rows_of(asked, tokens, split)
-        check_room(asked, _rows_left(begun, rows, out), out)
-        listen(Stage("loading the model"))
-        lm = load(config)
-        if config.compile:
-            lm = compiled(lm, asked.sites)
-        if begun is not None:
-            check_same(begun, asked, model_source(lm), out)
-        plan = begun or _settled(asked, lm, spec, rows, tokens, out, listen)
-        write_plan(out, plan)
-        listen(Stage("running the model"))
-        if due := due_windows(plan, out, own):
-            make_windows(plan, due, rows, tokens, lm, out, listen)
-        made = len(due)
-    if own.world_size > 1 and (missing := _missing(out, plan)):
-        listen(Left(made, missing))
+def _open(config: HarvestConfig, out: Path) -> tuple[Plan | None, Request]:
+    """Return the plan on disk, None if there is none, and the request, after checking that both agree."""
+    begun = read_plan(out)
+    if begun is None:
+        _check_empty(out)
+    request = make_request(config)
+    if begun is not None:
+        check_same_plan(begun, request, None, out)
+    return begun, request
+
+
+def _begin(request: Request, out: Path, listen: Listen, load: Load, worker: Worker) -> tuple[Plan, int]:
+    """Write the tokens, the plan and this worker's windows; return the plan and the number of windows made."""
+    if request.config.rows is not None:
+        check_room(request, request.config.rows, out)
+    contexts = _write_tokens(request, out, listen)
+    tokens, split = read_contexts(out, contexts)
+    layouts = row_layouts(request, tokens, split)
+    check_room(request, layouts.rows, out)
+    lm = _load(request, load, listen)
+    plan = _publish_plan(request, lm, contexts, layouts, tokens, out, listen)
+    return plan, _make_due_windows(plan, layouts, tokens, lm, out, listen, worker)
+
+
+def _resume(begun: Plan, request: Request, out: Path, listen: Listen, load: Load, worker: Worker) -> tuple[Plan, int]:
+    """Make the windows of this worker that are missing; return the plan and the number of windows made."""
+    if not due_windows(begun, out, worker):
+        return begun, 0
+    tokens, split = read_contexts(out, begun.contexts)
+    layouts = row_layouts(request, tokens, split)
+    missing = unfinished(out, begun)  # of all workers, because they share the disk
+    check_room(request, sum(layouts.of(name).window(number).rows for name, number in missing), out)
+    lm = _load(request, load, listen)
+    check_same_plan(begun, request, model_source(lm), out)
+    write_plan(out, begun)  # the process that began may have been killed before all metadata was published
+    return begun, _make_due_windows(begun, layouts, tokens, lm, out, listen, worker)
+
+
+def _finish(plan: Plan, made: int, out: Path, listen: Listen, worker: Worker) -> Store | None:
+    """Publish the manifest and return the store; None if windows of other workers are missing."""
+    if worker.world_size > 1 and (missing := _wait_for_others(out, plan)):
+        listen(WorkerDone(made, missing))
         return None
-    listen(Stage("writing the manifest"))
+    listen(StageStarted("writing the manifest"))
     write_manifest(out, plan)
     sweep(out)
     listen(Finished(made))
     return open_store(out)
 
 
-def _begin(config: HarvestConfig, out: Path) -> tuple[Plan | None, Request]:
-    """Return the plan that `out` was begun with, if any, and what is asked for, which is the same."""
-    begun = read_plan(out)
-    if begun is None:
-        _check_fresh(out)
-    asked = make_request(config)
-    if begun is not None:
-        check_same(begun, asked, None, out)
-    return begun, asked
+def _write_tokens(request: Request, out: Path, listen: Listen) -> ContextsSpec:
+    listen(StageStarted("reading the text"))
+    return write_tokens(request, out, listen, lambda: listen(StageStarted("waiting for another worker's tokens")))
 
 
-def _tokens(asked: Request, out: Path, listen: Listen) -> ContextsSpec:
-    listen(Stage("reading the text"))
-    return write_tokens(asked, out, listen, lambda: listen(Stage("waiting for another worker's tokens")))
+def _load(request: Request, load: Load, listen: Listen) -> LanguageModel:
+    listen(StageStarted("loading the model"))
+    lm = load(request.config)
+    return compile_layers(lm, request.sites) if request.config.compile else lm
 
 
-def _rows_left(begun: Plan | None, rows: Rows, out: Path) -> int:
-    """Return the rows of all windows, also of other workers, that have no record."""
-    if begun is None:
-        return rows.train.rows + rows.heldout.rows
-    return sum(rows.of(split).window(number).rows for split, number in unfinished(out, begun))
-
-
-def _settled(
-    asked: Request, lm: LanguageModel, spec: ContextsSpec, rows: Rows, tokens: Tokens, out: Path, listen: Listen
+def _publish_plan(
+    request: Request,
+    lm: LanguageModel,
+    contexts: ContextsSpec,
+    layouts: RowLayouts,
+    tokens: Tokens,
+    out: Path,
+    listen: Listen,
 ) -> Plan:
-    """Return the plan of a new store, with a batch size that fits; another worker may have settled it meanwhile."""
-    size = asked.config.batch_size
-    if size == "auto":
-        listen(Stage("finding the batch size"))
-        size = choose_batch_size(lm, asked.sites, tokens)
-    plan = make_plan(asked, model_source(lm), spec, (rows.train.rows, rows.heldout.rows), size)
+    """Publish the plan of a new store and return it; return another worker's plan if it was published first."""
+    batch_size = request.config.batch_size
+    if batch_size == "auto":
+        listen(StageStarted("finding the batch size"))
+        batch_size = choose_batch_size(lm, request.sites, tokens)
+    plan = make_plan(request, model_source(lm), contexts, layouts.train.rows, layouts.heldout.rows, batch_size)
     try:
         write_plan(out, plan)
     except IncompatibleError:
-        first = read_plan(out)
-        if first is None:
+        plan_of_another = read_plan(out)
+        if plan_of_another is None:
             raise
-        check_same(first, asked, model_source(lm), out)
-        return first
+        check_same_plan(plan_of_another, request, model_source(lm), out)
+        write_plan(out, plan_of_another)
+        return plan_of_another
     return plan
+
+
+def _make_due_windows(
+    plan: Plan, layouts: RowLayouts, tokens: Tokens, lm: LanguageModel, out: Path, listen: Listen, worker: Worker
+) -> int:
+    """Make the windows of this worker that are missing; return how many."""
+    listen(StageStarted("running the model"))
+    due = due_windows(plan, out, worker)
+    if due:
+        make_windows(plan, due, layouts, tokens, lm, out, listen)
+    return len(due)
 
 
 def _already_complete(out: Path, listen: Listen) -> Store:
     store = open_store(out)
     if store.sealed:
-        have, due = len(store.manifest.windows), store.plan.windows + store.plan.heldout_windows
+        have, planned = len(store.manifest.windows), store.plan.windows + store.plan.heldout_windows
         raise IncompatibleError(
-            f"{out} was sealed with {have} of its {due} windows and never changes again. "
-            "Harvest into another folder for more rows."
+            f"{out} was sealed with {have} of its {planned} windows, and a sealed store takes no more rows. "
+            "Harvest into another folder."
         )
     listen(Finished(0))
     return store
 
 
-def _check_fresh(out: Path) -> None:
+def _check_empty(out: Path) -> None:
+    """Raise IncompatibleError if `out` is a file, or a folder with anything but the start of a harvest in it."""
     if out.exists() and not out.is_dir():
-        raise IncompatibleError(f"{out} is a file. A store needs a folder of its own.")
+        raise IncompatibleError(f"{out} is a file. Give a folder, which may be empty or not exist yet.")
     foreign = sorted({p.name for p in out.iterdir()} - BEFORE_THE_PLAN) if out.is_dir() else []
-    if foreign and read_plan(out) is None:  # another worker may just have begun
-        raise IncompatibleError(f"{out} is not empty and no store: it has {foreign[0]!r}. Give an empty folder.")
+    if foreign and read_plan(out) is None:  # another worker may have published the plan in between
+        raise IncompatibleError(f"{out} is not empty and is no store: it has {foreign[0]!r}. Give an empty folder.")
 
 
-def _missing(out: Path, plan: Plan) -> tuple[str, ...]:
-    """Wait a little for other workers, and return the windows that still have no record."""
+def _wait_for_others(out: Path, plan: Plan) -> tuple[str, ...]:
+    """Wait up to PATIENCE_SECONDS for other workers; return the windows that have no record then."""
     deadline = time.monotonic() + PATIENCE_SECONDS
     while (missing := unfinished(out, plan)) and time.monotonic() < deadline:
         time.sleep(POLL_SECONDS)

@@ -1,8 +1,8 @@
-"""From the device to a window's buffer, behind the passes: while one batch is computed, the rows of the last are moved.
+"""Moves rows from the device into a window's buffer while the next batch is computed.
 
-The pass only gathers a batch's rows on its device. From there they go to pinned host memory on a stream of their own,
-and a background thread waits for the copy and puts each row in its place. At most `LEAD` batches are on the way, so the
-memory beyond the windows is their rows, on the device and pinned. On a CPU there is nothing to copy, only the thread.
+A pass only gathers a batch's rows on its device. A side stream copies them to pinned host memory; a background thread
+waits for the copy and puts each row at its index. At most `LEAD` batches are on the way, so the memory beyond the
+windows is their rows, on the device and pinned. On a CPU nothing is copied and only the thread is used.
 """
 
 import time
@@ -20,36 +20,38 @@ from torch import Tensor
 from gsae.store import scatter
 
 LEAD = 2
+# Unsigned type of a row's bit patterns, by bytes an element.
 BITS = {2: torch.uint16, 4: torch.uint32}
 
-Rows = NDArray[Any]
+Slot = tuple[int, str]
+"""The memory of one batch on its way: its turn, 0 to LEAD - 1, and the site."""
 
 
 class Copier(Protocol):
-    """Brings rows to the host, and tells how long the device was at work between two marks."""
+    """Copies rows to the host, and measures how long the device worked between two marks."""
 
-    def send(self, rows: Tensor, slot: tuple[int, str]) -> Callable[[], Tensor]:
-        """Begin to copy rows (rows, d_in); the call that is returned waits for the end and gives them on the host.
+    def send(self, rows: Tensor, slot: Slot) -> Callable[[], Tensor]:
+        """Start copying rows (rows, d_in) into a slot; the returned call waits for the end and gives them on the host.
 
-        slot: a place that nobody else uses until then.
+        No other batch may use the slot before that.
         """
 
     def mark(self) -> Any:
-        """Note this moment of the device."""
+        """Record the current moment of the device."""
 
     def seconds(self, begin: Any, end: Any) -> float:
         """Return the time between two marks; waits for the second."""
 
 
 class HostCopier:
-    """For rows that are in the host's memory already."""
+    """For rows that are already in host memory."""
 
-    def send(self, rows: Tensor, slot: tuple[int, str]) -> Callable[[], Tensor]:
+    def send(self, rows: Tensor, slot: Slot) -> Callable[[], Tensor]:
         """Return the rows themselves."""
         return lambda: rows
 
     def mark(self) -> float:
-        """Return the time: passes end when their call does."""
+        """Return the time; on a CPU a pass ends when its call returns."""
         return time.perf_counter()
 
     def seconds(self, begin: float, end: float) -> float:
@@ -63,14 +65,14 @@ class PinnedCopier:
     def __init__(
         self, device: torch.device, cuda: Any = torch.cuda, empty: Callable[..., Tensor] = torch.empty
     ) -> None:
-        """Mark time on `device`. cuda, empty: torch's own, but in tests."""
+        """Mark time on `device`. cuda, empty: replaced in tests that have no GPU."""
         self._device, self._cuda, self._empty = device, cuda, empty
         self._streams: dict[torch.device, Any] = {}
-        self._buffers: dict[tuple[int, str], Tensor] = {}
+        self._buffers: dict[Slot, Tensor] = {}
 
-    def send(self, rows: Tensor, slot: tuple[int, str]) -> Callable[[], Tensor]:
-        """Copy after what is queued on the rows' device by now, beside what will be."""
-        if rows.device.type == "cpu":  # from a layer that a device map leaves there
+    def send(self, rows: Tensor, slot: Slot) -> Callable[[], Tensor]:
+        """Copy after the work that is queued on the rows' device now, in parallel with later work."""
+        if rows.device.type == "cpu":  # from a layer that a device map keeps on the CPU
             return lambda: rows
         stream = self._streams.get(rows.device)
         if stream is None:
@@ -80,7 +82,7 @@ class PinnedCopier:
         with self._cuda.stream(stream):
             pinned.copy_(rows, non_blocking=True)
             done = stream.record_event()
-        rows.record_stream(stream)  # its memory is not reused before the copy is over
+        rows.record_stream(stream)  # the allocator must not reuse their memory before the copy is over
 
         def arrived() -> Tensor:
             done.synchronize()
@@ -99,7 +101,8 @@ class PinnedCopier:
         end.synchronize()
         return float(begin.elapsed_time(end)) / 1000
 
-    def _buffer(self, slot: tuple[int, str], rows: Tensor) -> Tensor:
+    def _buffer(self, slot: Slot, rows: Tensor) -> Tensor:
+        """Return the first rows of a slot's pinned buffer, which grows to the largest batch."""
         held = self._buffers.get(slot)
         if held is None or len(held) < len(rows):
             held = self._buffers[slot] = self._empty(rows.shape, dtype=rows.dtype, pin_memory=True)
@@ -107,12 +110,15 @@ class PinnedCopier:
 
 
 def copier_for(device: torch.device) -> Copier:
-    """Return the copier for a model whose tokens go to `device`."""
+    """Return the copier for a model with its embedding on `device`."""
     return PinnedCopier(device) if device.type == "cuda" else HostCopier()
 
 
 class Mover:
-    """Moves batches of rows into buffers, in order, on a thread of its own. Use it in a `with`."""
+    """Moves batches of rows into window buffers, in order, on a background thread. Use it in a `with`.
+
+    busy_seconds: how long the device ran passes, counted when the rows of a pass are moved.
+    """
 
     def __init__(self, copier: Copier) -> None:
         self._copier = copier
@@ -122,39 +128,46 @@ class Mover:
         self.busy_seconds = 0.0
 
     def mark(self) -> Any:
-        """Note the moment before a pass."""
+        """Record the moment before a pass."""
         return self._copier.mark()
 
     def put(
-        self, rows: Mapping[str, Tensor], buffers: Mapping[str, Rows], places: NDArray[np.int64], began: Any
+        self, rows: Mapping[str, Tensor], buffers: Mapping[str, NDArray[Any]], targets: NDArray[np.int64], began: Any
     ) -> Future[None]:
-        """Begin to move rows (rows, d_in) of each site to places (rows,) of its buffer (any, d_in) of bit patterns.
+        """Start moving each site's rows (rows, d_in) to the indices `targets` (rows,) of its buffer.
 
-        began: the mark before the pass that made them. Waits while `LEAD` batches are on the way.
+        buffers: bit patterns (window rows, d_in) by site. began: the mark before the pass that made the rows. Waits
+        while `LEAD` batches are on the way.
         """
         ended = self._copier.mark()
         while len(self._under_way) >= LEAD:
             self._under_way.popleft().result()
-        slot = self._sent % LEAD
-        arrivals = {name: self._copier.send(value, (slot, name)) for name, value in rows.items()}
-
-        def move() -> None:
-            for name, arrived in arrivals.items():
-                values = arrived().contiguous()
-                scatter(values.view(BITS[values.itemsize]).numpy(), buffers[name], places)
-            self.busy_seconds += self._copier.seconds(began, ended)
-
+        turn = self._sent % LEAD
+        arrivals = {name: self._copier.send(value, (turn, name)) for name, value in rows.items()}
         self._sent += 1
-        self._under_way.append(self._thread.submit(move))
+        self._under_way.append(self._thread.submit(self._move, arrivals, buffers, targets, began, ended))
         return self._under_way[-1]
 
+    def _move(
+        self,
+        arrivals: Mapping[str, Callable[[], Tensor]],
+        buffers: Mapping[str, NDArray[Any]],
+        targets: NDArray[np.int64],
+        began: Any,
+        ended: Any,
+    ) -> None:
+        for name, arrived in arrivals.items():
+            values = arrived().contiguous()
+            scatter(values.view(BITS[values.itemsize]).numpy(), buffers[name], targets)
+        self.busy_seconds += self._copier.seconds(began, ended)
+
     def drain(self) -> None:
-        """Wait until every row is in its place, and nothing of them is held on the device."""
+        """Wait until every row is in its buffer and the device holds no rows."""
         while self._under_way:
             self._under_way.popleft().result()
 
     def run_between(self, work: Callable[[], Any]) -> Future[Any]:
-        """Do some other work on the thread, after what it has."""
+        """Run other work on the thread, after the moves that are queued."""
         return self._thread.submit(work)
 
     def __enter__(self) -> Self:

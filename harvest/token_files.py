@@ -1,10 +1,12 @@
-"""The step before the plan: the tokens of a store, written by one of many workers, resumable, without the model.
+"""Writing the tokens of a store, before its plan: by one of many workers, resumable, without the model's weights.
 
-Blocks are gathered to parts of at least 2^22 tokens, some seconds of work, each a file in `tokens/` that appears whole;
-then the parts are laid end to end in the store's own arrays and removed. So a step that was killed goes on at the first
-part that is missing, reading over the text before it, and memory is bounded by a few files of an array (64 MiB each),
-whatever the text's size. It costs a second copy of the tokens on disk while it lasts. One worker makes them while the
-others wait at a lock that dies with its holder; where a file system has no locks, all make the same bytes.
+Blocks are gathered to parts of at least 2^22 tokens, some seconds of work. Each part is a file in `tokens/` that
+appears as a whole; at the end the parts are joined to the store's own arrays and removed. A killed step continues at
+the first missing part, after reading past the text before it. Memory is bounded by a few parts (64 MiB for each array),
+whatever the size of the text. The cost is a second copy of the tokens on disk until the end.
+
+One worker writes the tokens while the others wait at a lock that is released when its process ends. On a file system
+without locks all of them write the same bytes.
 """
 
 import bisect
@@ -32,11 +34,13 @@ from gsae.store import (
     write_tokens_plan,
 )
 
-from .request import Request, check_same_tokens, make_tokens_plan
+from .plans import make_tokens_plan
+from .request import Request
+from .resume_check import check_same_tokens
 from .text.packing import HELDOUT, TRAIN, Block, BlockTokenised, tokenise
 
 PART_TOKENS = 1 << 22
-# The store's arrays, and the field of a block that each is made of.
+# The store's arrays, and the field of `Block` that each is joined from.
 ARRAYS = {
     "contexts/tokens": "tokens",
     "contexts/split": "split",
@@ -48,10 +52,10 @@ ARRAYS = {
 
 @dataclass(frozen=True)
 class Progress:
-    """What the parts up to one hold.
+    """Totals over all parts up to one.
 
-    read: documents taken from the text. documents: those in the arrays, which empty ones are not. contexts; rows,
-    heldout_rows: of each split. last: there are no more parts.
+    read: documents taken from the text. documents: those in the arrays, without empty ones. contexts: of both splits.
+    rows, heldout_rows: rows of each split. last: whether this is the last part.
     """
 
     read: int = 0
@@ -73,56 +77,56 @@ class Progress:
 
 
 def write_tokens(
-    asked: Request,
+    request: Request,
     out: Path,
     listen: Callable[[BlockTokenised], None] = lambda event: None,
     wait: Callable[[], None] = lambda: None,
 ) -> ContextsSpec:
-    """Return what the plan says of the tokens of `out`, which are made, or made whole, where that is still to do.
+    """Write the tokens of `out`, or the rest of them, and return what the plan records about them.
 
-    wait: called once where another worker is making them. Raises IncompatibleError when they were begun with other
-    settings, UsageError for a text that gives no train rows, SpaceError; what was published before an error stays.
+    wait: called once if another worker is writing them. Raises IncompatibleError if they were begun with other
+    settings, UsageError if the text gives no train rows, and SpaceError; parts published before an error are kept.
     """
     with alone(out, "making-tokens", wait):
         begun, done = read_tokens(out)[0], _finished(out)
         if begun is not None:
-            check_same_tokens(begun, asked, out, made=done is not None)
+            check_same_tokens(begun, request, out, finished=done is not None)
         if done is None:
-            done = _make(asked, out, listen)
+            done = _make(request, out, listen)
         for part in out.glob("tokens/*.npz"):
             part.unlink(missing_ok=True)
         return done
 
 
 def _finished(out: Path) -> ContextsSpec | None:
-    """Return what is known of finished tokens; another worker may have come as far as to the plan."""
+    """Return what is recorded about finished tokens, None if they are not; another worker may have written the plan."""
     if made := read_tokens(out)[1]:
         return made.contexts
     plan = read_plan(out)
     return plan.contexts if plan else None
 
 
-def _make(asked: Request, out: Path, listen: Callable[[BlockTokenised], None]) -> ContextsSpec:
+def _make(request: Request, out: Path, listen: Callable[[BlockTokenised], None]) -> ContextsSpec:
     try:
-        made = _laid_end_to_end(asked, out, _parts(asked, out, listen))
+        made = _join_parts(request, out, _write_parts(request, out, listen))
         write_tokens_made(out, made)
-    except FileNotFoundError:  # there are no locks, and another worker was faster and removed the parts
+    except FileNotFoundError:  # without locks, a faster worker may have removed the parts
         if (done := _finished(out)) is None:
             raise
         return done
     return made.contexts
 
 
-def _parts(asked: Request, out: Path, listen: Callable[[BlockTokenised], None]) -> list[Path]:
-    """Make the parts that are missing, and return all."""
-    config, parts = asked.config, _published(out)
+def _write_parts(request: Request, out: Path, listen: Callable[[BlockTokenised], None]) -> list[Path]:
+    """Write the parts that are missing and return the paths of all."""
+    config, parts = request.config, _published_parts(out)
     so_far = _progress(parts[-1]) if parts else Progress()
     if so_far.last:
         return parts
     size = config.context_size
     blocks = tokenise(
-        itertools.islice(asked.text.read(), so_far.read, None),
-        asked.tokenizer,
+        itertools.islice(request.text.read(), so_far.read, None),
+        request.tokenizer,
         context_size=size,
         rows=None if config.rows is None else config.rows - so_far.rows,
         heldout=config.heldout_share,
@@ -132,23 +136,23 @@ def _parts(asked: Request, out: Path, listen: Callable[[BlockTokenised], None]) 
     gathered: list[Block] = []
     for block in blocks:
         if sum(each.tokens.size for each in gathered) >= PART_TOKENS:
-            parts.append(_publish(asked, out, len(parts), gathered, so_far))
+            parts.append(_publish(request, out, len(parts), gathered, so_far))
             gathered = []
         gathered.append(replace(block, start=block.start + so_far.contexts * size))
         so_far = so_far.after(block)
         listen(BlockTokenised(so_far.read, so_far.contexts, so_far.rows))
         if block.again and not so_far.rows:
-            break  # reading on for ever would give none
+            break  # reading the text again would give no rows either
     if not so_far.rows:
         raise UsageError(
             f"The text gives no train rows: {so_far.read} documents, {so_far.contexts} contexts, a share of "
-            f"{config.heldout_share:g} of the documents held out. More documents or a smaller share are needed."
+            f"{config.heldout_share:g} of the documents held out. Use more documents or a smaller --heldout."
         )
-    return [*parts, _publish(asked, out, len(parts), gathered, replace(so_far, last=True))]
+    return [*parts, _publish(request, out, len(parts), gathered, replace(so_far, last=True))]
 
 
-def _published(out: Path) -> list[Path]:
-    """Return the parts that are there without a gap."""
+def _published_parts(out: Path) -> list[Path]:
+    """Return the paths of the parts that exist, up to the first gap."""
     paths = (_path(out, number) for number in itertools.count())
     return list(itertools.takewhile(Path.exists, paths))
 
@@ -157,9 +161,9 @@ def _path(out: Path, number: int) -> Path:
     return out / f"tokens/{number:05d}.npz"
 
 
-def _publish(asked: Request, out: Path, number: int, blocks: list[Block], progress: Progress) -> Path:
-    if not number:  # only now is there something to go on with
-        write_tokens_plan(out, make_tokens_plan(asked))
+def _publish(request: Request, out: Path, number: int, blocks: list[Block], progress: Progress) -> Path:
+    if not number:  # a text that gives no rows leaves no file behind
+        write_tokens_plan(out, make_tokens_plan(request))
     arrays: dict[str, Any] = {name: np.concatenate([getattr(b, name) for b in blocks]) for name in ARRAYS.values()}
     data = io.BytesIO()
     np.savez(data, progress=np.array(astuple(progress), np.int64), **arrays)
@@ -169,7 +173,7 @@ def _publish(asked: Request, out: Path, number: int, blocks: list[Block], progre
 
 
 def _read(path: Path, *names: str) -> list[NDArray[Any]]:
-    """Read some arrays of a part; their crc32 are checked."""
+    """Read arrays of a part; NumPy checks their crc32. Raises CorruptError."""
     try:
         with np.load(path) as part:
             return [part[name] for name in names]
@@ -184,16 +188,19 @@ def _progress(part: Path) -> Progress:
     return Progress(read, documents, found, rows, heldout_rows, bool(last))
 
 
-def _laid_end_to_end(asked: Request, out: Path, parts: list[Path]) -> TokensMade:
-    """Write the store's arrays from the parts."""
-    wanted, progress = asked.config.rows, [_progress(part) for part in parts]
+def _join_parts(request: Request, out: Path, parts: list[Path]) -> TokensMade:
+    """Write the store's arrays from the parts and return what they hold."""
+    wanted, progress = request.config.rows, [_progress(part) for part in parts]
     whole = progress[-1]
-    ends = {"contexts": [each.contexts for each in progress], "documents": [each.documents for each in progress]}
-    shapes = {"contexts/tokens": (whole.contexts, asked.config.context_size)}
-    values = {
-        path: _Laid(parts, name, ends[path.split("/")[0]], shapes.get(path, (ends[path.split("/")[0]][-1],)))
-        for path, name in ARRAYS.items()
+    ends = {
+        "contexts": tuple(each.contexts for each in progress),
+        "documents": tuple(each.documents for each in progress),
     }
+    values = {}
+    for path, name in ARRAYS.items():
+        ends_here = ends[path.split("/")[0]]
+        width = (request.config.context_size,) if name == "tokens" else ()
+        values[path] = _JoinedArray(tuple(parts), name, ends_here, (ends_here[-1], *width))
     return TokensMade(
         schema_version=SCHEMA_VERSION,
         contexts=write_contexts(out, values, wanted is not None and whole.rows < wanted),
@@ -203,12 +210,12 @@ def _laid_end_to_end(asked: Request, out: Path, parts: list[Path]) -> TokensMade
 
 
 @dataclass(frozen=True)
-class _Laid:
-    """An array of all parts end to end, read slice by slice; ends: the row after the last of each part."""
+class _JoinedArray:
+    """One array of all parts, joined along its first axis and read slice by slice; ends: (parts,) where each ends."""
 
-    parts: list[Path]
+    parts: tuple[Path, ...]
     name: str
-    ends: list[int]
+    ends: tuple[int, ...]
     shape: tuple[int, ...]
 
     def __getitem__(self, rows: slice) -> NDArray[Any]:

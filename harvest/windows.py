@@ -1,17 +1,19 @@
-"""Making windows: contexts are run in the plan's batches, every row goes to its place, the whole is written.
+"""Making windows: contexts run in the plan's batches, each row is put at its index, and the whole is published.
 
-A window is made alone, from plan and tokens, so it does not matter who makes which, or when. Three things go on side
-by side: passes, moving rows into a window's buffer (`moving.py`), and encoding and publishing the window before. The
-third window begins when the first is written, so memory is the model, two windows a site and a few batches.
+A window follows from the plan and the tokens alone, so any worker may make it at any time. Three things run at once:
+the passes, moving rows into the buffer of a window (`row_mover.py`), and encoding and publishing the window before it.
+Two buffers are used in turn, so memory is the model, two windows for each site and a few batches.
 """
 
 import time
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -34,27 +36,35 @@ from gsae.store import (
 )
 
 from .batch_size import run_twice
-from .events import Running
+from .events import BatchDone
 from .model.capture import LanguageModel, capture
-from .request import Rows
+from .row_layouts import RowLayouts
 from .row_mover import Mover, copier_for
 from .workers import Worker
 
-Buffers = dict[str, NDArray[Any]]
+BUFFERS = 2
+
+Tokens = NDArray[np.int32]
+SiteRows = dict[str, NDArray[Any]]
+"""Bit patterns (rows, d_in) of the rows of one window, by site name."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Contexts (contexts,) by number that are run together; rows `picks` of them, laid flat, go to `places` (rows,)."""
+    """Contexts that run together, and where their rows go.
+
+    contexts: (contexts,) numbers in the store. picks: (rows,) which of the batch's activations, flattened to
+    (contexts * context_size, d_in), are rows of the window. targets: (rows,) the index of each in the window.
+    """
 
     contexts: NDArray[np.int64]
     picks: NDArray[np.int64]
-    places: NDArray[np.int64]
+    targets: NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class LaidWindow:
-    """What makes a window: its batches in order, and the source of each of its rows, (rows,)."""
+class WindowTask:
+    """The work that makes a window: its batches in order, and the source of each of its rows, (rows,)."""
 
     split: Split
     number: int
@@ -62,65 +72,105 @@ class LaidWindow:
     source: NDArray[np.int64]
 
 
-def due_windows(plan: Plan, out: Path, own: Worker) -> list[tuple[Split, int]]:
-    """Return the windows of a worker that have no record, in the order of work."""
+def due_windows(plan: Plan, out: Path, worker: Worker) -> list[tuple[Split, int]]:
+    """Return the windows of a worker that have no record yet, in the order of work."""
     numbers = {window: number for number, window in enumerate(all_windows(plan))}
-    return [window for window in unfinished(out, plan) if own.takes(numbers[window])]
+    return [window for window in unfinished(out, plan) if worker.makes(numbers[window])]
 
 
-def lay(plan: Plan, rows: Rows, tokens: NDArray[np.int32], split: Split, number: int) -> LaidWindow:
-    """Lay out window `number` of a split; tokens: (contexts, context_size), all of them."""
-    window = rows.of(split).window(number)
+def window_task(plan: Plan, layouts: RowLayouts, tokens: Tokens, split: Split, number: int) -> WindowTask:
+    """Return the work that makes window `number` of a split; tokens: all of the store, (contexts, context_size)."""
+    window = layouts.of(split).window(number)
     mask = row_mask(tokens[window.contexts], plan.tokenizer.excluded_ids, plan.dropped_positions)
     stored = stored_order(window, split, plan.seed)
-    places = inverse(stored)
+    targets = inverse(stored)
     batches = []
-    before = -window.skip  # laid rows of the window before this batch; the first context may have begun in another
-    for batch in context_batches(len(window.contexts), plan.batch_size):
-        picks = np.flatnonzero(mask[batch])
+    before = -window.skip  # rows of the window before this batch; the first context may begin in another window
+    for part in context_batches(len(window.contexts), plan.batch_size):
+        picks = np.flatnonzero(mask[part])
         first, last = max(-before, 0), min(len(picks), window.rows - before)
-        batches.append(Batch(window.contexts[batch], picks[first:last], places[before + first : before + last]))
+        batches.append(Batch(window.contexts[part], picks[first:last], targets[before + first : before + last]))
         before += len(picks)
-    return LaidWindow(split, number, tuple(batches), window.sources(mask)[stored])
+    return WindowTask(split, number, tuple(batches), window.sources(mask)[stored])
 
 
 def make_windows(
     plan: Plan,
     windows: list[tuple[Split, int]],
-    rows: Rows,
-    tokens: NDArray[np.int32],
+    layouts: RowLayouts,
+    tokens: Tokens,
     lm: LanguageModel,
     out: Path,
-    listen: Callable[[Running], None],
+    listen: Callable[[BatchDone], None],
 ) -> None:
     """Make and publish `windows`; raises what `capture` and `write_window` raise, and SpaceError."""
-    sizes = [rows.of(split).window(number).rows for split, number in windows]
-    buffers = [_buffers(plan, max(sizes)) for _ in windows[:2]]
+    sizes = [layouts.of(split).window(number).rows for split, number in windows]
     meter = _Meter(plan, sum(sizes))
-    writes: list[Future[int]] = []
-    with Mover(copier_for(lm.device)) as mover, ThreadPoolExecutor(1, thread_name_prefix="gsae-write") as background:
-        coming = mover.run_between(partial(lay, plan, rows, tokens, *windows[0]))
-        for place, _ in enumerate(windows):
-            laid = coming.result()
-            if place + 1 < len(windows):
-                coming = mover.run_between(partial(lay, plan, rows, tokens, *windows[place + 1]))
-            if place >= 2:
-                meter.wrote(sizes[place - 2], writes[place - 2].result())
-            into = {name: buffer[: sizes[place]] for name, buffer in buffers[place % 2].items()}
+    task_of = partial(window_task, plan, layouts, tokens)
+    with Mover(copier_for(lm.device)) as mover, WindowBuffers(plan, max(sizes), meter.count_window) as buffers:
+        coming = mover.run_between(partial(task_of, *windows[0]))
+        for following in [*windows[1:], None]:
+            task = coming.result()
+            if following is not None:
+                coming = mover.run_between(partial(task_of, *following))
+            buffer = buffers.take()
+            rows = {name: array[: len(task.source)] for name, array in buffer.items()}
             moves = []
-            for batch in laid.batches:
+            for batch in task.batches:
                 began = mover.mark()
-                picked = _pass(plan, lm, tokens, batch, mover)
-                moves.append(mover.put(picked, into, batch.places, began))
-                listen(meter.ran(batch, mover.busy_seconds))
-            writes.append(background.submit(_write, out, plan, laid, into, moves))
-        for place in range(max(len(windows) - 2, 0), len(windows)):
-            meter.wrote(sizes[place], writes[place].result())
+                picked = _run_batch(plan, lm, tokens, batch, mover)
+                moves.append(mover.put(picked, rows, batch.targets, began))
+                listen(meter.count_batch(batch, mover.busy_seconds))
+            buffers.write(buffer, len(task.source), partial(_publish, out, plan, task, rows, moves))
+        buffers.finish()
     listen(meter.event(mover.busy_seconds))
 
 
+class WindowBuffers:
+    """Two buffers of one window each, used in turn: the model fills one while the other is encoded and written.
+
+    Use it in a `with`, which waits for the write in progress.
+    """
+
+    def __init__(self, plan: Plan, rows: int, written: Callable[[int, int], None]) -> None:
+        """Make room for windows of at most `rows` rows; `written` is called with the rows and file bytes of each."""
+        kind = unsigned(plan.model.dtype)
+        self._free: deque[SiteRows] = deque(
+            {site.name: empty_rows(rows, site.d_in, kind) for site in plan.sites} for _ in range(BUFFERS)
+        )
+        self._writes: deque[tuple[SiteRows, int, Future[int]]] = deque()  # oldest first
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="gsae-write")
+        self._written = written
+
+    def take(self) -> SiteRows:
+        """Return a buffer to fill; if both are being written, wait for the older write and raise its error."""
+        if not self._free:
+            self._wait_for_oldest()
+        return self._free.popleft()
+
+    def write(self, buffer: SiteRows, rows: int, publish: Callable[[], int]) -> None:
+        """Run `publish` on a thread, which returns the bytes of the files; the buffer is free again after that."""
+        self._writes.append((buffer, rows, self._thread.submit(publish)))
+
+    def finish(self) -> None:
+        """Wait for all writes and raise the first of their errors."""
+        while self._writes:
+            self._wait_for_oldest()
+
+    def _wait_for_oldest(self) -> None:
+        buffer, rows, write = self._writes.popleft()
+        self._written(rows, write.result())
+        self._free.append(buffer)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        self._thread.shutdown()
+
+
 class _Meter:
-    """Counts what is done."""
+    """Counts rows, tokens and bytes for the events."""
 
     def __init__(self, plan: Plan, total: int) -> None:
         self._context_size, self._total = plan.context_size, total
@@ -128,27 +178,21 @@ class _Meter:
         self._began = time.perf_counter()
         self._rows = self._tokens = self._written = self._raw = 0
 
-    def ran(self, batch: Batch, busy: float) -> Running:
+    def count_batch(self, batch: Batch, busy: float) -> BatchDone:
         self._rows += len(batch.picks)
         self._tokens += len(batch.contexts) * self._context_size
         return self.event(busy)
 
-    def wrote(self, rows: int, size: int) -> None:
+    def count_window(self, rows: int, size: int) -> None:
         self._written += size
         self._raw += rows * self._row_bytes
 
-    def event(self, busy: float) -> Running:
+    def event(self, busy: float) -> BatchDone:
         seconds = time.perf_counter() - self._began
-        return Running(self._rows, self._total, self._tokens, seconds, self._written, self._raw, busy)
+        return BatchDone(self._rows, self._total, self._tokens, seconds, self._written, self._raw, busy)
 
 
-def _buffers(plan: Plan, rows: int) -> Buffers:
-    """Return room for a window: for each site (rows, d_in) bit patterns."""
-    kind = unsigned(plan.model.dtype)
-    return {site.name: empty_rows(rows, site.d_in, kind) for site in plan.sites}
-
-
-def _pass(plan: Plan, lm: LanguageModel, tokens: NDArray[np.int32], batch: Batch, mover: Mover) -> dict[str, Tensor]:
+def _run_batch(plan: Plan, lm: LanguageModel, tokens: Tokens, batch: Batch, mover: Mover) -> dict[str, Tensor]:
     """Run a batch; return each site's rows (rows, d_in) on the device where they arise."""
     ids = _pinned(lm.device, tokens[batch.contexts].astype(np.int64))
     picks = _pinned(lm.device, batch.picks)
@@ -160,14 +204,14 @@ def _pass(plan: Plan, lm: LanguageModel, tokens: NDArray[np.int32], batch: Batch
 
 
 def _pinned(device: torch.device, values: NDArray[np.int64]) -> Tensor:
-    """Return a tensor that is copied to a GPU without waiting for what the GPU is at."""
+    """Return a tensor that can be copied to a GPU without waiting for the GPU's current work."""
     tensor = torch.from_numpy(values)
     return tensor.pin_memory() if device.type == "cuda" else tensor
 
 
-def _write(out: Path, plan: Plan, laid: LaidWindow, rows: Buffers, moves: list[Future[None]]) -> int:
-    """Publish a window when all its rows are in their places; return the bytes of its files."""
+def _publish(out: Path, plan: Plan, task: WindowTask, rows: SiteRows, moves: list[Future[None]]) -> int:
+    """Publish a window once all its rows are in the buffer; return the bytes of its files."""
     for move in moves:
         move.result()
-    record = write_window(out, plan, laid.split, laid.number, rows, laid.source)
+    record = write_window(out, plan, task.split, task.number, rows, task.source)
     return sum(entry.file.size for entry in record.arrays)

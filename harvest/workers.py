@@ -1,8 +1,8 @@
-"""Which windows of a harvest this process makes: asked for, or as torchrun or SLURM numbered it.
+"""Which windows of a harvest this process makes: from its options, or from the variables of torchrun or SLURM.
 
-Workers never talk to each other. Every one makes the same plan, takes each world_size-th window, and publishes what
-it has; whoever finds at its end that nothing is missing publishes the manifest. A worker that died is made good by
-running it again, or by one run alone.
+Workers exchange no messages. Each makes the same plan, takes every world_size-th window, and publishes what it has. The
+worker that finds nothing missing at its end publishes the manifest. If a worker dies, run it again, or run one worker
+alone to make what is missing.
 """
 
 from collections.abc import Mapping
@@ -13,14 +13,14 @@ from gsae.errors import UsageError
 
 @dataclass(frozen=True)
 class Worker:
-    """Number `rank` of `world_size` workers; local_rank: its number on its machine, which chooses its GPU."""
+    """Worker `rank` of `world_size`. local_rank: its number on its machine, which selects its GPU."""
 
     rank: int = 0
     world_size: int = 1
     local_rank: int | None = None
 
-    def takes(self, number: int) -> bool:
-        """Whether window `number`, counted in the order of work, is this worker's."""
+    def makes(self, number: int) -> bool:
+        """Return whether this worker makes window `number`, counted in the order of work."""
         return number % self.world_size == self.rank
 
 
@@ -28,11 +28,11 @@ ALONE = Worker()
 
 
 def worker(rank: int | None, world_size: int | None, environment: Mapping[str, str]) -> Worker:
-    """Return who this process is.
+    """Return which worker this process is.
 
-    rank, world_size: as asked for, both or neither. Otherwise torchrun's RANK and WORLD_SIZE count, or SLURM's tasks
-    and array: task p of n in element i of an array of m is number i * n + p of m * n. Raises UsageError for numbers
-    that do not fit together.
+    rank, world_size: both given, or both None. If None, torchrun's RANK and WORLD_SIZE are used, then SLURM's tasks and
+    array: task p of n in element i of an array of m is worker i * n + p of m * n. Raises UsageError if only one is
+    given, or if the numbers do not fit together.
     """
     if (rank is None) != (world_size is None):
         raise UsageError("--rank and --world-size belong together: give both.")
@@ -40,7 +40,7 @@ def worker(rank: int | None, world_size: int | None, environment: Mapping[str, s
         found = Worker(rank, world_size)
     elif "RANK" in environment and "WORLD_SIZE" in environment:
         number, count = _numbers(environment, "RANK", "WORLD_SIZE")
-        found = Worker(number, count, _local(environment, "LOCAL_RANK"))
+        found = Worker(number, count, _local_rank(environment, "LOCAL_RANK"))
     else:
         found = _slurm(environment)
     if not 0 <= found.rank < found.world_size:
@@ -48,10 +48,10 @@ def worker(rank: int | None, world_size: int | None, environment: Mapping[str, s
     return found
 
 
-def device_of(device: str, own: Worker, gpus: int) -> str:
-    """Return the device that a worker uses: `cuda` and `auto` become its own GPU where the machine has several."""
-    if device in ("cuda", "auto") and gpus > 1 and own.local_rank is not None:
-        return f"cuda:{own.local_rank % gpus}"
+def device_of(device: str, worker: Worker, gpus: int) -> str:
+    """Return the device that a worker uses: one GPU each for `cuda` and `auto` on a machine with several GPUs."""
+    if device in ("cuda", "auto") and gpus > 1 and worker.local_rank is not None:
+        return f"cuda:{worker.local_rank % gpus}"
     return device
 
 
@@ -63,12 +63,12 @@ def _slurm(environment: Mapping[str, str]) -> Worker:
         )
         step = int(environment.get("SLURM_ARRAY_TASK_STEP") or 1)
         element = (number - first) // step
-    if "SLURM_STEP_NUM_TASKS" in environment:  # set by srun alone: a batch script is one process, whatever its ntasks
+    if "SLURM_STEP_NUM_TASKS" in environment:  # only srun sets it; a batch script is one process whatever its ntasks
         task, tasks = _numbers(environment, "SLURM_PROCID", "SLURM_STEP_NUM_TASKS")
-    return Worker(element * tasks + task, elements * tasks, _local(environment, "SLURM_LOCALID"))
+    return Worker(element * tasks + task, elements * tasks, _local_rank(environment, "SLURM_LOCALID"))
 
 
-def _local(environment: Mapping[str, str], name: str) -> int | None:
+def _local_rank(environment: Mapping[str, str], name: str) -> int | None:
     return _numbers(environment, name)[0] if name in environment else None
 
 
@@ -77,4 +77,6 @@ def _numbers(environment: Mapping[str, str], *names: str) -> tuple[int, ...]:
         return tuple(int(environment[name]) for name in names)
     except (KeyError, ValueError):
         values = ", ".join(f"{name}={environment.get(name)!r}" for name in names)
-        raise UsageError(f"The environment names no worker: {values}. Use --rank and --world-size.") from None
+        raise UsageError(
+            f"Cannot number the workers from the environment: {values}. Give --rank and --world-size."
+        ) from None

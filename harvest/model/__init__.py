@@ -1,1 +1,1 @@
-"""The language model: its files, loading it, its sites, and running it as far as they need."""
+"""The language model: its files, loading it, its sites, and running it up to the last site that is needed."""

@@ -1,7 +1,7 @@
-"""A language model that only runs forward, and catching activations on the way.
+"""A loaded language model, and passes that capture the activations at some sites.
 
-A pass that catches activations ends at the last module it needs (an exception leaves it, so no layer after
-that runs), and attention gets no mask: it is causal and padding stands at the end.
+A pass ends at the last site, by an exception, so later layers do not run. The model gets no attention mask: attention
+is causal, and padding stands only at the end of a context.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +19,10 @@ from gsae.store import SiteSpec
 
 @dataclass(frozen=True)
 class Provenance:
-    """What ran, and on what. weights_sha256: over the sha256s of the weight files; device_map: as it was asked for."""
+    """Which model ran, and on which hardware.
+
+    weights_sha256: hash over the sha256s of the weight files. device_map: as given in the settings.
+    """
 
     id: str
     revision: str | None
@@ -38,13 +41,13 @@ class LanguageModel:
 
     model: Any
     tokenizer: Any
-    source: Provenance
+    provenance: Provenance
 
     @property
     def device(self) -> torch.device:
-        """Where the tokens go in."""
+        """The device that takes the tokens."""
         embedding = self.model.get_input_embeddings()
-        # Weights that a device map keeps elsewhere are on `meta` until accelerate's hook brings them where they run.
+        # Weights that a device map keeps elsewhere are on `meta` until accelerate's hook moves them to where they run.
         device = getattr(getattr(embedding, "_hf_hook", None), "execution_device", None)
         if device is None:
             device = "cpu" if embedding.weight.is_meta else embedding.weight.device
@@ -54,43 +57,47 @@ class LanguageModel:
 def capture(
     lm: LanguageModel, sites: Sequence[SiteSpec], tokens: Tensor, pick: Callable[[Tensor], Tensor] = Tensor.clone
 ) -> dict[str, Tensor]:
-    """Run `tokens` (contexts, context_size) as far as the sites need.
+    """Run `tokens` (contexts, context_size) up to the last of the sites and return, by site name, what `pick` returns.
 
-    Returns by site name what `pick` makes of the activations (contexts, context_size, d_in), in the model's dtype and
-    on the device where they arise: a copy, for what follows may change them in place. Raises UsageError where the pass
-    ends without having met a site.
+    pick: gets the activations (contexts, context_size, d_in) in the model's dtype, on the device where they arise. It
+    must copy them, because later code of the model may change them in place. Raises UsageError if the pass ends
+    without reaching one of the sites.
     """
     found: dict[str, Tensor] = {}
     wanted = {site.name for site in sites}
 
     def keep(name: str, value: Tensor) -> None:
-        with torch.inference_mode(False):  # a plain tensor, which can be trained on
+        with torch.inference_mode(False):  # inference tensors cannot be trained on
             found[name] = pick(value.detach())
         if wanted <= found.keys():
-            raise Complete
+            raise StopPass
 
     with ExitStack() as hooks, torch.inference_mode():
         for site in sites:
             hooks.enter_context(hooked(lm.model, site, tokens.shape, partial(keep, site.name)))
         try:
             lm.model(input_ids=tokens.to(lm.device, torch.long, non_blocking=True), use_cache=False)
-        except Complete:
+        except StopPass:
             return found
     raise UsageError(f"The model's pass never reaches site {min(wanted - found.keys())!r}.")
 
 
-class Complete(Exception):  # noqa: N818
-    """Not an error: the way out of a pass that has served its purpose."""
+class StopPass(Exception):  # noqa: N818
+    """Raised in a hook to end a pass early; not an error."""
 
 
 @contextmanager
 def hooked(
     model: nn.Module, site: SiteSpec, shape: torch.Size, change: Callable[[Tensor], Tensor | None]
 ) -> Iterator[None]:
-    """Pass the site's activations (*shape, d_in) to `change` and, where it returns any, go on with those."""
+    """Call `change` with the site's activations (*shape, d_in) in each pass inside the `with`.
+
+    The model continues with the tensor that `change` returns, or with its own activations if that is None. shape:
+    (contexts, context_size).
+    """
 
     def changed(value: Tensor) -> Tensor | None:
-        new = change(value.reshape(*shape, -1))  # some families (OPT) flatten contexts before their MLP
+        new = change(value.reshape(*shape, -1))  # some families (OPT) flatten the contexts before their MLP
         return None if new is None else new.reshape(value.shape)
 
     def after(module: nn.Module, args: Any, output: Any) -> Any:

@@ -1,7 +1,7 @@
-"""Loading a language model: on one device, or spread over several by a device map, with what the plan says of it.
+"""Loading a language model, on one device or spread over several by a device map, with its provenance.
 
-A device map is accelerate's: `auto` fills the GPUs in order, then the CPU's memory, then the disk, so a model may be
-larger than any of them; layers that do not stay on a GPU are brought there for each pass, which costs their transfer.
+Device maps are accelerate's: `auto` fills the GPUs in order, then the CPU's memory, then the disk, so a model may be
+larger than any of them. Layers that are not kept on a GPU are copied to it in each pass, which costs the transfer.
 """
 
 import hashlib
@@ -11,7 +11,7 @@ import shutil
 import tempfile
 import weakref
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -22,7 +22,7 @@ from gsae.harvest.hub import one_line, quiet
 from gsae.store import ModelSource
 
 from .capture import LanguageModel, Provenance
-from .model_files import Source, find, light_directory, weights_directory, weights_sha256
+from .model_files import ModelFiles, find_model, light_directory, weights_directory, weights_sha256
 
 DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
 
@@ -37,37 +37,38 @@ def load_lm(
 ) -> LanguageModel:
     """Load a builtin, a local directory, a `.gguf` file or a Hub id.
 
-    device: torch's name of one, or "auto" for an accelerator where there is one. device_map: accelerate's name of one
-    ("auto"), or a JSON object of devices by module; it takes the place of `device`. attn_implementation: None for what
-    transformers has for this model, sdpa for most. Raises NotFoundError where there is
-    no such model, UsageError where it, the device or the map cannot be used, SpaceError where it does not fit.
+    device: a device of torch, or "auto" for a GPU if there is one. device_map: "auto" or another of accelerate's names,
+    or a JSON object of devices by module; it replaces `device`. attn_implementation: None for the default of
+    transformers. Raises NotFoundError if there is no such model, UsageError if the model, the device or the map cannot
+    be used, and SpaceError if the model does not fit into memory.
     """
-    place = _device(device)
+    target = _device(device)
     spread = None if device_map is None else _device_map(device_map)
-    source = find(model, revision, weights=True)
-    tokenizer = _tokenizer(source)
-    weights = weights_sha256(source)
-    loaded, report = _load(source, dtype, attn_implementation, spread)
+    files = find_model(model, revision, weights=True)
+    tokenizer = _tokenizer(files)
+    weights = weights_sha256(files)
+    loaded, report = _load(files, dtype, attn_implementation, spread)
     lacking = [*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])]
     if lacking:  # transformers would fill them with random numbers
-        raise UsageError(f"The weights of model {source.id!r} lack {len(lacking)} tensors, such as {lacking[0]}.")
-    with _told(source):
-        loaded = (loaded if spread else loaded.to(place)).eval().requires_grad_(False)
+        raise UsageError(f"The weights of model {files.id!r} lack {len(lacking)} tensors, such as {lacking[0]}.")
+    with _loading_errors(files):
+        loaded = (loaded if spread else loaded.to(target)).eval().requires_grad_(False)
+    devices = _devices(loaded) if spread else {target}
     provenance = Provenance(
-        source.id,
-        source.revision,
-        weights,
-        tokenizer_sha256(tokenizer),
-        dtype,
-        loaded.config._attn_implementation,
-        " + ".join(sorted({accelerator(torch.device(d)) for d in _devices(loaded)})) if spread else accelerator(place),
-        device_map,
+        id=files.id,
+        revision=files.revision,
+        weights_sha256=weights,
+        tokenizer_sha256=tokenizer_sha256(tokenizer),
+        dtype=dtype,
+        attn_implementation=loaded.config._attn_implementation,
+        accelerator=" + ".join(sorted({accelerator(device) for device in devices})),
+        device_map=device_map,
     )
     return LanguageModel(loaded, tokenizer, provenance)
 
 
 def load_configured(config: HarvestConfig) -> LanguageModel:
-    """Load the language model that a harvest's settings name."""
+    """Load the language model that the settings of a harvest name."""
     return load_lm(
         config.model, config.revision, config.dtype, config.device, config.attn_implementation, config.device_map
     )
@@ -75,7 +76,7 @@ def load_configured(config: HarvestConfig) -> LanguageModel:
 
 @contextmanager
 def cpu_threads(count: int | None) -> Iterator[None]:
-    """Let torch use `count` threads of the CPU inside; None leaves its choice."""
+    """Let torch use `count` CPU threads inside the `with`; None leaves torch's setting."""
     before = torch.get_num_threads()
     torch.set_num_threads(count or before)
     try:
@@ -85,30 +86,30 @@ def cpu_threads(count: int | None) -> Iterator[None]:
 
 
 def load_planned(planned: ModelSource, model: str | None, device: str = "cpu") -> LanguageModel:
-    """Load the model that a store was made with, as it ran then.
+    """Load the model that a store was made with, with the same dtype and attention.
 
-    model: where it is; None for the store's own name of it. Raises IncompatibleError where its weights are others,
-    and what `load_lm` raises.
+    model: where the model is; None for the id in the plan. Raises IncompatibleError if its weights differ from those in
+    the plan, and the errors of `load_lm`.
     """
     spread = planned.device_map if device == "auto" else None
     lm = load_lm(model or planned.id, planned.revision, planned.dtype, device, planned.attn_implementation, spread)
-    if lm.source.weights_sha256 != planned.weights_sha256:
+    if lm.provenance.weights_sha256 != planned.weights_sha256:
         raise IncompatibleError(
-            f"Model {model or planned.id!r} has other weights than the one the store was made with ({planned.id})."
+            f"Model {model or planned.id!r} has different weights than {planned.id!r}, which the store was made with."
         )
     return lm
 
 
 def load_tokenizer(model: str, revision: str | None = None) -> Any:
-    """Load only the tokenizer of a model. Raises UsageError where the model has none."""
-    return _tokenizer(find(model, revision, weights=False))
+    """Load only the tokenizer of a model. Raises UsageError if the model has none."""
+    return _tokenizer(find_model(model, revision, weights=False))
 
 
 def load_meta(model: str, revision: str | None = None, attn_implementation: str | None = None) -> Any:
-    """Return the model without weights, on the `meta` device: its modules, widths and config, in a second."""
-    source = find(model, revision, weights=False)
-    directory = light_directory(source)
-    with _told(source), quiet(bars=False), torch.device("meta"):
+    """Return the model on the `meta` device: its modules, widths and config, without weights, in about a second."""
+    files = find_model(model, revision, weights=False)
+    directory = light_directory(files)
+    with _loading_errors(files), quiet(bars=False), torch.device("meta"):
         from transformers import AutoConfig, AutoModelForCausalLM
 
         config = AutoConfig.from_pretrained(str(directory), local_files_only=True)
@@ -117,12 +118,12 @@ def load_meta(model: str, revision: str | None = None, attn_implementation: str 
 
 
 def tokenizer_sha256(tokenizer: Any) -> str:
-    """Return the sha256 of a fast tokenizer's own JSON."""
+    """Return the sha256 of the JSON of a fast tokenizer."""
     return hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
 
 
 def accelerator(device: torch.device) -> str:
-    """Name what computes: products round alike on equal names."""
+    """Return the name of the hardware; matrix products round in the same way on hardware of equal name."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     if device.type == "cpu":
@@ -141,31 +142,37 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _load(source: Source, dtype: str, attn_implementation: str | None, spread: str | dict[str, Any] | None) -> Any:
+def _load(files: ModelFiles, dtype: str, attn_implementation: str | None, spread: str | dict[str, Any] | None) -> Any:
     """Return the model and transformers' report on its weights."""
-    directory = weights_directory(source, dtype)
-    options: dict[str, Any] = {}
-    with ExitStack() as undo, _told(source), quiet(bars=False):
-        from transformers import AutoModelForCausalLM
+    directory = weights_directory(files, dtype)
+    offload = None if spread is None else tempfile.mkdtemp(prefix="gsae-weights-")  # for weights kept on the disk
+    options = {} if spread is None else {"device_map": spread, "offload_folder": offload}
+    try:
+        with _loading_errors(files), quiet(bars=False):
+            from transformers import AutoModelForCausalLM
 
-        if spread is not None:  # a folder for weights that go to the disk, as long as the model lives
-            folder = tempfile.mkdtemp(prefix="gsae-weights-")
-            undo.callback(shutil.rmtree, folder, ignore_errors=True)
-            options = {"device_map": spread, "offload_folder": folder}
-        answer: Any = AutoModelForCausalLM.from_pretrained(
-            str(directory),
-            dtype=getattr(torch, dtype),
-            attn_implementation=attn_implementation,
-            local_files_only=True,
-            output_loading_info=True,
-            **options,
-        )
-        weakref.finalize(answer[0], undo.pop_all().close)
-    return answer
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                str(directory),
+                dtype=getattr(torch, dtype),
+                attn_implementation=attn_implementation,
+                local_files_only=True,
+                output_loading_info=True,
+                **options,
+            )
+    except BaseException:
+        _remove(offload)
+        raise
+    weakref.finalize(loaded[0], _remove, offload)
+    return loaded
+
+
+def _remove(folder: str | None) -> None:
+    if folder is not None:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _device_map(text: str) -> str | dict[str, Any]:
-    """Read a device map: one of accelerate's names, or a JSON object; raises UsageError for anything else."""
+    """Return one of accelerate's names, or the JSON object in `text`; raises UsageError for anything else."""
     if text in DEVICE_MAPS:
         return text
     try:
@@ -187,28 +194,28 @@ def _devices(model: Any) -> set[torch.device]:
     return found or {parameter.device for parameter in model.parameters()}
 
 
-def _tokenizer(source: Source) -> Any:
-    directory = light_directory(source)
+def _tokenizer(files: ModelFiles) -> Any:
+    directory = light_directory(files)
     with quiet(bars=False):
         from transformers import AutoTokenizer
 
         try:
             tokenizer = AutoTokenizer.from_pretrained(str(directory), local_files_only=True)
         except Exception as error:  # transformers raises many types where files are missing or broken
-            raise UsageError(f"Model {source.id!r} has no tokenizer that loads: {one_line(error)}.") from None
+            raise UsageError(f"Model {files.id!r} has no tokenizer that loads: {one_line(error)}.") from None
     if not tokenizer.is_fast or tokenizer.backend_tokenizer.get_vocab_size() == 0:
-        raise UsageError(f"Model {source.id!r} has no tokenizer; a directory with a tokenizer.json is needed.")
+        raise UsageError(f"Model {files.id!r} has no tokenizer; a directory with a tokenizer.json is needed.")
     return tokenizer
 
 
 @contextmanager
-def _told(source: Source) -> Iterator[None]:
-    """Tell what went wrong with a model in one line."""
+def _loading_errors(files: ModelFiles) -> Iterator[None]:
+    """Turn the errors of transformers and torch into one line: SpaceError, NotFoundError or UsageError."""
     try:
         yield
     except (MemoryError, torch.OutOfMemoryError):
-        raise SpaceError(f"Model {source.id!r} does not fit into memory.") from None
+        raise SpaceError(f"Model {files.id!r} does not fit into memory.") from None
     except FileNotFoundError as error:
-        raise NotFoundError(f"Model {source.id!r} is not complete: {one_line(error)}.") from None
-    except Exception as error:  # transformers raises many types for what it cannot load
-        raise UsageError(f"Model {source.id!r} cannot be loaded: {one_line(error)}.") from None
+        raise NotFoundError(f"Model {files.id!r} is not complete: {one_line(error)}.") from None
+    except Exception as error:  # transformers raises many types
+        raise UsageError(f"Model {files.id!r} cannot be loaded: {one_line(error)}.") from None

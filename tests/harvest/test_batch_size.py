@@ -1,4 +1,4 @@
-"""When memory is short: the batch size that fits is found and kept, a pass is tried twice, and the end is clean."""
+"""When memory is short: a batch size that fits is found and kept, a pass is tried twice, and the run ends cleanly."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gsae.errors import IncompatibleError, SpaceError
-from gsae.harvest import HarvestConfig, LanguageModel, Stage, Worker, harvest, load_lm
+from gsae.harvest import HarvestConfig, LanguageModel, StageStarted, Worker, harvest, load_lm
 from gsae.store import verify
 from gsae.tests.support.children import files
 from gsae.tests.support.command import refused
@@ -33,7 +33,7 @@ def config(model: Path, **changed: Any) -> HarvestConfig:
 
 
 def short_of_memory(refuses: Refuses, error: Exception = OutOfMemory[0]) -> Callable[[HarvestConfig], LanguageModel]:
-    """Return a loader of a model in whose second layer memory is short for batches that `refuses` refuses."""
+    """Return a loader of a model that raises `error` in its second layer for batch sizes that `refuses` accepts."""
 
     def load(config: HarvestConfig) -> LanguageModel:
         lm = load_lm(config.model)
@@ -50,7 +50,7 @@ def short_of_memory(refuses: Refuses, error: Exception = OutOfMemory[0]) -> Call
 
 @pytest.mark.parametrize(("most", "found"), [(7, 4), (10**6, 64)])
 @pytest.mark.parametrize("error", OutOfMemory)
-def test_the_batch_size_found_is_what_fits_and_the_plans_from_then_on(
+def test_the_batch_size_that_fits_is_found_and_kept_in_the_plan(
     tiny_llama: Path, tmp_path: Path, most: int, found: int, error: Exception
 ) -> None:
     """The budget is 4,096 tokens on a CPU, 64 contexts here; it is halved until two passes in a row fit."""
@@ -58,7 +58,7 @@ def test_the_batch_size_found_is_what_fits_and_the_plans_from_then_on(
     store = harvest(asked, tmp_path / "store", events.append, short_of_memory(lambda size: size > most, error))
     assert store is not None
     assert store.plan.batch_size == found
-    assert Stage("finding the batch size") in events
+    assert StageStarted("finding the batch size") in events
     same = harvest(config(tiny_llama, batch_size=found), tmp_path / "same")
     assert same is not None
     assert files(same.path) == files(store.path)
@@ -68,13 +68,13 @@ def test_the_batch_size_found_is_what_fits_and_the_plans_from_then_on(
         harvest(config(tiny_llama, batch_size=99), store.path)
 
 
-def test_where_not_one_context_fits_nothing_is_planned(tiny_llama: Path, tmp_path: Path) -> None:
+def test_if_not_even_one_context_fits_no_plan_is_written(tiny_llama: Path, tmp_path: Path) -> None:
     with pytest.raises(SpaceError, match="Not even one context of 64 tokens fits"):
         harvest(config(tiny_llama, batch_size="auto"), tmp_path / "store", load=short_of_memory(lambda size: True))
     assert not (tmp_path / "store" / "plan.json").exists()
 
 
-def test_a_worker_that_finds_another_size_takes_the_plans(
+def test_a_worker_that_finds_another_batch_size_uses_the_published_plan(
     tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The other worker publishes its plan while this one is finding its size."""
@@ -82,10 +82,10 @@ def test_a_worker_that_finds_another_size_takes_the_plans(
     out, asked = tmp_path / "store", config(tiny_llama, batch_size="auto")
 
     def listen(event: Any) -> None:
-        if event == Stage("finding the batch size"):
-            harvest(config(tiny_llama, batch_size=3), out, own=Worker(0, 2))
+        if event == StageStarted("finding the batch size"):
+            harvest(config(tiny_llama, batch_size=3), out, worker=Worker(0, 2))
 
-    store = harvest(asked, out, listen, own=Worker(1, 2))
+    store = harvest(asked, out, listen, worker=Worker(1, 2))
     assert store is not None
     assert store.plan.batch_size == 3
     alone = harvest(config(tiny_llama, batch_size=3), tmp_path / "alone")
@@ -110,7 +110,7 @@ def test_a_batch_that_fails_once_is_run_again_to_the_same_bytes(tiny_llama: Path
 
 
 @pytest.mark.parametrize("error", OutOfMemory)
-def test_a_batch_that_never_fits_ends_the_run_and_a_later_one_goes_on(
+def test_a_batch_that_never_fits_ends_the_run_and_a_later_run_continues(
     tiny_llama: Path, tmp_path: Path, error: Exception
 ) -> None:
     calls, sizes = 0, list[int]()

@@ -1,4 +1,4 @@
-"""Settings: right ones are taken, wrong ones are told in one line with field, value and need."""
+"""Settings: a wrong one is refused in one line with its name, its value and what is needed."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from gsae.harvest import HarvestConfig
 GIVEN: dict[str, Any] = {"model": "m", "dataset": "d", "sites": ("mlp.1",)}
 
 
-def test_the_held_out_share_suffices_for_2_to_the_17_rows_and_is_at_most_a_tenth() -> None:
+def test_the_default_held_out_share_gives_2_to_the_17_rows_and_is_at_most_a_tenth() -> None:
     assert HarvestConfig(**GIVEN).heldout_share == 0.1
     assert HarvestConfig(**GIVEN, rows=1 << 18).heldout_share == 0.1
     assert HarvestConfig(**GIVEN, rows=1 << 27).heldout_share == 2**-10

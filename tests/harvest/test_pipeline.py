@@ -1,4 +1,4 @@
-"""The harvest: rows are the model's own bits, whatever was killed on the way; bad input loses nothing."""
+"""The harvest: rows are the bits of the model, also after kills; bad input loses nothing."""
 
 import itertools
 import resource
@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from gsae.errors import GsaeError, IncompatibleError, NotFoundError, SpaceError, UsageError
-from gsae.harvest import BlockTokenised, Finished, HarvestConfig, Running, harvest
-from gsae.harvest.model.model_files import Source
+from gsae.harvest import BatchDone, BlockTokenised, Finished, HarvestConfig, harvest
+from gsae.harvest.model.model_files import ModelFiles
 from gsae.store import Store, open_store, open_stores, verify
 from gsae.tests.support.children import files, finish, killed_at_random, load_batch_sensitive, slow_harvest
 
@@ -39,7 +39,7 @@ def harvested(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Sto
     return harvest(config(tiny_llama), out)
 
 
-def test_a_harvest_that_skips_what_another_took_is_its_continuation(tiny_llama: Path, tmp_path: Path) -> None:
+def test_a_harvest_that_skips_the_documents_of_another_continues_it(tiny_llama: Path, tmp_path: Path) -> None:
     take = {"rows": None, "window_rows": 4096, "sites": ("mlp.0",)}
     whole, first, second = (
         harvest(config(tiny_llama, **take, **part), tmp_path / str(number))
@@ -87,7 +87,7 @@ def test_rows_are_the_bits_of_an_independent_forward_pass(harvested: Store, tiny
             assert torch.equal(rows.view(torch.int16), same.view(torch.int16))
 
 
-def test_rows_are_no_special_tokens_no_repeats_and_as_many_as_asked(harvested: Store) -> None:
+def test_rows_are_ordinary_tokens_each_once_and_as_many_as_asked(harvested: Store) -> None:
     tokens, split = harvested.tokens(), harvested.split()
     seen: list[np.ndarray] = []
     for number, name in enumerate(("train", "heldout")):
@@ -123,7 +123,7 @@ def test_the_same_command_again_does_nothing_and_says_so(harvested: Store, tiny_
 def test_events_count_every_row_once(tiny_llama: Path, tmp_path: Path) -> None:
     events: list[Any] = []
     harvest(config(tiny_llama, rows=900, sites=("mlp.0",)), tmp_path / "s", events.append)
-    running = [e for e in events if isinstance(e, Running)]
+    running = [e for e in events if isinstance(e, BatchDone)]
     assert [e.rows for e in running] == sorted(e.rows for e in running)
     assert running[-1].rows == running[-1].total > 900
     assert any(isinstance(e, BlockTokenised) for e in events)
@@ -143,7 +143,7 @@ def test_a_harvest_killed_at_random_moments_ends_in_the_same_bytes(
     assert files(out) == undisturbed
 
 
-def test_the_batch_sensitive_model_shows_what_shares_a_batch(tiny_llama: Path, tmp_path: Path) -> None:
+def test_the_output_of_the_batch_sensitive_model_depends_on_the_batch(tiny_llama: Path, tmp_path: Path) -> None:
     """Without this the test above could not fail: other batches must give other bytes."""
     ours = [
         harvest(config(tiny_llama, rows=600, batch_size=size), tmp_path / str(size), load=load_batch_sensitive)
@@ -163,7 +163,7 @@ def test_the_batch_sensitive_model_shows_what_shares_a_batch(tiny_llama: Path, t
         ({"rows": 7000}, IncompatibleError, r"requested_rows was 6000, now 7000"),
     ],
 )
-def test_another_setting_than_the_store_was_made_with_is_named_and_refused(
+def test_a_setting_that_differs_from_the_stores_is_named_and_refused(
     harvested: Store, tiny_llama: Path, changed: dict[str, Any], error: type[GsaeError], said: str
 ) -> None:
     before = files(harvested.path)
@@ -172,7 +172,7 @@ def test_another_setting_than_the_store_was_made_with_is_named_and_refused(
     assert files(harvested.path) == before
 
 
-def test_a_store_of_other_hardware_is_refused_unless_that_is_wanted(
+def test_a_store_of_other_hardware_is_continued_only_with_any_hardware(
     harvested: Store, tiny_llama: Path, tmp_path: Path
 ) -> None:
     """The plan on disk is changed as another machine would have written it."""
@@ -197,12 +197,12 @@ def test_a_store_of_other_hardware_is_refused_unless_that_is_wanted(
         ({"model": "/nowhere/at/all"}, NotFoundError, "no such local path"),
         ({"sites": ("mlp.7",)}, UsageError, "this model has layers 0 to 2"),
         ({"sites": ("mpl.1",)}, UsageError, "is not a site"),
-        ({"dataset": "builtin:nothing"}, NotFoundError, "There is: builtin:pydoc"),
+        ({"dataset": "builtin:nothing"}, NotFoundError, "A text is one of: builtin:pydoc; "),
         ({"dataset": "/nowhere.jsonl"}, NotFoundError, "no text"),
         ({"context_size": 4096}, UsageError, "more than the model's 2048 positions"),
     ],
 )
-def test_bad_input_is_told_before_anything_is_written(
+def test_bad_input_is_refused_before_anything_is_written(
     tiny_llama: Path, tmp_path: Path, changed: dict[str, Any], error: type[GsaeError], said: str
 ) -> None:
     with pytest.raises(error, match=said) as raised:
@@ -211,7 +211,7 @@ def test_bad_input_is_told_before_anything_is_written(
     assert not (tmp_path / "store").exists()
 
 
-def test_an_empty_text_is_told(tiny_llama: Path, tmp_path: Path) -> None:
+def test_an_empty_text_is_refused(tiny_llama: Path, tmp_path: Path) -> None:
     (tmp_path / "empty.jsonl").write_text('{"text": ""}\n')
     with pytest.raises(UsageError, match="empty"):
         harvest(config(tiny_llama, dataset=str(tmp_path / "empty.jsonl")), tmp_path / "store")
@@ -226,7 +226,7 @@ def test_a_folder_with_something_else_is_refused_untouched(tiny_llama: Path, tmp
 
 
 def test_a_full_disk_stops_cleanly_and_the_same_command_completes(tiny_llama: Path, tmp_path: Path) -> None:
-    """A limit on the size of files stands for the full disk: the kernel refuses the write in the same way."""
+    """A limit on the size of files replaces the full disk: the kernel refuses the write in the same way."""
     asked = config(tiny_llama, rows=2000, window_rows=2048, sites=("mlp.0",))
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, hard))
@@ -246,11 +246,11 @@ def test_a_text_that_ends_early_says_how_many_rows_there_are(tiny_llama: Path, t
     assert store.plan.rows == store.site("mlp.0").rows < 10**7
 
 
-def test_what_is_running_adds_up(tiny_llama: Path, tmp_path: Path) -> None:
+def test_the_counts_in_progress_events_add_up(tiny_llama: Path, tmp_path: Path) -> None:
     events: list[Any] = []
     store = harvest(config(tiny_llama, rows=3000, sites=("mlp.0", "attn.1")), tmp_path / "s", events.append)
     assert store is not None
-    running = [e for e in events if isinstance(e, Running)]
+    running = [e for e in events if isinstance(e, BatchDone)]
     last = running[-1]
     assert last.raw == (store.plan.rows + store.plan.heldout_rows) * 2 * 32 * 2
     assert last.written == sum(a.file.size for w in store.manifest.windows for a in w.arrays)
@@ -265,11 +265,11 @@ def test_a_revision_that_changed_between_runs_is_named(
     """A Hub id without --revision means what its main branch is now."""
 
     def at(commit: str) -> None:
-        def found(model: str, revision: str | None, *, weights: bool) -> Source:
-            return Source("owner/name", commit, tiny_llama)
+        def found(model: str, revision: str | None, *, weights: bool) -> ModelFiles:
+            return ModelFiles("owner/name", commit, tiny_llama)
 
         for module in ("request", "model.loading"):
-            monkeypatch.setattr(f"gsae.harvest.{module}.find", found)
+            monkeypatch.setattr(f"gsae.harvest.{module}.find_model", found)
 
     asked, out = config("owner/name", rows=600, sites=("mlp.0",)), tmp_path / "store"
     at("a" * 40)
@@ -298,7 +298,7 @@ def test_weights_that_changed_between_runs_are_refused(tiny_llama: Path, tmp_pat
     assert files(out) == before
 
 
-def test_a_model_without_a_tokenizer_is_told_before_anything_is_written(tiny_llama: Path, tmp_path: Path) -> None:
+def test_a_model_without_a_tokenizer_is_refused_before_anything_is_written(tiny_llama: Path, tmp_path: Path) -> None:
     bare = tmp_path / "bare"
     shutil.copytree(tiny_llama, bare, ignore=shutil.ignore_patterns("tokenizer*"))
     with pytest.raises(UsageError, match="'bare' has no tokenizer"):

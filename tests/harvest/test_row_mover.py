@@ -1,4 +1,4 @@
-"""Rows on their way to a window: copied on a stream of their own, never overtaken, never overwritten too early."""
+"""Rows on their way to a window: copied on a side stream, in order, and never overwritten too early."""
 
 import threading
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from gsae.harvest.row_mover import LEAD, HostCopier, Mover, PinnedCopier
 
 
 class SlowCopier:
-    """Copies into one buffer a slot, as the pinned one does, and only when it is let."""
+    """Copies into one buffer for each slot, as PinnedCopier does; each copy ends when the test allows it."""
 
     def __init__(self) -> None:
         self.buffers: dict[tuple[int, str], Tensor] = {}
@@ -47,7 +47,7 @@ def batches(count: int, rows: int, width: int) -> tuple[list[Tensor], list[np.nd
     return list(values.split(rows)), np.split(places, count), expected
 
 
-def test_at_most_a_lead_of_batches_is_under_way_and_all_arrive() -> None:
+def test_at_most_lead_batches_are_under_way_and_all_arrive() -> None:
     values, places, expected = batches(7, 20, 32)
     copier, out, sent = SlowCopier(), np.empty_like(batches(7, 20, 32)[2]), list[int]()
 
@@ -71,7 +71,7 @@ def test_at_most_a_lead_of_batches_is_under_way_and_all_arrive() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
-def test_bits_are_kept(dtype: torch.dtype) -> None:
+def test_moving_rows_keeps_their_bits(dtype: torch.dtype) -> None:
     rows = torch.tensor([[1.0, float("nan")], [-0.0, float("-inf")]]).to(dtype)
     kind = {2: np.uint16, 4: np.uint32}[rows.itemsize]
     out = np.zeros((3, 2), kind)
@@ -82,7 +82,7 @@ def test_bits_are_kept(dtype: torch.dtype) -> None:
     assert not out[1].any()
 
 
-def test_an_error_on_the_way_ends_the_harvest() -> None:
+def test_an_error_while_moving_rows_is_raised() -> None:
     class Failing(HostCopier):
         def send(self, rows: Tensor, slot: tuple[int, str]) -> Callable[[], Tensor]:
             def arrived() -> Tensor:
@@ -99,7 +99,7 @@ def test_an_error_on_the_way_ends_the_harvest() -> None:
 
 
 class Cuda:
-    """Stands for torch.cuda: notes what is asked of streams and events, in order."""
+    """Replaces torch.cuda: records the calls to streams and events, in order."""
 
     def __init__(self) -> None:
         self.calls: list[str] = []
@@ -144,7 +144,7 @@ class Cuda:
 
 
 class OnDevice:
-    """Rows of which the copier only learns what it needs."""
+    """Rows on a CUDA device, as far as the copier uses them."""
 
     device = torch.device("cuda:0")
 
@@ -159,7 +159,7 @@ class OnDevice:
 
 
 def test_a_copy_waits_for_the_pass_and_is_waited_for_before_it_is_read() -> None:
-    """The order of what CUDA is asked to do; that CUDA then does it is not tested here: it has not run on a GPU."""
+    """Checks the order of the calls to CUDA; what CUDA does with them needs a GPU and is not tested here."""
     cuda, pinned = Cuda(), list[tuple[int, ...]]()
 
     class Buffer:

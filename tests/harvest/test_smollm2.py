@@ -1,4 +1,4 @@
-"""The real SmolLM2-135M that comes as a package: that it loads as the language model it is."""
+"""The real SmolLM2-135M, from its package: it loads, predicts English, and harvests to the same bytes."""
 
 import subprocess
 import sys
@@ -27,7 +27,7 @@ def lm() -> LanguageModel:
     return load_lm("builtin:smollm2-135m-instruct-q4")
 
 
-def test_plain_english_is_likely_and_shuffled_words_are_not(lm: LanguageModel) -> None:
+def test_plain_english_has_a_low_loss_and_shuffled_words_do_not(lm: LanguageModel) -> None:
     words = ENGLISH.split()
     order = torch.randperm(len(words), generator=torch.Generator().manual_seed(0)).tolist()
     (site,) = resolve(lm.model, ["mlp.10"])
@@ -42,7 +42,7 @@ def test_plain_english_is_likely_and_shuffled_words_are_not(lm: LanguageModel) -
     assert mean_loss(" ".join(words[i] for i in order)) > mean_loss(ENGLISH) + 2
 
 
-def test_its_special_tokens_never_come_from_text(lm: LanguageModel) -> None:
+def test_its_special_tokens_are_never_encoded_from_text(lm: LanguageModel) -> None:
     special = special_ids(lm.tokenizer)
     assert (special.bos_id, special.eos_id) == (1, 2)
     assert special.excluded_ids == tuple(range(17))
@@ -70,23 +70,24 @@ HARVEST = {"dataset": "builtin:pydoc", "rows": 1500, "context_size": 64, "window
 
 
 def work(out: Path, rank: int, world_size: int, pause: float = 0.0) -> None:
-    """Be a worker of a harvest of early layers, which a kill finds at work."""
+    """Run a worker that harvests early layers, slowed down so that a kill finds it at work."""
     asked = HarvestConfig(**HARVEST, model="builtin:smollm2-135m", sites=("mlp.2", "resid.1"), max_documents=8)
-    harvest(asked, out, lambda event: time.sleep(pause), own=Worker(rank, world_size))
+    harvest(asked, out, lambda event: time.sleep(pause), worker=Worker(rank, world_size))
 
 
-def together(processes: list[BaseProcess]) -> None:
+def assert_all_succeed(processes: list[BaseProcess]) -> None:
+    """Wait for the processes and check that each exits with 0."""
     for process in processes:
         process.join()
         assert process.exitcode == 0
 
 
-def test_its_store_has_the_same_bytes_whoever_makes_it(tmp_path: Path) -> None:
-    """One worker, two, three of which one is killed twice, and torchrun's two."""
+def test_its_store_has_the_same_bytes_for_any_number_of_workers(tmp_path: Path) -> None:
+    """One worker; two; three, of which one is killed twice; and two of torchrun."""
     one, two, three, torch_run = (tmp_path / name for name in ("one", "two", "three", "torchrun"))
     finish(work, one, 0, 1)
     expected = files(one)
-    together([start(work, two, rank, 2) for rank in range(2)])
+    assert_all_succeed([start(work, two, rank, 2) for rank in range(2)])
     assert files(two) == expected
     others = [start(work, three, rank, 3) for rank in (0, 2)]
     for windows in (0, 1):
@@ -95,7 +96,7 @@ def test_its_store_has_the_same_bytes_whoever_makes_it(tmp_path: Path) -> None:
             time.sleep(0.005)
         victim.kill()
         victim.join()
-    together([*others, start(work, three, 1, 3)])
+    assert_all_succeed([*others, start(work, three, 1, 3)])
     assert files(three) == expected
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "gsae.cli"]
     command += ["harvest", "--model", "builtin:smollm2-135m", "--site", "mlp.2,resid.1", "--device", "cpu"]

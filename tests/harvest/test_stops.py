@@ -1,4 +1,4 @@
-"""Signals: the first ends a harvest in order, the second at once, and the same command goes on to the same bytes."""
+"""Signals: the first ends a harvest cleanly, the second at once; the same command then completes to the same bytes."""
 
 import signal
 import subprocess
@@ -18,13 +18,13 @@ pytestmark = pytest.mark.kill
 # Writes slowly, so that a signal always finds a window that is being published behind the passes.
 SLOW = """
 import sys, time
-from gsae.harvest import windows as writer
-real, pause, begun = writer.write_window, float(sys.argv[1]), sys.argv[2]
+from gsae.harvest import windows
+real, pause, begun = windows.write_window, float(sys.argv[1]), sys.argv[2]
 def slow(*given, **named):
     open(begun, "w").close()
     time.sleep(pause)
     return real(*given, **named)
-writer.write_window = slow
+windows.write_window = slow
 from gsae.cli import main
 sys.argv = ["gsae", *sys.argv[3:]]
 main()
@@ -59,14 +59,14 @@ def started(command: list[str], out: Path, pause: float) -> "subprocess.Popen[st
 
 
 def caught(process: "subprocess.Popen[str]", number: signal.Signals) -> bool:
-    """Whether the process has a handler of its own for a signal (Linux)."""
+    """Whether the process has installed a handler for a signal (Linux)."""
     status = Path(f"/proc/{process.pid}/status").read_text()
     mask = int(next(line for line in status.splitlines() if line.startswith("SigCgt")).split()[1], 16)
     return bool(mask >> (number - 1) & 1)
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_ends_a_harvest_in_order_and_the_same_command_goes_on_to_the_same_bytes(
+def test_a_signal_ends_a_harvest_cleanly_and_the_same_command_completes_to_the_same_bytes(
     command: list[str], undisturbed: dict[str, bytes], tmp_path: Path, number: signal.Signals, code: int
 ) -> None:
     out = tmp_path / "store"
@@ -85,7 +85,9 @@ def test_a_signal_ends_a_harvest_in_order_and_the_same_command_goes_on_to_the_sa
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
-def test_a_second_ctrl_c_ends_it_at_once(command: list[str], undisturbed: dict[str, bytes], tmp_path: Path) -> None:
+def test_a_second_ctrl_c_ends_a_harvest_at_once(
+    command: list[str], undisturbed: dict[str, bytes], tmp_path: Path
+) -> None:
     out = tmp_path / "store"
     process = started(command, out, 600)
     while not caught(process, signal.SIGINT):

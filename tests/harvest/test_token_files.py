@@ -1,4 +1,4 @@
-"""The step that writes tokens: killed anywhere, by one of many, without weights, it ends in the same bytes."""
+"""The step that writes tokens: after kills, with several workers and without weights it gives the same bytes."""
 
 import errno
 import fcntl
@@ -14,9 +14,18 @@ import pytest
 
 from gsae.errors import CorruptError, GsaeError, IncompatibleError, UsageError
 from gsae.files import sweep
-from gsae.harvest import BlockTokenised, HarvestConfig, Worker, harvest, harvest_tokens, make_request, write_tokens
-from gsae.harvest.request import Request
-from gsae.harvest.text import packing as tokens
+from gsae.harvest import (
+    BlockTokenised,
+    HarvestConfig,
+    Request,
+    Worker,
+    harvest,
+    harvest_tokens,
+    make_request,
+    token_files,
+    write_tokens,
+)
+from gsae.harvest.text import packing
 from gsae.store import list_stores, read_tokens
 from gsae.tests.support.children import files, finish, killed_at_random, start
 from gsae.tests.support.command import gsae, refused
@@ -44,11 +53,9 @@ def _small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def make_parts_small(setattr_: Any = setattr) -> None:
-    """Many parts and blocks from a small text, here or in a process that has to itself."""
-    from gsae.harvest.text import token_files as tokenising
-
-    setattr_(tokenising, "PART_TOKENS", PART_TOKENS)
-    setattr_(tokens, "BLOCK_DOCUMENTS", BLOCK_DOCUMENTS)
+    """Make many parts and blocks of a small text, in this process or in a child that calls it."""
+    setattr_(token_files, "PART_TOKENS", PART_TOKENS)
+    setattr_(packing, "BLOCK_DOCUMENTS", BLOCK_DOCUMENTS)
 
 
 @cache
@@ -57,7 +64,7 @@ def asked(model: Path, rows: int = 12_000) -> Request:
 
 
 def step(model: Path, root: Path) -> None:
-    """Write the tokens in a process that is forked again and again, so that the tokenizer may start no threads."""
+    """Write the tokens in a process that is forked repeatedly, so the tokenizer must not start threads."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     make_parts_small()
     sweep(root)
@@ -66,7 +73,7 @@ def step(model: Path, root: Path) -> None:
 
 
 def work(model: Path, out: Path, heard: Path | None = None, pause: float = 0.0, locks: bool = True) -> None:
-    """Be one of several workers; what was heard of blocks goes to a file."""
+    """Run one of several workers; the documents of each block event are written to the file `heard`."""
     make_parts_small()
     if not locks:
         fcntl.flock = no_locks
@@ -126,19 +133,19 @@ def test_what_was_tokenised_is_not_tokenised_again(tiny_llama: Path, tmp_path: P
     write_tokens(asked(tiny_llama), tmp_path, lambda event: pytest.fail("tokenised again"))
 
 
-def test_parts_and_blocks_at_a_time_do_not_show_in_the_bytes(
+def test_the_sizes_of_parts_and_blocks_do_not_change_the_bytes(
     undisturbed: dict[str, bytes], tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for number, (part, at_a_time, characters) in enumerate([(1, 1, 1), (10**9, 5, 1 << 20)]):
         monkeypatch.setattr("gsae.harvest.token_files.PART_TOKENS", part)
         monkeypatch.setattr("gsae.harvest.text.packing.AT_A_TIME", at_a_time)
-        monkeypatch.setattr("gsae.harvest.text.packing.ENCODED_CHARACTERS", characters)
+        monkeypatch.setattr("gsae.harvest.text.encoding.ENCODED_CHARACTERS", characters)
         write_tokens(asked(tiny_llama), tmp_path / str(number))
         assert files(tmp_path / str(number)) == undisturbed
 
 
 @pytest.mark.kill
-def test_of_several_workers_one_tokenises_and_the_others_take_what_it_made(
+def test_of_several_workers_one_tokenises_and_the_others_use_its_tokens(
     undisturbed: dict[str, bytes], tiny_llama: Path, tmp_path: Path
 ) -> None:
     workers = [start(work, tiny_llama, tmp_path / "store", tmp_path / f"{n}.json", 0.02) for n in range(3)]
@@ -150,7 +157,7 @@ def test_of_several_workers_one_tokenises_and_the_others_take_what_it_made(
 
 
 @pytest.mark.kill
-def test_a_worker_that_dies_while_it_tokenises_is_taken_over(
+def test_another_worker_takes_over_from_one_that_dies_while_tokenising(
     undisturbed: dict[str, bytes], tiny_llama: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "store"
@@ -168,7 +175,7 @@ def test_a_worker_that_dies_while_it_tokenises_is_taken_over(
 
 
 @pytest.mark.kill
-def test_where_there_are_no_locks_all_tokenise_and_nothing_breaks(
+def test_without_file_locks_all_workers_tokenise_to_the_same_bytes(
     undisturbed: dict[str, bytes], tiny_llama: Path, tmp_path: Path
 ) -> None:
     workers = [start(work, tiny_llama, tmp_path / "store", None, 0.01 * n, False) for n in range(3)]
@@ -178,8 +185,8 @@ def test_where_there_are_no_locks_all_tokenise_and_nothing_breaks(
     assert {k: v for k, v in files(tmp_path / "store").items() if not k.startswith(".tmp/")} == undisturbed
 
 
-def test_a_worker_that_waited_takes_the_plan_of_one_that_came_so_far(tiny_llama: Path, tmp_path: Path) -> None:
-    """The other one is still removing what stood for the plan."""
+def test_a_worker_that_waited_uses_the_plan_that_another_published_meanwhile(tiny_llama: Path, tmp_path: Path) -> None:
+    """The other worker is still removing the files that the plan replaces."""
     write_tokens(asked(tiny_llama), tmp_path)
     begun = files(tmp_path)["tokens/begun.json"]
     store = harvest(config(tiny_llama), tmp_path)
@@ -197,20 +204,20 @@ def test_a_worker_that_waited_takes_the_plan_of_one_that_came_so_far(tiny_llama:
 
 @pytest.fixture
 def without_weights(tiny_llama: Path, tmp_path: Path) -> Path:
-    """The model's folder under its own name, as a machine has it that will never run it."""
+    """The model's folder without weights, under its own name."""
     folder = tmp_path / "light" / tiny_llama.name
     shutil.copytree(tiny_llama, folder, ignore=shutil.ignore_patterns("*.safetensors"))
     return folder
 
 
-def test_tokens_are_written_without_weights_and_the_harvest_goes_on_with_them(
+def test_tokens_are_written_without_weights_and_a_harvest_continues_with_them(
     tiny_llama: Path, without_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, direct = tmp_path / "store", tmp_path / "direct"
     harvest_tokens(config(without_weights), out)
     monkeypatch.setattr("gsae.harvest.token_files.tokenise", lambda *_, **__: pytest.fail("tokenised again"))
     harvest_tokens(config(without_weights), out)
-    harvest(config(tiny_llama), out, own=Worker(0, 1))
+    harvest(config(tiny_llama), out, worker=Worker(0, 1))
     assert not (out / "tokens").exists()
     monkeypatch.undo()
     make_parts_small(monkeypatch.setattr)
@@ -253,20 +260,20 @@ def test_settings_that_do_not_determine_tokens_may_change_before_there_is_a_plan
     assert store.plan.rows == 12_000
 
 
-def test_finished_tokens_of_other_libraries_are_taken_and_unfinished_ones_are_not(
+def test_tokens_of_other_library_versions_are_used_if_finished_and_else_refused(
     tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gsae.harvest.request.TEXT_LIBRARIES", ("numpy",))
+    monkeypatch.setattr("gsae.harvest.plans.TEXT_LIBRARIES", ("numpy",))
     for name in ("finished", "unfinished"):
         write_tokens(asked(tiny_llama), tmp_path / name)
     (tmp_path / "unfinished/tokens/made.json").unlink()
-    monkeypatch.setattr("gsae.harvest.request.TEXT_LIBRARIES", ("tokenizers",))
+    monkeypatch.setattr("gsae.harvest.plans.TEXT_LIBRARIES", ("tokenizers",))
     write_tokens(asked(tiny_llama), tmp_path / "finished")
     with pytest.raises(IncompatibleError, match=r"versions\."):
         write_tokens(asked(tiny_llama), tmp_path / "unfinished")
 
 
-def test_a_folder_of_tokens_says_what_it_is_to_every_command(tiny_llama: Path, tmp_path: Path) -> None:
+def test_every_command_recognises_a_folder_that_has_only_tokens(tiny_llama: Path, tmp_path: Path) -> None:
     out = tmp_path / "stores" / "mine"
     command = ["harvest", "--model", tiny_llama, "--dataset", "builtin:pydoc", "--site", "mlp.1", "--rows", 12_000]
     command += ["--context-size", 64, "--out", out]
@@ -289,7 +296,7 @@ def test_a_folder_of_tokens_says_what_it_is_to_every_command(tiny_llama: Path, t
     assert list_stores(tmp_path)[0].state == "unfinished tokens"
 
 
-def test_more_than_the_text_has_is_told_at_once(tiny_llama: Path, tmp_path: Path) -> None:
+def test_a_text_that_ends_early_is_reported_by_the_token_step(tiny_llama: Path, tmp_path: Path) -> None:
     command = ["harvest", "--model", tiny_llama, "--dataset", "builtin:pydoc", "--site", "mlp.1", "--rows", 10**7]
     done = gsae(*command, "--context-size", 64, "--out", tmp_path / "s", "--only-tokens")
     made = read_tokens(tmp_path / "s")[1]
@@ -316,7 +323,7 @@ def written(folder: Path, texts: list[str]) -> str:
         (["", "a"], {"skip_documents": 2, "repeat": True}, "gives no train rows: 0 documents"),
     ],
 )
-def test_a_text_that_gives_no_train_row_is_told_and_leaves_nothing(
+def test_a_text_that_gives_no_train_row_is_refused_and_leaves_no_file(
     tiny_llama: Path, tmp_path: Path, texts: list[str], changed: dict[str, Any], said: str
 ) -> None:
     wrong = config(tiny_llama, dataset=written(tmp_path, texts), **changed)
@@ -326,7 +333,7 @@ def test_a_text_that_gives_no_train_row_is_told_and_leaves_nothing(
     harvest_tokens(config(tiny_llama), tmp_path / "store")
 
 
-def test_a_damaged_part_is_named_with_what_to_do(tiny_llama: Path, tmp_path: Path) -> None:
+def test_a_damaged_part_is_named_with_the_remedy(tiny_llama: Path, tmp_path: Path) -> None:
     def stop(event: BlockTokenised) -> None:
         if event.contexts * 64 > 4 * PART_TOKENS:
             raise KeyboardInterrupt
@@ -344,7 +351,7 @@ def test_a_damaged_part_is_named_with_what_to_do(tiny_llama: Path, tmp_path: Pat
     assert read_tokens(tmp_path)[1] is not None
 
 
-def test_a_full_disk_ends_tokenising_in_one_line_and_it_goes_on(
+def test_a_full_disk_ends_tokenising_in_one_line_and_a_later_run_completes(
     undisturbed: dict[str, bytes], tiny_llama: Path, tmp_path: Path
 ) -> None:
     import resource

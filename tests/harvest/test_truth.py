@@ -1,5 +1,5 @@
-"""The rows of a harvested store are the model's own, bit for bit, in every family and dtype; each row's sites are one
-token's. What is compared with is written here, from transformers and numpy alone.
+"""The rows of a harvested store are the model's, bit for bit, in every family and dtype, and a row is the same token at
+all sites. The expected values are computed here, from transformers and numpy alone.
 """
 
 import json
@@ -20,7 +20,7 @@ from gsae.store import Store
 from gsae.tests.support.families import FAMILIES, built
 
 CONTEXT_SIZE, WINDOW_ROWS, BATCH_SIZE, ROWS, LAYER = 32, 256, 3, 420, 1
-# Their own code has none; Gemma 2 would have to do without its soft caps.
+# Their code has no sdpa; Gemma 2 would lose its soft caps with it.
 WITHOUT_SDPA = ("Gemma2", "GPTJ", "Bloom")
 BITS = {torch.bfloat16: torch.int16, torch.float32: torch.int32}
 
@@ -53,7 +53,7 @@ def config(model: Path, text: Path, dtype: str = "bfloat16", **changed: Any) -> 
 
 
 def recorded(config: HarvestConfig, calls: list[np.ndarray]) -> LanguageModel:
-    """Load the model so that it notes the ids of every forward call."""
+    """Load the model so that it records the ids of every forward call."""
     lm = load_lm(config.model, dtype=config.dtype, attn_implementation=config.attn_implementation)
     lm.model.register_forward_pre_hook(
         lambda module, args, kwargs: calls.append(kwargs["input_ids"].numpy().copy()), with_kwargs=True
@@ -63,7 +63,7 @@ def recorded(config: HarvestConfig, calls: list[np.ndarray]) -> LanguageModel:
 
 @contextmanager
 def hooks(model: Any, family: str, seen: dict[str, Tensor]) -> Iterator[None]:
-    """Note what passes the places where the family's own code has its three sites."""
+    """Record the activations at the three sites, by the module names of the family's own code."""
     own = FAMILIES[family]
     layer = f"{own.layers}.{LAYER}"
 
@@ -83,7 +83,7 @@ def hooks(model: Any, family: str, seen: dict[str, Tensor]) -> Iterator[None]:
 
 
 def of_plain_passes(model: Any, family: str, calls: list[np.ndarray]) -> dict[str, dict[tuple[int, ...], Tensor]]:
-    """Run the batches whole, without an early end; return each context's activations (context_size, d) by its ids."""
+    """Run the batches through the whole model; return each context's activations (context_size, d) by its ids."""
     found: dict[str, dict[tuple[int, ...], Tensor]] = {"resid": {}, "mlp": {}, "attn": {}}
     seen: dict[str, Tensor] = {}
     with hooks(model, family, seen), torch.no_grad():
@@ -136,7 +136,7 @@ def philox(n: int, seed: int, stream: int, index: int = 0) -> np.ndarray:
 
 
 def planned_batches(store: Store) -> list[np.ndarray]:
-    """The ids of every forward call, from tokens and plan, as docs/format.md has it."""
+    """The ids of every forward call, from tokens and plan, as docs/format.md describes them."""
     plan, tokens, split = store.plan, store.tokens(), store.split()
     rows = (~np.isin(tokens, plan.tokenizer.excluded_ids)).sum(1)
     found = []
@@ -152,9 +152,7 @@ def planned_batches(store: Store) -> list[np.ndarray]:
     return found
 
 
-def test_the_ids_of_every_forward_call_are_those_of_the_batch_plan(
-    tiny_llama: Path, text: Path, tmp_path: Path
-) -> None:
+def test_the_ids_of_every_forward_call_follow_the_plans_batches(tiny_llama: Path, text: Path, tmp_path: Path) -> None:
     calls: list[np.ndarray] = []
     store = harvest(config(tiny_llama, text), tmp_path / "store", load=lambda c: recorded(c, calls))
     assert store is not None
@@ -164,7 +162,7 @@ def test_the_ids_of_every_forward_call_are_those_of_the_batch_plan(
         assert np.array_equal(call, batch)
 
 
-def test_counts_are_exact_and_held_out_text_is_nowhere_in_train(tiny_llama: Path, text: Path, tmp_path: Path) -> None:
+def test_counts_are_exact_and_no_held_out_document_is_in_train(tiny_llama: Path, text: Path, tmp_path: Path) -> None:
     store = harvest(config(tiny_llama, text, rows=None), tmp_path / "store")
     assert store is not None
     tokens, split, documents = store.tokens(), store.split(), store.documents()

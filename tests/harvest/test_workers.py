@@ -1,4 +1,4 @@
-"""Several workers make one store: who makes what, the same bytes as one alone, and workers that die."""
+"""Several workers make one store: their shares, the same bytes as one worker alone, and workers that die."""
 
 import subprocess
 import sys
@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from gsae.errors import UsageError
-from gsae.harvest import HarvestConfig, Left, Worker, harvest, worker, workers
+from gsae.harvest import HarvestConfig, Worker, WorkerDone, harvest, worker, workers
 from gsae.store import open_store, verify
 from gsae.tests.support.children import files, load_batch_sensitive, start
 from gsae.tests.support.command import gsae, refused
@@ -29,7 +29,7 @@ def config(model: Path) -> HarvestConfig:
 
 
 def work(model: Path, out: Path, rank: int, world_size: int, pause: float = 0.0) -> None:
-    """Be a worker of a harvest whose bits would show another batch plan, slowed down so that a kill finds it."""
+    """Run a worker with a model that is sensitive to batches, slowed down so that a kill finds it at work."""
     harvest(config(model), out, lambda event: time.sleep(pause), load_batch_sensitive, Worker(rank, world_size))
 
 
@@ -57,7 +57,7 @@ def test_workers_side_by_side_write_the_same_bytes_as_one(
 
 
 @pytest.mark.kill
-def test_a_worker_that_is_killed_twice_is_made_good_by_running_it_again(
+def test_a_worker_that_is_killed_twice_completes_when_it_is_run_again(
     alone: dict[str, bytes], tiny_llama: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "store"
@@ -78,18 +78,18 @@ def test_a_worker_that_is_killed_twice_is_made_good_by_running_it_again(
 
 
 @pytest.mark.kill
-def test_a_worker_leaves_what_is_not_its_own_and_any_later_run_completes(
+def test_a_worker_makes_only_its_own_windows_and_any_later_run_completes(
     alone: dict[str, bytes], tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("gsae.harvest.pipeline.PATIENCE_SECONDS", 0.0)
     out, events = tmp_path / "store", list[Any]()
     assert harvest(config(tiny_llama), out, events.append, load_batch_sensitive, Worker(1, 3)) is None
-    (left,) = [event for event in events if isinstance(event, Left)]
+    (left,) = [event for event in events if isinstance(event, WorkerDone)]
     windows = [f"heldout-{n:05d}" for n in range(12)] + [f"train-{n:05d}" for n in range(6)]
     assert left.windows == 6
     assert left.missing == tuple(window for number, window in enumerate(windows) if number % 3 != 1)
     assert not (out / "manifest.json").exists()
-    again = harvest(config(tiny_llama), out, load=lambda c: pytest.fail("the model was loaded"), own=Worker(1, 3))
+    again = harvest(config(tiny_llama), out, load=lambda c: pytest.fail("the model was loaded"), worker=Worker(1, 3))
     assert again is None
     done = start(work, tiny_llama, out, 0, 1)
     done.join()
@@ -117,7 +117,7 @@ def test_torchrun_with_two_processes_writes_what_one_writes(tiny_llama: Path, tm
     assert gsae(*command, "--out", two).returncode == 0
 
 
-def test_a_worker_says_what_others_have_not_made(
+def test_a_worker_lists_the_windows_that_others_have_not_made(
     tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("gsae.harvest.pipeline.PATIENCE_SECONDS", 0.0)
@@ -158,8 +158,8 @@ def test_torchrun_and_slurm_number_the_workers(
     assert worker(*asked, environment) == found
 
 
-def test_an_environment_that_makes_no_sense_is_told() -> None:
-    with pytest.raises(UsageError, match="names no worker: RANK='one', WORLD_SIZE='8'"):
+def test_an_environment_with_impossible_ranks_is_refused() -> None:
+    with pytest.raises(UsageError, match="Cannot number the workers from the environment: RANK='one', WORLD_SIZE='8'"):
         worker(None, None, TORCHRUN | {"RANK": "one"})
     with pytest.raises(UsageError, match="Rank 8 of 8"):
         worker(None, None, TORCHRUN | {"RANK": "8"})
@@ -168,7 +168,7 @@ def test_an_environment_that_makes_no_sense_is_told() -> None:
 def test_every_window_has_one_worker() -> None:
     for size in range(1, 7):
         for number in range(20):
-            assert [Worker(rank, size).takes(number) for rank in range(size)].count(True) == 1
+            assert [Worker(rank, size).makes(number) for rank in range(size)].count(True) == 1
 
 
 def test_workers_of_one_machine_use_different_gpus() -> None:

@@ -23,8 +23,8 @@ class Contexts:
 
 
 def numbered(texts: Iterable[Any]) -> list[Document]:
-    """Return documents in the order of their places."""
-    return [Document(place, text) for place, text in enumerate(texts)]
+    """Return documents numbered in order."""
+    return [Document(number, text) for number, text in enumerate(texts)]
 
 
 def contexts_of(texts: Iterable[Any], tokenizer: Any, **settings: Any) -> Contexts:

@@ -1,4 +1,4 @@
-"""The language model: loaded as it is on disk, run no further than needed."""
+"""The language model: loaded as it is on disk, run up to the last site."""
 
 import os
 import shutil
@@ -51,9 +51,7 @@ def test_captured_bits_are_those_of_a_whole_pass(lm: LanguageModel, tokens: Tens
         assert torch.equal(value, seen[name]), name
 
 
-def test_a_pass_ends_where_the_last_site_is_seen_and_leaves_the_model_as_it_was(
-    lm: LanguageModel, tokens: Tensor
-) -> None:
+def test_a_pass_ends_at_the_last_site_and_leaves_the_model_unchanged(lm: LanguageModel, tokens: Tensor) -> None:
     ran: list[str] = []
     watched = {name: module for name, module in lm.model.named_modules() if name}
     before = lm.model(input_ids=tokens.long()).logits
@@ -78,14 +76,14 @@ def test_captured_tensors_can_be_trained_on(lm: LanguageModel, tokens: Tensor) -
     assert weight.grad is not None
 
 
-def test_a_site_that_the_pass_never_meets_is_named(lm: LanguageModel, tokens: Tensor) -> None:
+def test_a_site_that_the_pass_never_reaches_is_named(lm: LanguageModel, tokens: Tensor) -> None:
     (site,) = resolve(lm.model, ["mlp.1"])
     never = site.model_copy(update={"name": "module:model.layers:out", "module": "model.layers"})
     with pytest.raises(UsageError, match=r"never reaches site 'module:model\.layers:out'"):
         capture(lm, [site, never], tokens)
 
 
-def test_loading_says_nothing_and_gives_a_model_that_only_runs_forward(
+def test_loading_prints_nothing_and_gives_a_model_without_gradients(
     tiny_llama: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     loaded = load_lm(str(tiny_llama), dtype="float16", device="auto", attn_implementation="eager")
@@ -93,27 +91,27 @@ def test_loading_says_nothing_and_gives_a_model_that_only_runs_forward(
     assert not loaded.model.training
     assert not any(p.requires_grad for p in loaded.model.parameters())
     assert {p.dtype for p in loaded.model.parameters()} == {torch.float16}
-    assert loaded.source.attn_implementation == loaded.model.config._attn_implementation == "eager"
+    assert loaded.provenance.attn_implementation == loaded.model.config._attn_implementation == "eager"
 
 
-def test_provenance_names_weights_and_tokenizer_but_no_place(
+def test_provenance_identifies_weights_and_tokenizer_but_not_their_path(
     lm: LanguageModel, tiny_llama: Path, tmp_path: Path
 ) -> None:
     moved = tmp_path / "elsewhere" / tiny_llama.name
     shutil.copytree(tiny_llama, moved)
-    assert load_lm(str(moved)).source == lm.source
-    assert lm.source.id == "tiny-llama"
-    assert tokenizer_sha256(load_tokenizer(str(moved))) == lm.source.tokenizer_sha256
+    assert load_lm(str(moved)).provenance == lm.provenance
+    assert lm.provenance.id == "tiny-llama"
+    assert tokenizer_sha256(load_tokenizer(str(moved))) == lm.provenance.tokenizer_sha256
     weights = moved / "model.safetensors"
     data = bytearray(weights.read_bytes())
     data[-1] ^= 1
     weights.write_bytes(data)
-    assert load_lm(str(moved)).source.weights_sha256 != lm.source.weights_sha256
+    assert load_lm(str(moved)).provenance.weights_sha256 != lm.provenance.weights_sha256
 
 
 def test_the_tokenizers_hash_does_not_depend_on_its_use(lm: LanguageModel) -> None:
     lm.tokenizer(["some text"] * 3, add_special_tokens=False, split_special_tokens=True, verbose=False)
-    assert tokenizer_sha256(lm.tokenizer) == lm.source.tokenizer_sha256
+    assert tokenizer_sha256(lm.tokenizer) == lm.provenance.tokenizer_sha256
 
 
 def test_a_meta_model_has_modules_and_no_weights(tiny_llama: Path) -> None:
@@ -127,7 +125,7 @@ def without(place: Path, tiny_llama: Path, *names: str) -> Path:
     return place
 
 
-def test_a_directory_that_lacks_something_is_told_in_one_line(tmp_path: Path, tiny_llama: Path) -> None:
+def test_an_incomplete_model_directory_is_refused_in_one_line(tmp_path: Path, tiny_llama: Path) -> None:
     from safetensors.torch import load_file, save_file
 
     fewer = without(tmp_path / "fewer", tiny_llama)
@@ -162,7 +160,7 @@ def test_a_directory_that_lacks_something_is_told_in_one_line(tmp_path: Path, ti
         (__file__, UsageError, r"is a file, but no \.gguf file"),
     ],
 )
-def test_a_model_that_is_not_there_is_told_in_one_line(model: str, kind: type[GsaeError], said: str) -> None:
+def test_a_model_that_does_not_exist_is_refused_in_one_line(model: str, kind: type[GsaeError], said: str) -> None:
     with pytest.raises(kind, match=said):
         load_lm(model)
 
@@ -174,12 +172,12 @@ def test_a_builtin_without_its_package_names_the_package(monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("device", ["abacus", "cuda:77"])
-def test_a_device_that_is_not_there_is_named(tiny_llama: Path, device: str) -> None:
+def test_a_device_that_does_not_exist_is_named(tiny_llama: Path, device: str) -> None:
     with pytest.raises(UsageError, match=f"Device '{device}' cannot be used"):
         load_lm(str(tiny_llama), device=device)
 
 
-def test_a_file_that_is_no_gguf_is_told_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_damaged_gguf_file_is_refused_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GSAE_CACHE", str(tmp_path / "cache"))
     broken = tmp_path / "broken.gguf"
     broken.write_bytes(b"GGUF" + bytes(50))
@@ -188,7 +186,7 @@ def test_a_file_that_is_no_gguf_is_told_in_one_line(tmp_path: Path, monkeypatch:
     assert not [p for p in (tmp_path / "cache").rglob("*") if p.is_file()]
 
 
-def test_two_that_unpack_one_file_at_once_both_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_threads_that_unpack_one_file_at_once_both_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GSAE_CACHE", str(tmp_path / "cache"))
     (tmp_path / "x.gguf").write_bytes(b"x")
     both, places = Barrier(2), []
@@ -198,7 +196,7 @@ def test_two_that_unpack_one_file_at_once_both_get_it(tmp_path: Path, monkeypatc
         both.wait(10)
 
     def unpack() -> None:
-        places.append(models._unpacked(tmp_path / "x.gguf", "bfloat16", save))
+        places.append(models._unpack(tmp_path / "x.gguf", "bfloat16", save))
 
     threads = [Thread(target=unpack) for _ in range(2)]
     for thread in threads:

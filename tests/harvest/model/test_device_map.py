@@ -1,4 +1,4 @@
-"""A model spread over devices: here the CPU and the disk, which accelerate treats as it does several GPUs."""
+"""A model spread over devices: here the CPU and the disk, which accelerate handles in the same way as GPUs."""
 
 import json
 import tempfile
@@ -30,8 +30,8 @@ SPREAD = json.dumps(
 def test_a_spread_model_gives_the_same_bits_pass_after_pass(tiny_llama: Path, device_map: str) -> None:
     plain, spread = load_lm(str(tiny_llama)), load_lm(str(tiny_llama), device_map=device_map)
     assert spread.device == torch.device("cpu")
-    assert spread.source.device_map == device_map
-    assert spread.source.accelerator == plain.source.accelerator
+    assert spread.provenance.device_map == device_map
+    assert spread.provenance.accelerator == plain.provenance.accelerator
     sites = resolve(plain.model, SITES)
     for seed in range(3):  # a pass that ends early leaves weights where they were brought
         tokens = torch.randint(4, 1024, (3, 24), generator=torch.Generator().manual_seed(seed))
@@ -40,7 +40,7 @@ def test_a_spread_model_gives_the_same_bits_pass_after_pass(tiny_llama: Path, de
     assert torch.equal(effects(spread, sites[0], tokens)[0], effects(plain, sites[0], tokens)[0])
 
 
-def test_weights_on_the_disk_go_with_the_model(
+def test_weights_offloaded_to_disk_are_removed_with_the_model(
     tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
@@ -54,7 +54,7 @@ def test_weights_on_the_disk_go_with_the_model(
     assert not list(tmp_path.iterdir())
 
 
-def test_the_plan_says_how_the_model_was_spread(tiny_llama: Path, tmp_path: Path) -> None:
+def test_the_plan_records_the_device_map(tiny_llama: Path, tmp_path: Path) -> None:
     known: dict[str, Any] = {"model": str(tiny_llama), "dataset": "builtin:pydoc", "sites": ("mlp.1",), "rows": 600}
     known |= {"context_size": 64, "window_rows": 512, "heldout": 0.02}
     store = harvest(HarvestConfig(**known, device_map="auto"), tmp_path / "spread")
@@ -67,8 +67,8 @@ def test_the_plan_says_how_the_model_was_spread(tiny_llama: Path, tmp_path: Path
     assert rows == expected
     with pytest.raises(IncompatibleError, match=r"model\.device_map was 'auto', now None"):
         harvest(HarvestConfig(**known), store.path)
-    assert load_planned(store.plan.model, str(tiny_llama), "auto").source.device_map == "auto"
-    assert load_planned(store.plan.model, str(tiny_llama), "cpu").source.device_map is None
+    assert load_planned(store.plan.model, str(tiny_llama), "auto").provenance.device_map == "auto"
+    assert load_planned(store.plan.model, str(tiny_llama), "cpu").provenance.device_map is None
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def test_the_plan_says_how_the_model_was_spread(tiny_llama: Path, tmp_path: Path
         ('{"": "cuda:77"}', "Device 'cuda:77' cannot be used"),
     ],
 )
-def test_a_map_that_cannot_be_is_told(tiny_llama: Path, device_map: str, said: str) -> None:
+def test_a_device_map_that_cannot_be_used_is_refused(tiny_llama: Path, device_map: str, said: str) -> None:
     with pytest.raises(UsageError, match=said) as caught:
         load_lm(str(tiny_llama), device_map=device_map)
     assert "\n" not in str(caught.value)

@@ -1,4 +1,4 @@
-"""Sites mean what they say, in every family: checked against the arithmetic of the residual stream."""
+"""Sites hold what their names say in every family, checked by the arithmetic of the residual stream."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from gsae.tests.support.families import FAMILIES, built
 
 
 def watched(model: Any, paths: list[str], tokens: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
-    """Return each module's first input and output in a whole pass, by hooks of this test's own."""
+    """Return each module's first input and output in a whole pass, with plain hooks."""
     seen = {}
     for path in paths:
 
@@ -76,7 +76,7 @@ def test_a_site_knows_its_folder_and_its_name_in_transformer_lens() -> None:
     ]
 
 
-def test_what_a_branch_adds_is_taken_after_its_norm() -> None:
+def test_an_mlp_site_is_captured_after_the_norm_of_its_branch() -> None:
     for family, module in [("Gemma2", "post_feedforward_layernorm"), ("Olmo2", "post_feedforward_layernorm")]:
         assert resolve(built(family, "meta"), ["mlp.0"])[0].module == f"model.layers.0.{module}"
 
@@ -91,18 +91,18 @@ def test_what_a_branch_adds_is_taken_after_its_norm() -> None:
         (["mlp.1.2"], r"'mlp\.1\.2' is not a site"),
         (["module:model.norm"], r"'module:model\.norm' is not a site"),
         (["module:model.layers.1.mpl:out"], r"no module 'model\.layers\.1\.mpl'\. Nearest: model\.layers\.1\.mlp, "),
-        (["module:model.rotary_emb:out"], r"gives \(1, 3, 12\); one vector a token"),
+        (["module:model.rotary_emb:out"], r"gives \(1, 3, 12\)\. A site needs one vector for each token"),
         (["module:model.layers:out"], r"the module is never reached"),
         (["mlp.2", "resid.1", "mlp.-1"], r"^Site 'mlp\.2' is named twice\.$"),
     ],
 )
-def test_a_name_that_is_no_site_of_the_model_is_told_in_one_line(names: list[str], said: str) -> None:
+def test_a_name_that_is_no_site_of_the_model_is_refused_in_one_line(names: list[str], said: str) -> None:
     with pytest.raises(UsageError, match=said) as caught:
         resolve(built("Llama", "meta"), names)
     assert "\n" not in str(caught.value)
 
 
-def test_a_model_of_another_build_is_reached_by_module_path() -> None:
+def test_modules_of_an_unrecognised_model_are_reached_by_path() -> None:
     from transformers import MambaConfig, MambaForCausalLM
 
     model = MambaForCausalLM(MambaConfig(vocab_size=64, hidden_size=32, num_hidden_layers=2, state_size=4)).eval()
@@ -171,6 +171,6 @@ def test_7b_models_have_the_right_widths(
         ("residual.2", "resid.2"),
     ],
 )
-def test_a_name_from_elsewhere_is_answered_with_ours(foreign: str, ours: str) -> None:
+def test_a_name_of_another_library_is_answered_with_the_nearest_site(foreign: str, ours: str) -> None:
     with pytest.raises(UsageError, match=rf"is not a site.* Nearest: .*\b{ours}\b"):
         resolve(built("Llama", "meta"), [foreign])

@@ -1,4 +1,4 @@
-"""`--compile`: what is compiled is what runs, whatever the sites; rows stay those of a plain pass."""
+"""`--compile`: all code before the sites runs compiled, and rows agree with those of a plain pass."""
 
 from collections import Counter
 from pathlib import Path
@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 from gsae.errors import IncompatibleError, UsageError
-from gsae.harvest import HarvestConfig, LanguageModel, capture, compiled, harvest, load_lm, resolve
+from gsae.harvest import HarvestConfig, LanguageModel, capture, compile_layers, harvest, load_lm, resolve
 from gsae.tests.support.command import gsae
 
 SITES = ["mlp.0", "attn.1", "resid.1", "module:model.layers.0.mlp.act_fn:out"]
 
 
 class Counting:
-    """A backend that runs the graphs as they are, and counts."""
+    """A backend that runs the graphs unchanged and counts compilations and runs."""
 
     def __init__(self) -> None:
         self.compiled, self.ran = 0, 0
@@ -42,12 +42,14 @@ def lm(tiny_llama: Path) -> LanguageModel:
 
 
 @pytest.mark.parametrize("names", [["resid.1"], ["mlp.2"], SITES])
-def test_every_projection_on_the_way_is_computed_by_compiled_code(lm: LanguageModel, names: list[str]) -> None:
-    """Nothing but compiled code may call a projection: hooks on them all, traced when compiled, never run then."""
+def test_every_projection_before_the_last_site_is_computed_by_compiled_code(
+    lm: LanguageModel, names: list[str]
+) -> None:
+    """Only compiled code may call a projection, so calls outside of tracing are counted and must be zero."""
     sites = resolve(lm.model, names)
     plain = {size: capture(lm, sites, batch(size)) for size in (3, 4)}
     backend, eager = Counting(), Counter[str]()
-    made = compiled(lm, sites, backend)
+    made = compile_layers(lm, sites, backend)
     linear = torch.nn.Linear.forward
 
     def counted(self: torch.nn.Linear, value: Tensor) -> Tensor:
@@ -64,14 +66,14 @@ def test_every_projection_on_the_way_is_computed_by_compiled_code(lm: LanguageMo
             for name, value in found.items():
                 torch.testing.assert_close(value, plain[size][name], rtol=1e-5, atol=1e-5)
     assert eager["linear"] == 0
-    assert made.source.compile
+    assert made.provenance.compile
 
 
 def test_layers_share_their_code_and_each_batch_size_has_its_own(lm: LanguageModel) -> None:
-    """A batch's bits may not depend on which sizes came before: no shape is left open."""
+    """The bits of a batch must not depend on the sizes before it, so every shape is compiled separately."""
     sites = resolve(lm.model, ["resid.2"])
     backend = Counting()
-    made = compiled(lm, sites, backend)
+    made = compile_layers(lm, sites, backend)
     for size, graphs in ((3, 1), (4, 2), (3, 2), (5, 3)):
         capture(made, sites, batch(size))
         assert backend.compiled == graphs
@@ -81,7 +83,7 @@ def test_layers_share_their_code_and_each_batch_size_has_its_own(lm: LanguageMod
 def test_more_sizes_than_torchs_own_limit_stay_compiled(lm: LanguageModel) -> None:
     sites = resolve(lm.model, ["resid.0"])
     backend = Counting()
-    made = compiled(lm, sites, backend)
+    made = compile_layers(lm, sites, backend)
     for size in range(1, 10):
         capture(made, sites, batch(size))
     assert backend.ran == 9
@@ -99,16 +101,16 @@ def test_a_model_that_does_not_compile_is_refused_not_run_uncompiled(lm: Languag
     layer.forward = breaking
     sites = resolve(lm.model, ["resid.1"])
     with pytest.raises(UsageError, match=r"'tiny-llama' cannot be compiled \(.*Leave out --compile\.") as caught:
-        capture(compiled(lm, sites, Counting()), sites, batch(2))
+        capture(compile_layers(lm, sites, Counting()), sites, batch(2))
     assert "\n" not in str(caught.value)
 
 
-def test_the_plan_says_that_it_was_compiled_and_an_uncompiled_run_does_not_go_on(
+def test_the_plan_records_compilation_and_an_uncompiled_run_is_refused(
     tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.compiler.reset()
     backend = Counting()
-    monkeypatch.setattr("gsae.harvest.pipeline.compiled", lambda lm, sites: compiled(lm, sites, backend))
+    monkeypatch.setattr("gsae.harvest.pipeline.compile_layers", lambda lm, sites: compile_layers(lm, sites, backend))
     settings: dict[str, Any] = {"rows": 600, "context_size": 64, "window_rows": 512, "batch_size": 5}
     known = {"model": str(tiny_llama), "dataset": "builtin:pydoc", "sites": ("mlp.1",), "heldout": 0.02}
     config = HarvestConfig(**known, **settings, compile=True)
@@ -128,7 +130,7 @@ def test_the_plan_says_that_it_was_compiled_and_an_uncompiled_run_does_not_go_on
         torch.testing.assert_close(rows, plain_rows)
 
 
-def test_compile_and_a_device_map_are_not_together() -> None:
+def test_compile_with_a_device_map_is_refused() -> None:
     done = gsae("harvest", "--model", "m", "--dataset", "d", "--site", "mlp.1", "--out", "x", "--compile",
                 "--device-map", "auto")  # fmt: skip
     assert done.returncode == 2

@@ -1,4 +1,4 @@
-"""Contexts: every token once and in order, splits that share no document, blocks that stand alone."""
+"""Contexts: every token once and in order, splits that share no document, blocks that do not depend on others."""
 
 import hashlib
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ def plain_ids(tokenizer: Any, text: str) -> list[int]:
 
 
 def document_tokens(contexts: Contexts, index: int, length: int, context_size: int) -> list[int]:
-    """Read `length` tokens of document `index` from its start on, stepping over each context's first token."""
+    """Read `length` tokens of document `index`, skipping the first token of each context."""
     flat, at = [], int(contexts.document_start[index])
     while len(flat) < length:
         if at % context_size:
@@ -57,7 +57,7 @@ def test_packing_lays_every_token_once_and_in_order(lengths: list[int], context_
 
 @quick
 @given(texts=TEXTS, context_size=st.integers(2, 16), seed=st.integers(0, 2**63 - 1))
-def test_every_document_is_whole_in_its_own_split(
+def test_every_document_is_complete_and_in_one_split(
     tiny_tokenizer: Any, texts: list[str], context_size: int, seed: int
 ) -> None:
     encoded = [plain_ids(tiny_tokenizer, text) for text in texts]
@@ -108,7 +108,7 @@ def test_a_document_is_held_out_by_the_philox_word_of_its_hash() -> None:
 
 @quick
 @given(wanted=st.integers(1, 900), dropped=st.sampled_from([(), (1,), (1, 3)]))
-def test_tokenising_keeps_just_the_train_contexts_that_the_budget_needs(
+def test_tokenising_keeps_only_the_train_contexts_that_the_budget_needs(
     tiny_tokenizer: Any, wanted: int, dropped: tuple[int, ...]
 ) -> None:
     texts = [f"{i} " + "ab" * (i % 7) for i in range(100)]
@@ -139,7 +139,7 @@ def test_tokenising_stops_at_the_block_that_fills_the_budget(tiny_tokenizer: Any
     source = iter(numbered(f"document {i}" for i in range(100_000)))
     blocks = list(tokenise(source, tiny_tokenizer, context_size=16, rows=100, heldout=0.1, seed=0))
     assert [block.read for block in blocks] == [1024]
-    assert 1024 <= next(source).place <= 4 * 1024  # some blocks are read ahead
+    assert 1024 <= next(source).id <= 4 * 1024  # some blocks are read ahead
 
 
 def test_special_strings_in_a_text_are_ordinary_text(tiny_tokenizer: Any) -> None:
@@ -159,7 +159,7 @@ def test_all_special_tokens_are_excluded_and_only_those(tiny_tokenizer: Any) -> 
     assert (special.first, special.bos_id, special.eos_id) == (1, 1, 2)
 
 
-def test_a_context_begins_with_eos_where_there_is_no_bos(tiny_llama: Any) -> None:
+def test_a_context_begins_with_eos_if_the_tokenizer_has_no_bos(tiny_llama: Any) -> None:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(tiny_llama, bos_token=None)
@@ -172,7 +172,7 @@ def test_a_context_begins_with_eos_where_there_is_no_bos(tiny_llama: Any) -> Non
 
 
 def leak(tokenizer: Any, texts: Sequence[str], length: int = 20) -> float:
-    """Share of the held-out windows of 20 tokens that also stand in train, over eight splits."""
+    """Share of the held-out sequences of 20 tokens that are also in train, over eight splits."""
     windows = []
     for text in texts:
         ids = plain_ids(tokenizer, text)
@@ -186,7 +186,7 @@ def leak(tokenizer: Any, texts: Sequence[str], length: int = 20) -> float:
     return shared / total
 
 
-def test_held_out_text_of_pydoc_does_not_stand_in_train(tiny_tokenizer: Any) -> None:
+def test_held_out_text_of_pydoc_is_not_in_train(tiny_tokenizer: Any) -> None:
     assert leak(tiny_tokenizer, [str(document.content) for document in documents("builtin:pydoc").read()]) < 0.01
     # Without the rule against repeated paragraphs it would.
     assert leak(tiny_tokenizer, [topics[name] for name in sorted(topics)]) > 0.1

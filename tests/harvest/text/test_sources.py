@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import json
 import re
+from itertools import islice
 from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any
@@ -12,7 +13,9 @@ import pytest
 import zstandard
 
 from gsae.errors import GsaeError, NotFoundError, UsageError
-from gsae.harvest import Document, Text, documents
+from gsae.harvest import Document, Text, TextRequest, documents
+from gsae.harvest.text.sources import SOURCES
+from gsae.store import DatasetSource
 
 TEXTS = ["One.\n\nTwo.", "", "Ünïcode — ‘quotes’ \U0001f600", "<|im_start|> is text", "last"]
 
@@ -39,7 +42,7 @@ def written(folder: Path, name: str) -> Path:
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.jsonl.zst", "a.parquet"])
-def test_a_local_file_gives_its_rows_in_order_and_its_own_hash(tmp_path: Path, name: str) -> None:
+def test_a_local_file_gives_its_rows_in_order_and_its_hash(tmp_path: Path, name: str) -> None:
     path = written(tmp_path, name)
     text = documents(str(path))
     source = text.source
@@ -60,7 +63,7 @@ def test_a_long_jsonl_keeps_its_order_across_batches(tmp_path: Path) -> None:
     assert contents(documents(str(path), field="body")) == [f"row {i}" for i in range(1000)]
 
 
-def test_pydoc_is_the_same_each_time_and_its_hash_names_it() -> None:
+def test_pydoc_is_the_same_each_time_and_its_hash_identifies_it() -> None:
     first, second = documents("builtin:pydoc"), documents("builtin:pydoc")
     texts = contents(first)
     assert texts == contents(second)
@@ -92,7 +95,7 @@ def test_pydoc_has_no_long_paragraph_twice_and_loses_none() -> None:
         ('{"text": ""}\n{"text": "  "}\n', r"'a\.jsonl' is empty: it has no document with any text in it\."),
     ],
 )
-def test_a_jsonl_that_holds_no_text_is_told_in_one_line(
+def test_a_jsonl_file_without_text_is_refused_in_one_line(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], content: str, said: str
 ) -> None:
     path = tmp_path / "a.jsonl"
@@ -114,13 +117,47 @@ def test_a_txt_file_without_text_is_refused(tmp_path: Path, content: bytes) -> N
 @pytest.mark.parametrize(
     ("name", "kind", "said"),
     [
-        ("builtin:nothing", NotFoundError, r"no text 'builtin:nothing'\. There is: builtin:pydoc\."),
+        (
+            "builtin:nothing",
+            NotFoundError,
+            r"no text 'builtin:nothing'\. A text is one of: builtin:pydoc; a local file in \.jsonl, ",
+        ),
         ("/nowhere/a.jsonl", NotFoundError, r"There is no text '/nowhere/a\.jsonl'\."),
-        (__file__, UsageError, r"is of no known format\. Known are files in \.jsonl, "),
+        (__file__, UsageError, r"has no known format\. Known are: \.jsonl, "),
         ("/nowhere/at/all", NotFoundError, r"There is no dataset '/nowhere/at/all'"),
     ],
 )
-def test_a_text_that_is_not_there_is_told_in_one_line(name: str, kind: type[GsaeError], said: str) -> None:
+def test_a_text_that_does_not_exist_is_refused_in_one_line(name: str, kind: type[GsaeError], said: str) -> None:
     with pytest.raises(kind, match=said) as caught:
         documents(name)
     assert "\n" not in str(caught.value)
+
+
+class Numbers:
+    """A text source as a contributor would write it: documents that count up to the number in their name."""
+
+    FORM = "numbers:COUNT"
+
+    def serves(self, dataset: str) -> bool:
+        return dataset.startswith("numbers:")
+
+    def open_text(self, request: TextRequest) -> Text:
+        count = int(request.dataset.removeprefix("numbers:"))
+        digest = hashlib.sha256(request.dataset.encode()).hexdigest()
+        source = DatasetSource(id=request.dataset, revision=None, split="train", text_field="text", sha256=digest)
+        return Text(source, lambda: (Document(number, f"number {number}") for number in range(count)))
+
+
+def test_a_new_source_needs_one_entry_of_the_registry(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gsae.harvest.text.sources.SOURCES", (Numbers(), *SOURCES))
+    text = documents("numbers:5", skip=1, maximum=3, repeat=True)
+    assert [(d.id, d.content, d.again) for d in islice(text.read(), 4)] == [
+        (1, "number 1", False),
+        (2, "number 2", False),
+        (3, "number 3", False),
+        (1, "number 1", True),
+    ]
+    assert (text.source.id, text.source.skip_documents, text.source.repeat) == ("numbers:5", 1, True)
+    assert documents("builtin:pydoc").source.id == "builtin:pydoc"
+    with pytest.raises(NotFoundError, match=r"A text is one of: numbers:COUNT; builtin:pydoc; "):
+        documents("builtin:nothing")

@@ -58,7 +58,7 @@ def hooked_logits(lm: LanguageModel, name: str, tokens: Tensor, edit: Callable[[
 def test_losses_and_divergences_equal_brute_force(
     lm: LanguageModel, tokens: Tensor, name: str, elements: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gsae.harvest.model.predictions.SLICE_ELEMENTS", elements)
+    monkeypatch.setattr("gsae.harvest.model.edit_effects.SLICE_ELEMENTS", elements)
     (site,) = resolve(lm.model, [name])
     losses, divergences = effects(lm, site, tokens, [halved, torch.zeros_like])
     assert losses.shape == divergences.shape == (3, 5, 23)
@@ -74,7 +74,7 @@ def test_losses_and_divergences_equal_brute_force(
     assert not divergences[0].any()
 
 
-def test_an_edit_that_changes_nothing_costs_exactly_nothing(lm: LanguageModel, tokens: Tensor) -> None:
+def test_an_edit_that_changes_nothing_leaves_the_losses_exactly_equal(lm: LanguageModel, tokens: Tensor) -> None:
     (site,) = resolve(lm.model, ["mlp.1"])
     losses, divergences = effects(lm, site, tokens, [lambda value: value, halved])
     assert torch.equal(losses[1], losses[0])
@@ -89,7 +89,7 @@ def test_an_edit_gets_the_activations_of_all_contexts_at_once(lm: LanguageModel,
     assert shapes == [(5, 24, site.d_in)]
 
 
-def test_losses_include_what_a_family_does_to_its_logits() -> None:
+def test_losses_include_the_soft_cap_of_a_family() -> None:
     from transformers import Gemma2Config, Gemma2ForCausalLM
 
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}

@@ -1,4 +1,4 @@
-"""What `--dry-run` says, and that a harvest without room is refused before it begins."""
+"""The estimate of `--dry-run`, and the refusal of a harvest that the disk has no room for."""
 
 import json
 import shutil
@@ -10,7 +10,7 @@ import pytest
 
 from gsae.commands.harvest import rate
 from gsae.errors import SpaceError
-from gsae.harvest import HarvestConfig, Running, estimate_harvest, harvest, is_at_hand, make_request, probe
+from gsae.harvest import BatchDone, HarvestConfig, estimate_harvest, harvest, make_request, probe, weights_are_local
 from gsae.store import open_store
 from gsae.tests.support.children import files
 from gsae.tests.support.command import gsae, refused
@@ -34,7 +34,7 @@ def free(monkeypatch: pytest.MonkeyPatch, bytes_: int) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**12, 0, bytes_))
 
 
-def test_a_probe_foretells_the_store(tiny_llama: Path, tmp_path: Path) -> None:
+def test_an_estimate_from_a_probe_agrees_with_the_store(tiny_llama: Path, tmp_path: Path) -> None:
     asked = config(tiny_llama)
     found = probe(make_request(asked))
     told = estimate_harvest(make_request(asked), tmp_path / "store", found)
@@ -59,7 +59,9 @@ def test_a_probe_foretells_the_store(tiny_llama: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "codec", [{"codec": "zstd"}, {"codec": "none"}, {"level": 0}, {"dtype": "float16", "codec": "zstd"}]
 )
-def test_without_a_probe_the_basis_is_said(tiny_llama: Path, tmp_path: Path, codec: dict[str, Any]) -> None:
+def test_an_estimate_says_whether_its_ratio_is_measured_or_typical(
+    tiny_llama: Path, tmp_path: Path, codec: dict[str, Any]
+) -> None:
     told = estimate_harvest(make_request(config(tiny_llama, **codec)), tmp_path)
     assert told["ratio_is"].startswith("typical of ")
     assert told["seconds"] is None
@@ -76,7 +78,7 @@ def test_what_follows_from_rows_is_unknown_without_them(tiny_llama: Path, tmp_pa
     assert {name for name, value in told.items() if value is None} >= {"rows", "contexts", "windows", "disk_bytes"}
 
 
-def test_a_dry_run_probes_where_the_weights_are_and_begins_nothing(tiny_llama: Path, tmp_path: Path) -> None:
+def test_a_dry_run_probes_a_local_model_and_writes_nothing(tiny_llama: Path, tmp_path: Path) -> None:
     command = ["harvest", "--model", tiny_llama, "--dataset", "builtin:pydoc", "--site", "mlp.1", "--rows", 5000]
     command += ["--context-size", 64, "--device", "cpu", "--out", tmp_path / "s", "--dry-run"]
     told = json.loads(gsae(*command, "--json", "--batch-size", "auto").stdout)
@@ -87,19 +89,21 @@ def test_a_dry_run_probes_where_the_weights_are_and_begins_nothing(tiny_llama: P
     assert not (tmp_path / "s").exists()
 
 
-def test_weights_are_at_hand_when_nothing_need_be_downloaded(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_are_local_if_nothing_has_to_be_downloaded(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
-    assert is_at_hand(str(tiny_llama), None)
-    assert is_at_hand("builtin:smollm2-135m", None)
-    assert not is_at_hand("nobody/has-this", None)
+    assert weights_are_local(str(tiny_llama), None)
+    assert weights_are_local("builtin:smollm2-135m", None)
+    assert not weights_are_local("nobody/has-this", None)
 
 
-def test_without_room_nothing_is_begun_unless_forced(
+def test_without_room_on_the_disk_nothing_is_written_unless_forced(
     tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "store"
     free(monkeypatch, 500_000)
-    with pytest.raises(SpaceError, match=r"needs about 0\.00\d+ GB more, and 0\.0005 GB are free .*--force") as caught:
+    with pytest.raises(
+        SpaceError, match=r"needs about 0\.00\d+ GB more, and its disk has 0\.0005 GB free.*--force"
+    ) as caught:
         harvest(config(tiny_llama), out)
     assert "\n" not in str(caught.value)
     assert not out.exists()
@@ -120,7 +124,7 @@ def test_without_room_nothing_is_begun_unless_forced(
     assert open_store(out).plan.rows == 20000
 
 
-def test_all_of_a_text_is_counted_before_the_model_is_loaded(
+def test_the_rows_of_a_whole_text_are_counted_before_the_model_is_loaded(
     tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     free(monkeypatch, 500_000)
@@ -129,14 +133,14 @@ def test_all_of_a_text_is_counted_before_the_model_is_loaded(
     assert not (tmp_path / "s" / "plan.json").exists()
 
 
-def test_a_run_that_goes_on_needs_room_for_the_rest_only(
+def test_a_resumed_run_needs_room_only_for_the_missing_windows(
     tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Stop(Exception):  # noqa: N818
         pass
 
     def stop_near_the_end(event: Any) -> None:
-        if isinstance(event, Running) and event.rows > 0.7 * event.total:
+        if isinstance(event, BatchDone) and event.rows > 0.7 * event.total:
             raise Stop
 
     asked, out = config(tiny_llama), tmp_path / "store"
@@ -149,7 +153,7 @@ def test_a_run_that_goes_on_needs_room_for_the_rest_only(
     assert harvest(asked, out) is not None
 
 
-def test_the_line_of_a_harvest_says_rate_size_ratio_and_waiting() -> None:
-    event = Running(rows=10, total=100, tokens=3000, seconds=2.0, written=670_000_000, raw=1_000_000_000, busy=1.9)
+def test_the_progress_line_of_a_harvest_shows_rate_size_ratio_and_waiting() -> None:
+    event = BatchDone(rows=10, total=100, tokens=3000, seconds=2.0, written=670_000_000, raw=1_000_000_000, busy=1.9)
     assert rate(event) == "rows, 1,500 tokens/s, 0.67 GB written, ratio 0.670, device waiting 5 %"
-    assert rate(Running(1, 2, 3, 0.0, 0, 0, 0.0)).endswith("tokens/s, 0.00 GB written, device waiting 0 %")
+    assert rate(BatchDone(1, 2, 3, 0.0, 0, 0, 0.0)).endswith("tokens/s, 0.00 GB written, device waiting 0 %")

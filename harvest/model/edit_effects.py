@@ -1,8 +1,8 @@
-"""What edits of one site do to a language model's predictions: cross-entropies, and divergence from those without.
+"""The effects of editing one site on the predictions of a language model: cross-entropies and KL divergences.
 
-Every pass ends before the output embedding; logits are then made for a slice of positions at a time, the untouched
-model's once for all edits. So memory is four slices of logits and one hidden state a condition, whatever the
-vocabulary, and a comparison needs no logits to be kept.
+Every pass ends before the output embedding. Logits are then computed for a slice of positions at a time, those of the
+unedited model once for all edits. So memory is four slices of logits and one hidden state for each condition, whatever
+the size of the vocabulary.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -13,20 +13,21 @@ from torch import Tensor, nn
 
 from gsae.store import SiteSpec
 
-from .capture import Complete, LanguageModel, hooked
+from .capture import LanguageModel, StopPass, hooked
 
 Edit = Callable[[Tensor], Tensor]
+"""Takes the activations (contexts, context_size, d_in) of a site, returns those that the model continues with."""
+
 # Logits of one slice of positions, in elements: 128 MB in float32.
 SLICE_ELEMENTS = 1 << 25
 
 
 def effects(lm: LanguageModel, site: SiteSpec, tokens: Tensor, edits: Sequence[Edit] = ()) -> tuple[Tensor, Tensor]:
-    """Return cross-entropies of the next tokens and divergences, of the untouched model first, then of each edit.
+    """Return next-token cross-entropies and divergences, of the unedited model first, then of each edit.
 
     Both are float32 (1 + edits, contexts, context_size - 1), in nats, on the CPU. A divergence is
-    KL(untouched || edited) of the distributions of the next token; that of the untouched model is 0.
-    tokens: (contexts, context_size). An edit takes the site's activations (contexts, context_size, d_in) of all of
-    them and returns what the model goes on with.
+    KL(unedited || edited) of the next-token distributions; that of the unedited model is 0.
+    tokens: (contexts, context_size). Each edit is called once, with the activations of all contexts.
     """
     tokens = tokens.to(lm.device, torch.long)
     targets = tokens[:, 1:].reshape(-1)
@@ -48,26 +49,26 @@ def _compared(
     lm: LanguageModel, head: nn.Module, hidden: Sequence[Tensor], targets: Tensor, part: slice
 ) -> tuple[Tensor, Tensor]:
     """Return cross-entropies and divergences (conditions, positions) of a slice of positions, on the CPU."""
-    untouched, *edited = hidden
-    clean = _log_probabilities(lm, head, untouched[part])
-    losses, divergences = [_surprise(clean, targets[part])], [torch.zeros(len(clean))]
+    unedited, *edited = hidden
+    clean = _log_probabilities(lm, head, unedited[part])
+    losses, divergences = [_cross_entropies(clean, targets[part])], [torch.zeros(len(clean))]
     for each in edited:
         found = _log_probabilities(lm, head, each[part])
-        losses.append(_surprise(found, targets[part]))
+        losses.append(_cross_entropies(found, targets[part]))
         divergences.append(nn.functional.kl_div(found, clean, reduction="none", log_target=True).sum(-1).cpu())
     return torch.stack(losses), torch.stack(divergences)
 
 
-def _surprise(log_probabilities: Tensor, targets: Tensor) -> Tensor:
-    # The head may stand on another device than the embedding.
+def _cross_entropies(log_probabilities: Tensor, targets: Tensor) -> Tensor:
+    # The output embedding may be on another device than the input embedding.
     return -log_probabilities.gather(-1, targets[:, None].to(log_probabilities.device))[:, 0].cpu()
 
 
 def _log_probabilities(lm: LanguageModel, head: nn.Module, hidden: Tensor) -> Tensor:
     """Return float32 log-probabilities (positions, vocabulary) of `hidden` (positions, d_model).
 
-    Logits go through a pass over one token, its input to the head exchanged, so that whatever this architecture
-    does to them after the head (scaling, soft-capping) is done by its own code.
+    The head gets `hidden` in place of its input, in a pass over one token. So the model's own code does what it does
+    to the logits after the head (scaling, soft-capping).
     """
     handle = head.register_forward_pre_hook(lambda module, args: (hidden[None],))
     try:
@@ -79,17 +80,17 @@ def _log_probabilities(lm: LanguageModel, head: nn.Module, hidden: Tensor) -> Te
 
 
 def _before_head(lm: LanguageModel, head: nn.Module, site: SiteSpec, tokens: Tensor, edit: Edit | None) -> Tensor:
-    """Return what the output embedding takes in, (contexts * (context_size - 1), d_model), without running it."""
+    """Return the input of the output embedding, (contexts * (context_size - 1), d_model), without running it."""
     found: list[Tensor] = []
 
     def keep(module: nn.Module, args: tuple[Tensor]) -> None:
         found.append(args[0])
-        raise Complete
+        raise StopPass
 
     with ExitStack() as hooks:
         hooks.callback(head.register_forward_pre_hook(keep).remove)
         if edit is not None:
             hooks.enter_context(hooked(lm.model, site, tokens.shape, edit))
-        with suppress(Complete):
+        with suppress(StopPass):
             lm.model(input_ids=tokens, use_cache=False)
     return found[0][:, :-1].reshape(-1, found[0].shape[-1])

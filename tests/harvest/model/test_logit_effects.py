@@ -1,4 +1,4 @@
-"""What a direction adds to the logits, against each family's own norm and output embedding; texts of token ids."""
+"""The direct effect of a direction on the logits equals each family's norm and output embedding; texts of token ids."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ OF_ATTENTION = {  # the norm that an attention's output goes through before it i
 
 
 def through(norm: Any, family: str, directions: Tensor) -> Tensor:
-    """A norm's linear part without its division, from the family's own code."""
+    """The linear part of a norm without its division, as in the family's code."""
     gain = norm.weight.detach()
     if isinstance(norm, nn.LayerNorm) or "LayerNorm" in type(norm).__name__:
         directions = directions - directions.mean(1, keepdim=True)
@@ -26,7 +26,7 @@ def through(norm: Any, family: str, directions: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_direct_way_of_every_family_is_its_norm_and_output_embedding(family: str) -> None:
+def test_the_direct_path_of_every_family_is_its_norm_and_output_embedding(family: str) -> None:
     model = built(family)
     draw = torch.Generator().manual_seed(3)
     own = FAMILIES[family]
@@ -53,7 +53,7 @@ def test_the_direct_way_of_every_family_is_its_norm_and_output_embedding(family:
         torch.testing.assert_close(effects(directions), expected.detach(), rtol=1e-4, atol=1e-4)
 
 
-def test_a_module_of_no_known_place_says_nothing_of_logits() -> None:
+def test_an_arbitrary_module_has_no_direct_effect_on_logits() -> None:
     model = built("Llama")
     site = resolve(model, ["module:model.layers.1.mlp.up_proj:out"])[0]
     assert logit_effects(LanguageModel(model, None, None), site) is None  # type: ignore[arg-type]

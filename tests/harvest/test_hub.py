@@ -1,4 +1,4 @@
-"""What the Hub answers, told in one line: from a small server that answers as the Hub does."""
+"""Answers of the Hub are reported in one line; a small local server answers as the Hub does."""
 
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -55,14 +55,14 @@ CALLS = [load_tokenizer, documents]
         ("owner/old", r"The Hub has (model|dataset) 'owner/old', but not this revision of it\."),
     ],
 )
-def test_what_the_hub_refuses_is_told_in_one_line(call: Callable[..., object], name: str, said: str) -> None:
+def test_a_refusal_of_the_hub_is_reported_in_one_line(call: Callable[..., object], name: str, said: str) -> None:
     with pytest.raises(NotFoundError, match=said) as caught:
         call(name, "v1")
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("call", CALLS)
-def test_without_a_network_that_is_what_is_told(call: Callable[..., object], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_network_is_reported_as_such(call: Callable[..., object], monkeypatch: pytest.MonkeyPatch) -> None:
     # Nothing listens on port 9.
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(NotFoundError, match=r"on this machine, and huggingface\.co cannot be reached\."):

@@ -23,7 +23,7 @@ from gsae.harvest import (
     special_ids,
     tokenise,
 )
-from gsae.harvest.model.model_files import Source
+from gsae.harvest.model.model_files import ModelFiles
 from gsae.harvest.text.packing import is_held_out
 from gsae.store import read_tokens, verify
 from gsae.store.format import row_order as order
@@ -41,12 +41,12 @@ def written(folder: Path, values: list[Any], field: str = "text", name: str = "a
 
 @pytest.fixture
 def cached(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`datasets` lays down shuffled files in a folder of this test."""
+    """Let `datasets` cache shuffled files in a folder of this test."""
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path_factory.mktemp("datasets"))
 
 
 class Stream:
-    """What `datasets` gives for a Hub text, as far as it is used."""
+    """The part of a stream of `datasets` that is used."""
 
     def __init__(self, values: list[Any]) -> None:
         self.values = values
@@ -58,24 +58,26 @@ class Stream:
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
-    """A Hub with one text; the commit that it is at may be changed."""
+    """A Hub with one text; tests may change its commit."""
     at = {"commit": "0" * 40}
-    monkeypatch.setattr("gsae.harvest.text.sources.pin", lambda kind, name, revision: revision or at["commit"])
-    monkeypatch.setattr("gsae.harvest.text.sources._load", lambda *_, **__: Stream([str(i) for i in range(40_000)]))
+    monkeypatch.setattr("gsae.harvest.text.hub_datasets.pin", lambda kind, name, revision: revision or at["commit"])
+    monkeypatch.setattr(
+        "gsae.harvest.text.hub_datasets.load_rows", lambda *_, **__: Stream([str(i) for i in range(40_000)])
+    )
     return at
 
 
-def test_a_local_file_is_shuffled_whole_by_the_stores_own_permutation(cached: None, tmp_path: Path) -> None:
+def test_a_local_file_is_shuffled_as_a_whole_by_the_stores_permutation(cached: None, tmp_path: Path) -> None:
     path = written(tmp_path, TEXTS)
     text = documents(path, shuffle_seed=5)
     words = np.random.Philox(key=[5, 10], counter=[0, 0, 0, 0]).random_raw(len(TEXTS))
     places = np.argsort(words, kind="stable").tolist()
     assert list(text.read()) == list(text.read()) == [Document(place, TEXTS[place]) for place in places]
     assert (text.source.shuffle_seed, text.source.shuffle_within) == (5, None)
-    assert [d.place for d in documents(path, shuffle_seed=6).read()] != places
+    assert [d.id for d in documents(path, shuffle_seed=6).read()] != places
 
 
-def test_the_builtin_is_shuffled_whole() -> None:
+def test_the_builtin_is_shuffled_as_a_whole() -> None:
     plain = list(documents("builtin:pydoc").read())
     mixed = list(documents("builtin:pydoc", shuffle_seed=0).read())
     assert mixed != plain
@@ -86,8 +88,8 @@ def test_a_hub_text_is_shuffled_in_blocks_and_documents_keep_their_numbers(hub: 
     text = documents("owner/name", shuffle_seed=0)
     assert (text.source.shuffle_seed, text.source.shuffle_within) == (0, 1 << 14)
     found = list(text.read())
-    assert all(document.content == str(document.place) for document in found)
-    places = np.array([document.place for document in found])
+    assert all(document.content == str(document.id) for document in found)
+    places = np.array([document.id for document in found])
     for first in range(0, 40_000, 1 << 14):
         block = places[first : first + (1 << 14)]
         assert sorted(block) == list(range(first, min(first + (1 << 14), 40_000)))
@@ -95,7 +97,9 @@ def test_a_hub_text_is_shuffled_in_blocks_and_documents_keep_their_numbers(hub: 
 
 
 @pytest.mark.parametrize("seed", [None, 3])
-def test_a_part_and_its_continuation_are_the_whole_in_any_order(cached: None, tmp_path: Path, seed: int | None) -> None:
+def test_a_part_and_its_continuation_make_the_whole_text_in_any_order(
+    cached: None, tmp_path: Path, seed: int | None
+) -> None:
     path = written(tmp_path, TEXTS)
     whole = list(documents(path, shuffle_seed=seed).read())
     parts = [{"maximum": 20}, {"skip": 20, "maximum": 7}, {"skip": 27}]
@@ -105,12 +109,12 @@ def test_a_part_and_its_continuation_are_the_whole_in_any_order(cached: None, tm
 def test_a_repeated_text_begins_again_with_the_same_documents(tmp_path: Path) -> None:
     text = documents(written(tmp_path, TEXTS), skip=2, maximum=3, repeat=True)
     found = list(islice(text.read(), 8))
-    assert [document.place for document in found] == [2, 3, 4, 2, 3, 4, 2, 3]
+    assert [document.id for document in found] == [2, 3, 4, 2, 3, 4, 2, 3]
     assert [document.again for document in found] == [False] * 3 + [True] * 5
     assert list(documents(written(tmp_path, TEXTS), skip=100, repeat=True).read()) == []
 
 
-def test_settings_of_the_documents_are_in_the_plan_only_where_they_say_something() -> None:
+def test_settings_of_the_documents_are_omitted_from_the_plan_when_default() -> None:
     def recorded(**settings: Any) -> set[str]:
         return set(documents("builtin:pydoc", **settings).source.model_dump(mode="json"))
 
@@ -142,7 +146,7 @@ def test_token_ids_are_taken_as_they_are(tmp_path: Path) -> None:
         (None, "holds nothing; a list of token ids is needed"),
     ],
 )
-def test_what_is_no_list_of_ids_is_told_with_its_row(tmp_path: Path, value: Any, said: str) -> None:
+def test_a_row_without_a_list_of_ids_is_refused_with_its_number(tmp_path: Path, value: Any, said: str) -> None:
     def values() -> Any:
         yield {"ids": [[5, 6]]}
         yield {"ids": [value]}
@@ -151,13 +155,13 @@ def test_what_is_no_list_of_ids_is_told_with_its_row(tmp_path: Path, value: Any,
         def iter(self, batch_size: int) -> Any:
             return values()
 
-    from gsae.harvest.text.sources import _rows
+    from gsae.harvest.text.dataset_rows import read_rows
 
     with pytest.raises(UsageError, match=said):
-        list(_rows("a.jsonl", "ids", True, Table(), range(2)))
+        list(read_rows("a.jsonl", "ids", True, Table(), range(2)))
 
 
-def test_text_under_token_field_and_ids_under_text_field_say_which_option_is_meant(tmp_path: Path) -> None:
+def test_text_in_token_field_and_ids_in_text_field_name_the_right_option(tmp_path: Path) -> None:
     path = written(tmp_path, [[1, 2]], "ids")
     with pytest.raises(
         UsageError, match=r"holds a value of type list; text is needed \(for token ids: --token-field\)"
@@ -169,7 +173,7 @@ def test_text_under_token_field_and_ids_under_text_field_say_which_option_is_mea
         documents("builtin:pydoc", tokenised=True)
 
 
-def test_ids_beyond_the_vocabulary_are_told(tiny_tokenizer: Any) -> None:
+def test_ids_beyond_the_vocabulary_are_refused(tiny_tokenizer: Any) -> None:
     ids = np.array([5, len(tiny_tokenizer)], np.int32)
     with pytest.raises(
         UsageError, match=f"has token id 1024; the model's tokenizer has ids 0 to {len(tiny_tokenizer) - 1}"
@@ -177,14 +181,14 @@ def test_ids_beyond_the_vocabulary_are_told(tiny_tokenizer: Any) -> None:
         contexts_of([ids], tiny_tokenizer, context_size=8)
 
 
-def test_special_ids_among_them_stay_in_the_contexts_and_are_no_rows(tiny_tokenizer: Any) -> None:
+def test_special_ids_in_a_text_of_ids_stay_in_the_contexts_and_give_no_rows(tiny_tokenizer: Any) -> None:
     ids = np.array([1, 7, 2, 8, 3, 3], np.int32)
     (block,) = tokenise([Document(0, ids)], tiny_tokenizer, context_size=8, rows=None, heldout=0.0, seed=0)
     assert block.tokens.tolist() == [[1, 1, 7, 2, 8, 3, 3, 2]]
     assert block.rows == (2, 0)
 
 
-def test_ids_and_their_text_give_the_same_contexts_but_for_the_split(tiny_tokenizer: Any) -> None:
+def test_ids_and_their_text_give_the_same_contexts_apart_from_the_split(tiny_tokenizer: Any) -> None:
     ids = [np.array(tiny_tokenizer(text, add_special_tokens=False)["input_ids"], np.int32) for text in TEXTS]
     one, two = (contexts_of(each, tiny_tokenizer, context_size=16) for each in (TEXTS, ids))
     assert np.array_equal(one.tokens, two.tokens)
@@ -233,7 +237,7 @@ def test_shuffled_tokenised_documents_are_harvested(cached: None, tiny_llama: Pa
     assert all(flat[start] == ids[place][0] for start, place in zip(found["start"], found["id"], strict=True))
 
 
-def test_a_dataset_that_changed_on_the_hub_is_named_and_the_old_revision_goes_on(
+def test_a_dataset_that_changed_on_the_hub_is_named_and_its_old_revision_continues(
     hub: dict[str, str], tiny_llama: Path, tmp_path: Path
 ) -> None:
     first = config(tiny_llama, "owner/name", max_documents=3000)
@@ -251,15 +255,15 @@ def test_a_model_that_changed_on_the_hub_is_named(
     tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = config(tiny_llama, written(tmp_path, TEXTS))
-    old, new = (Source(tiny_llama.name, digit * 40, tiny_llama) for digit in "01")
+    old, new = (ModelFiles(tiny_llama.name, digit * 40, tiny_llama) for digit in "01")
 
     def load(config: HarvestConfig) -> LanguageModel:
         lm = load_lm(config.model)
-        return replace(lm, source=replace(lm.source, revision=old.revision))
+        return replace(lm, provenance=replace(lm.provenance, revision=old.revision))
 
-    monkeypatch.setattr("gsae.harvest.request.find", lambda *_, **__: old)
+    monkeypatch.setattr("gsae.harvest.request.find_model", lambda *_, **__: old)
     assert harvest(asked, tmp_path / "store", load=load) is not None
-    monkeypatch.setattr("gsae.harvest.request.find", lambda *_, **__: new)
+    monkeypatch.setattr("gsae.harvest.request.find_model", lambda *_, **__: new)
     with pytest.raises(IncompatibleError, match=f"model.revision was '{old.revision}', now '{new.revision}'"):
         harvest(asked, tmp_path / "store", load=load)
 
@@ -274,7 +278,7 @@ def test_a_model_that_changed_on_the_hub_is_named(
     at_a_time=st.integers(1, 4),
     repeat=st.booleans(),
 )
-def test_every_token_of_every_kept_document_is_once_in_order_in_its_split_and_rows_are_exact(
+def test_packing_equals_a_packing_token_by_token(
     tiny_tokenizer: Any,
     monkeypatch: pytest.MonkeyPatch,
     lengths: list[int],
@@ -323,9 +327,7 @@ def test_every_token_of_every_kept_document_is_once_in_order_in_its_split_and_ro
     ]
 
 
-def test_a_text_field_that_is_missing_is_told_by_the_command_before_anything_is_written(
-    tiny_llama: Path, tmp_path: Path
-) -> None:
+def test_a_missing_text_field_is_refused_and_another_field_is_read(tiny_llama: Path, tmp_path: Path) -> None:
     path = written(tmp_path, TEXTS, "body")
     with pytest.raises(UsageError, match=r"has no field 'text'\. It has: body, n\."):
         harvest(config(tiny_llama, path), tmp_path / "store")
@@ -334,7 +336,7 @@ def test_a_text_field_that_is_missing_is_told_by_the_command_before_anything_is_
 
 
 @pytest.mark.parametrize("failing", [1025, 3000])
-def test_a_row_that_is_no_text_loses_nothing_that_was_written(
+def test_a_row_without_text_loses_no_part_that_was_written(
     tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: int
 ) -> None:
     monkeypatch.setattr("gsae.harvest.token_files.PART_TOKENS", 4000)
@@ -346,7 +348,7 @@ def test_a_row_that_is_no_text_loses_nothing_that_was_written(
     harvest_tokens(config(tiny_llama, bad, rows=10), tmp_path / "enough")  # comes to an end before that row
 
 
-def test_a_document_longer_than_any_context_and_empty_ones_are_no_trouble(tiny_llama: Path, tmp_path: Path) -> None:
+def test_long_and_empty_documents_are_packed(tiny_llama: Path, tmp_path: Path) -> None:
     texts = ["", "long " * 2000, "  ", "", "short"]
     harvest_tokens(config(tiny_llama, written(tmp_path, texts), heldout=0.0), tmp_path / "store")
     made = read_tokens(tmp_path / "store")[1]
@@ -366,7 +368,7 @@ def test_a_document_longer_than_any_context_and_empty_ones_are_no_trouble(tiny_l
         ("a.txt", b"\xff\xfe\xfa", "dataset 'a.txt' cannot be read: 'utf-8' codec"),
     ],
 )
-def test_shuffled_files_that_hold_no_text_are_told_in_one_line(
+def test_shuffled_files_without_text_are_refused_in_one_line(
     cached: None, tmp_path: Path, name: str, data: bytes, said: str
 ) -> None:
     (tmp_path / name).write_bytes(data)
