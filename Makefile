@@ -8,8 +8,12 @@ TORCH := $(shell grep ^torch== constraints.txt)
 PIP := pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 SWIFT := .venv-swift
+DOCS := .venv-docs
+# Each test file is run by one of WORKERS processes, the heavy ones first (tests/conftest.py).
+WORKERS ?= 2
+PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: install demo test check bench bench-peers swift clean
+.PHONY: install demo test quick check links docs bench bench-peers swift clean
 
 install: $(VENV)/installed
 
@@ -24,14 +28,32 @@ demo: install
 	$(BIN)/gsae demo --out demo-out
 
 test: install
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
-check: install
-	mkdir -p .typecheck/gsae
-	ln -sfn -t .typecheck/gsae $(addprefix ../../,__init__.py cli.py errors.py files.py settings.py py.typed commands evaluate features harvest store tests train)
+# The tests that answer in 90 seconds: no killed processes, S3 server, browser or real language model.
+quick: install
+	$(PYTEST) -m "not (kill or server or browser or slow)"
+
+check: install links
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+# The repository's root is the package gsae. Tools that look for a folder of that name find it here.
+links:
+	mkdir -p .typecheck/gsae
+	ln -sfn -t .typecheck/gsae $(addprefix ../../,__init__.py cli.py errors.py files.py settings.py py.typed commands evaluate features harvest store tests train)
+
+# The documentation site, in site/. Any warning fails, a broken link among them.
+docs: links $(DOCS)/installed
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --strict
+
+# The extra `docs` without gsae's own requirements: API pages are made from the source, which is not imported.
+$(DOCS)/installed: pyproject.toml constraints.txt
+	test -x $(DOCS)/bin/python || $(PYTHON) -m venv $(DOCS)
+	$(DOCS)/bin/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["docs"])' \
+		| xargs $(DOCS)/bin/$(PIP)
+	touch $@
 
 # bench/reproduction.py takes an hour and a text of one's own, so it is run by hand.
 bench: install bench-peers
@@ -56,4 +78,4 @@ $(SWIFT)/installed:
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(PEERS) $(SWIFT) .typecheck build *.egg-info demo-out
+	rm -rf $(VENV) $(PEERS) $(SWIFT) $(DOCS) .typecheck build dist site *.egg-info demo-out

@@ -49,21 +49,20 @@ def harvest(
 
     The same command continues a harvest that was stopped.
     """
-    from gsae.harvest import estimate, make_request, probe, split_names, weights_are_local
+    from gsae.harvest import estimate_harvest, make_request, probe, split_names, weights_are_local, worker
     from gsae.harvest import harvest as make_store
     from gsae.harvest import harvest_tokens as make_tokens
-    from gsae.harvest import worker as find_worker
     from gsae.store import describe
 
     if "://" in out:
         local = out.rstrip("/").split("/")[-1]
         raise UsageError(f"--out {out} is a URL. Harvest to a local folder such as {local}, then copy it there.")
     config = HarvestConfig(**given | {"sites": tuple(name for part in given["sites"] for name in split_names(part))})
-    own = find_worker(rank, world_size, os.environ)
+    own = worker(rank, world_size, os.environ)
     if dry_run:
         request = make_request(config)
         measured = probe(request) if do_probe and weights_are_local(config.model, config.revision) else None
-        print_facts(estimate(request, Path(out), measured), as_json)
+        print_facts(estimate_harvest(request, Path(out), measured), as_json)
         return
     complete = not only_tokens
     with Shown() as shown:

@@ -23,7 +23,7 @@ BYTES_BESIDE_A_ROW = 12
 BESIDE_BYTES = 1 << 30
 
 
-def estimate(request: Request, out: Path, probe: Probe | None = None) -> dict[str, Any]:
+def estimate_harvest(request: Request, out: Path, probe: Probe | None = None) -> dict[str, Any]:
     """Return what a harvest would need, for `--dry-run`; what follows from the number of rows is None if it is unknown.
 
     probe: measurements of a short run. Without it `seconds` is None and `ratio` is the codec's typical one. Memory is

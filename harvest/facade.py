@@ -5,7 +5,7 @@ A name must not equal that of a file of the room: Python would then give the mod
 """
 
 from .config import HarvestConfig
-from .cost_estimate import estimate
+from .cost_estimate import estimate_harvest
 from .events import BatchDone, Event, Finished, StageStarted, WorkerDone
 from .model.capture import LanguageModel, Provenance, capture
 from .model.edit_effects import effects

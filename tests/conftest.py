@@ -1,4 +1,22 @@
-"""Small real things that many tests share, made once a session."""
+"""How the suite is organised, and the small real things that many tests share, made once in each test process.
+
+The folders of tests/ mirror the rooms of the package; tests/support/ holds what several test files use. Three commands:
+
+    make quick                       everything without a marker of `HEAVY`, in 90 seconds on two cores
+    make test                        everything, in two processes; `WORKERS=8` for more
+    .venv/bin/python -m pytest PATH  some tests, in this process
+
+In `make quick` and `make test` pytest-xdist gives each test file to one process, so that what a file's tests share is
+made once and one file's browser or S3 server runs once. Files with heavy tests go first: at the end, when one process
+has nothing left, the other has only short files. No test relies on an order or on being alone on the machine:
+
+* Files are written below `tmp_path` or `memory` only; ports are chosen by the system.
+* Every process computes with one thread, so that two processes do not slow each other down and rows do not depend on
+  the number of cores. A test that needs more threads asks for them.
+* No limit on seconds is so tight that a busy machine breaks it.
+
+Every warning is an error (`filterwarnings` in pyproject.toml), in all processes.
+"""
 
 import os
 import shutil
@@ -11,6 +29,27 @@ import torch
 
 from gsae.store import Store
 from gsae.tests.support.stores import make_store, sparse_rows
+
+HEAVY = ("slow", "server", "kill", "browser")  # the markers that `make quick` leaves out; pyproject.toml describes them
+
+
+def pytest_configure() -> None:
+    """Give the processes that the tests start one thread each; pytest-xdist's processes are started after this."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run the files with heavy tests first, in the order of `HEAVY`, and all others after them in their order."""
+    rank: dict[Path, int] = {}
+    for item in items:
+        marked = [place for place, name in enumerate(HEAVY) if item.get_closest_marker(name)]
+        rank[item.path] = min([len(HEAVY), rank.get(item.path, len(HEAVY)), *marked])
+    items.sort(key=lambda item: rank[item.path])
+
+
+def pytest_runtest_setup() -> None:
+    """Compute with one thread: numba's thread pool, when it starts, sets the number of torch's threads too."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
@@ -28,15 +67,6 @@ def memory(tmp_path: Path) -> Iterator[Path]:
     folder.mkdir()
     yield folder
     shutil.rmtree(folder)
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """One thread of torch's: tiny models are slower with more, and far slower on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 # --- language models: tiny, random, in transformers' own layout ---

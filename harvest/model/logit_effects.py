@@ -17,7 +17,8 @@ from gsae.store import SiteSpec
 
 from .capture import LanguageModel, StopPass
 
-ALIKE = 1e-3  # relative, in the model's dtype
+# Relative difference below which two outputs of a norm count as equal, in the model's dtype.
+ALIKE = 1e-3
 
 
 def logit_effects(lm: LanguageModel, site: SiteSpec) -> Callable[[Tensor], Tensor] | None:
@@ -30,14 +31,14 @@ def logit_effects(lm: LanguageModel, site: SiteSpec) -> Callable[[Tensor], Tenso
         return None
     head = lm.model.get_output_embeddings()
     projection = lm.model.get_submodule(site.module) if kind == "attn" else None
-    last, of_branch = _norms(lm, head, projection)
+    last, branch_norm = _norms(lm, head, projection)
     if last is None:
         return None
-    unembedding = _through(last, head.weight.detach().float())
-    if of_branch is not None:
-        unembedding = _through(of_branch, unembedding)
+    unembedding = _before_norm(last, head.weight.detach().float())
+    if branch_norm is not None:
+        unembedding = _before_norm(branch_norm, unembedding)
     if projection is not None:
-        unembedding = unembedding @ _matrix(projection)
+        unembedding = unembedding @ _matrix_of(projection)
     return lambda directions: directions.to(unembedding.device) @ unembedding.T
 
 
@@ -53,20 +54,20 @@ def _norms(lm: LanguageModel, head: nn.Module, projection: nn.Module | None) -> 
     A norm is a module with a vector as its weight.
     """
     # By the address of a tensor; the tensor is kept, so that no other one gets its address.
-    made: dict[int, tuple[nn.Module, Tensor]] = {}
-    taken: dict[int, tuple[nn.Module, Tensor]] = {}
-    entered: list[Tensor] = []
+    outputs: dict[int, tuple[nn.Module, Tensor]] = {}
+    norm_inputs: dict[int, tuple[nn.Module, Tensor]] = {}
+    head_inputs: list[Tensor] = []
 
     def before(module: nn.Module, args: tuple[Any, ...]) -> None:
         if args and isinstance(args[0], Tensor) and _is_norm(module):
-            taken[args[0].data_ptr()] = (module, args[0])
+            norm_inputs[args[0].data_ptr()] = (module, args[0])
 
     def after(module: nn.Module, args: Any, output: Any) -> None:
         if isinstance(output, Tensor) and getattr(module, "weight", None) is not None:
-            made[output.data_ptr()] = (module, output)
+            outputs[output.data_ptr()] = (module, output)
 
     def end(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        entered.append(args[0])
+        head_inputs.append(args[0])
         raise StopPass
 
     with ExitStack() as hooks, torch.inference_mode():
@@ -76,10 +77,10 @@ def _norms(lm: LanguageModel, head: nn.Module, projection: nn.Module | None) -> 
             hooks.callback(module.register_forward_hook(after).remove)
         with suppress(StopPass):
             lm.model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=lm.device), use_cache=False)
-    last, _ = made.get(entered[0].data_ptr(), (None, None))
-    addresses = (address for address, (module, _) in made.items() if module is projection)
-    of_branch, _ = taken.get(next(addresses, -1), (None, None))
-    return last if last is not None and _is_norm(last) else None, of_branch
+    last, _ = outputs.get(head_inputs[0].data_ptr(), (None, None))
+    addresses = (address for address, (module, _) in outputs.items() if module is projection)
+    branch_norm, _ = norm_inputs.get(next(addresses, -1), (None, None))
+    return last if last is not None and _is_norm(last) else None, branch_norm
 
 
 def _is_norm(module: nn.Module) -> bool:
@@ -87,14 +88,14 @@ def _is_norm(module: nn.Module) -> bool:
     return isinstance(weight, Tensor) and weight.ndim == 1
 
 
-def _through(norm: nn.Module, unembedding: Tensor) -> Tensor:
+def _before_norm(norm: nn.Module, unembedding: Tensor) -> Tensor:
     """Return the matrix (vocabulary, d_model) for vectors before a norm, given `unembedding` for those after it."""
-    gain, centres = _probed(norm, unembedding.shape[1])
+    gain, subtracts_mean = _gain_of(norm, unembedding.shape[1])
     before = unembedding * gain
-    return before - before.mean(1, keepdim=True) if centres else before
+    return before - before.mean(1, keepdim=True) if subtracts_mean else before
 
 
-def _probed(norm: Any, d_model: int) -> tuple[Tensor, bool]:
+def _gain_of(norm: Any, d_model: int) -> tuple[Tensor, bool]:
     """Return a norm's gain (d_model,), float32, and whether it subtracts the mean.
 
     A vector of alternating 1 and -1 has mean 0 and mean square 1, so LayerNorm and RMSNorm apply only gain and bias.
@@ -108,7 +109,7 @@ def _probed(norm: Any, d_model: int) -> tuple[Tensor, bool]:
     return gain, bool((moved - there).norm() <= ALIKE * there.norm())
 
 
-def _matrix(projection: Any) -> Tensor:
+def _matrix_of(projection: Any) -> Tensor:
     """Return a projection's matrix (d_model, d_in), float32; GPT-2's Conv1D holds its matrix transposed."""
     weight: Tensor = projection.weight.detach().float()
     return weight if isinstance(projection, nn.Linear) else weight.T

@@ -89,7 +89,7 @@ def _sites(model: Any, name: str, find_decoder: Callable[[], Decoder]) -> Iterat
         return
     parts = NAME.fullmatch(name)
     if parts is None:
-        raise UsageError(f"Site {name!r} is not a site. A site is {KINDS}, for instance mlp.10.{_nearest(model, name)}")
+        raise UsageError(f"{name!r} is not a site. A site is {KINDS}, for instance mlp.10.{_nearest(model, name)}")
     try:
         decoder = find_decoder()
     except UsageError as error:
@@ -201,7 +201,7 @@ def _nearest(model: Any, name: str) -> str:
 def _module_site(model: Any, name: str) -> SiteSpec:
     parts = re.fullmatch(r"module:(.+):(in|out)", name)
     if parts is None:
-        raise UsageError(f"Site {name!r} is not a site. A site is {KINDS}, for instance module:model.norm:out.")
+        raise UsageError(f"{name!r} is not a site. A site is {KINDS}, for instance module:model.norm:out.")
     path, hook = parts[1], parts[2]
     paths = [p for p, _ in model.named_modules() if p]
     if path not in paths:
@@ -253,6 +253,6 @@ def _width(model: Any, path: str, side: Literal["in", "out"], name: str) -> int:
     if shape is None or shape[:-1] not in ((2, 3), (6,)):
         found = "is never reached" if not seen else f"gives {shape or type(seen[0]).__name__}"
         raise UsageError(
-            f"Site {name!r}: the module {found}; one vector a token, (contexts, context_size, d), is needed."
+            f"Site {name!r}: the module {found}. A site needs one vector for each token, (contexts, context_size, d)."
         )
     return int(shape[-1])

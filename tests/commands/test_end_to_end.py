@@ -33,7 +33,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]
     said: list[str] = []
     harvest = changed(HARVEST, rows=6000, window_rows=2048, max_documents=24, seed=2, dtype="bfloat16")
     saes = ("gated width=384 l1=.1,.3", "relu width=576 l1=.06,.15")
-    train = changed(TRAIN, steps=STEPS, checkpoint_every=100)
+    train = changed(TRAIN, steps=STEPS, checkpoint_every=100, threads=1)
     summary = run_demo(out, said.append, harvest=harvest, saes=saes, train=train, evaluate=["--contexts", "4"])
     return out, summary, said
 

@@ -14,8 +14,6 @@ from gsae.store import verify
 from gsae.tests.support.children import files
 from gsae.tests.support.command import refused
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 Refuses = Callable[[int], bool]
 OutOfMemory = [torch.OutOfMemoryError("CUDA out of memory."), RuntimeError("DefaultCPUAllocator: not enough memory")]
 

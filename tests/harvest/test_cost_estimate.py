@@ -10,12 +10,10 @@ import pytest
 
 from gsae.commands.harvest import rate
 from gsae.errors import SpaceError
-from gsae.harvest import BatchDone, HarvestConfig, estimate, harvest, make_request, probe, weights_are_local
+from gsae.harvest import BatchDone, HarvestConfig, estimate_harvest, harvest, make_request, probe, weights_are_local
 from gsae.store import open_store
 from gsae.tests.support.children import files
 from gsae.tests.support.command import gsae, refused
-
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def config(model: Path, **changed: Any) -> HarvestConfig:
@@ -39,7 +37,7 @@ def free(monkeypatch: pytest.MonkeyPatch, bytes_: int) -> None:
 def test_an_estimate_from_a_probe_agrees_with_the_store(tiny_llama: Path, tmp_path: Path) -> None:
     asked = config(tiny_llama)
     found = probe(make_request(asked))
-    told = estimate(make_request(asked), tmp_path / "store", found)
+    told = estimate_harvest(make_request(asked), tmp_path / "store", found)
     store = harvest(asked, tmp_path / "store")
     assert store is not None
     assert told["rows"] == store.plan.rows
@@ -64,19 +62,19 @@ def test_an_estimate_from_a_probe_agrees_with_the_store(tiny_llama: Path, tmp_pa
 def test_an_estimate_says_whether_its_ratio_is_measured_or_typical(
     tiny_llama: Path, tmp_path: Path, codec: dict[str, Any]
 ) -> None:
-    told = estimate(make_request(config(tiny_llama, **codec)), tmp_path)
+    told = estimate_harvest(make_request(config(tiny_llama, **codec)), tmp_path)
     assert told["ratio_is"].startswith("typical of ")
     assert told["seconds"] is None
     assert told["tokens_per_second"] is None
     assert 0.7 < told["ratio"] <= 1
-    measured = estimate(
+    measured = estimate_harvest(
         make_request(config(tiny_llama, **codec)), tmp_path, probe(make_request(config(tiny_llama, **codec)))
     )
     assert measured["ratio_is"].startswith("measured on ")
 
 
 def test_what_follows_from_rows_is_unknown_without_them(tiny_llama: Path, tmp_path: Path) -> None:
-    told = estimate(make_request(config(tiny_llama, rows=None)), tmp_path)
+    told = estimate_harvest(make_request(config(tiny_llama, rows=None)), tmp_path)
     assert {name for name, value in told.items() if value is None} >= {"rows", "contexts", "windows", "disk_bytes"}
 
 

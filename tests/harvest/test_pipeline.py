@@ -3,7 +3,6 @@
 import itertools
 import resource
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +31,6 @@ def config(model: Path | str, **changed: Any) -> HarvestConfig:
         "batch_size": 5,
     }
     return HarvestConfig(**(settings | changed))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -138,6 +129,7 @@ def test_events_count_every_row_once(tiny_llama: Path, tmp_path: Path) -> None:
     assert any(isinstance(e, BlockTokenised) for e in events)
 
 
+@pytest.mark.kill
 @pytest.mark.parametrize("batch_sensitive", [False, True])
 def test_a_harvest_killed_at_random_moments_ends_in_the_same_bytes(
     tiny_llama: Path, tmp_path: Path, batch_sensitive: bool

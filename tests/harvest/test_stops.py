@@ -13,6 +13,8 @@ from gsae.store import open_store, verify
 from gsae.tests.support.children import files
 from gsae.tests.support.command import gsae
 
+pytestmark = pytest.mark.kill
+
 # Writes slowly, so that a signal always finds a window that is being published behind the passes.
 SLOW = """
 import sys, time

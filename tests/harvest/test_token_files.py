@@ -100,10 +100,12 @@ def undisturbed(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> d
     return files(out)
 
 
+@pytest.mark.kill
 def test_tokens_killed_before_or_after_any_call_end_in_the_same_files(tiny_llama: Path, memory: Path) -> None:
     assert_survives_every_kill(None, partial(step, tiny_llama), memory, calls=50)
 
 
+@pytest.mark.kill
 def test_tokens_killed_at_random_moments_end_in_the_same_files(
     undisturbed: dict[str, bytes], tiny_llama: Path, tmp_path: Path
 ) -> None:
@@ -142,6 +144,7 @@ def test_the_sizes_of_parts_and_blocks_do_not_change_the_bytes(
         assert files(tmp_path / str(number)) == undisturbed
 
 
+@pytest.mark.kill
 def test_of_several_workers_one_tokenises_and_the_others_use_its_tokens(
     undisturbed: dict[str, bytes], tiny_llama: Path, tmp_path: Path
 ) -> None:
@@ -153,6 +156,7 @@ def test_of_several_workers_one_tokenises_and_the_others_use_its_tokens(
     assert files(tmp_path / "store") == undisturbed
 
 
+@pytest.mark.kill
 def test_another_worker_takes_over_from_one_that_dies_while_tokenising(
     undisturbed: dict[str, bytes], tiny_llama: Path, tmp_path: Path
 ) -> None:
@@ -170,6 +174,7 @@ def test_another_worker_takes_over_from_one_that_dies_while_tokenising(
     assert files(out) == undisturbed
 
 
+@pytest.mark.kill
 def test_without_file_locks_all_workers_tokenise_to_the_same_bytes(
     undisturbed: dict[str, bytes], tiny_llama: Path, tmp_path: Path
 ) -> None:

@@ -19,8 +19,6 @@ from gsae.harvest import HarvestConfig, LanguageModel, capture, harvest, load_lm
 from gsae.store import Store
 from gsae.tests.support.families import FAMILIES, built
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 CONTEXT_SIZE, WINDOW_ROWS, BATCH_SIZE, ROWS, LAYER = 32, 256, 3, 420, 1
 # Their code has no sdpa; Gemma 2 would lose its soft caps with it.
 WITHOUT_SDPA = ("Gemma2", "GPTJ", "Bloom")

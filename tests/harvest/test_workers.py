@@ -44,6 +44,7 @@ def alone(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
     return files(out)
 
 
+@pytest.mark.kill
 @pytest.mark.parametrize("world_size", [2, 3])
 def test_workers_side_by_side_write_the_same_bytes_as_one(
     alone: dict[str, bytes], tiny_llama: Path, tmp_path: Path, world_size: int
@@ -55,6 +56,7 @@ def test_workers_side_by_side_write_the_same_bytes_as_one(
     assert files(tmp_path / "store") == alone
 
 
+@pytest.mark.kill
 def test_a_worker_that_is_killed_twice_completes_when_it_is_run_again(
     alone: dict[str, bytes], tiny_llama: Path, tmp_path: Path
 ) -> None:
@@ -75,6 +77,7 @@ def test_a_worker_that_is_killed_twice_completes_when_it_is_run_again(
     assert files(out) == alone
 
 
+@pytest.mark.kill
 def test_a_worker_makes_only_its_own_windows_and_any_later_run_completes(
     alone: dict[str, bytes], tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -93,6 +96,7 @@ def test_a_worker_makes_only_its_own_windows_and_any_later_run_completes(
     assert files(out) == alone
 
 
+@pytest.mark.kill
 def test_torchrun_with_two_processes_writes_what_one_writes(tiny_llama: Path, tmp_path: Path) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
     command = ["harvest", "--model", tiny_llama, "--dataset", "builtin:pydoc", "--site", "mlp.1", "--rows", 3000]

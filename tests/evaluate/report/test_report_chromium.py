@@ -18,6 +18,7 @@ from gsae.evaluate.report.report import report
 from gsae.tests.support.chromium import chromium, sized
 from gsae.tests.support.report_run import sweep, write_run
 
+pytestmark = pytest.mark.browser
 HOSTILE = "</script><img src=x onerror=document.title='owned'><b>bold</b> \"'&amp; __proto__"
 
 

@@ -22,6 +22,8 @@ from gsae.features.browse.site import build_browser
 from gsae.tests.support.browser_run import HOSTILE, ROWS, TEXTS, rows_fired_by, tokens_of, top_of, write_features
 from gsae.tests.support.chromium import chromium, sized
 
+pytestmark = pytest.mark.browser
+
 # What a reader sees of HOSTILE where nothing is left unseen.
 SEEN = (
     "</script><script>document.title='owned'</script>",

@@ -12,8 +12,6 @@ from gsae.errors import IncompatibleError, UsageError
 from gsae.harvest import HarvestConfig, capture, effects, harvest, load_lm, load_planned, resolve
 from gsae.tests.support.children import files
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 SITES = ["mlp.0", "attn.1", "resid.1", "mlp.2"]
 SPREAD = json.dumps(
     {

@@ -91,7 +91,7 @@ def test_an_mlp_site_is_captured_after_the_norm_of_its_branch() -> None:
         (["mlp.1.2"], r"'mlp\.1\.2' is not a site"),
         (["module:model.norm"], r"'module:model\.norm' is not a site"),
         (["module:model.layers.1.mpl:out"], r"no module 'model\.layers\.1\.mpl'\. Nearest: model\.layers\.1\.mlp, "),
-        (["module:model.rotary_emb:out"], r"gives \(1, 3, 12\); one vector a token"),
+        (["module:model.rotary_emb:out"], r"gives \(1, 3, 12\)\. A site needs one vector for each token"),
         (["module:model.layers:out"], r"the module is never reached"),
         (["mlp.2", "resid.1", "mlp.-1"], r"^Site 'mlp\.2' is named twice\.$"),
     ],

@@ -12,8 +12,6 @@ from gsae.errors import IncompatibleError, UsageError
 from gsae.harvest import HarvestConfig, LanguageModel, capture, compile_layers, harvest, load_lm, resolve
 from gsae.tests.support.command import gsae
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 SITES = ["mlp.0", "attn.1", "resid.1", "module:model.layers.0.mlp.act_fn:out"]
 
 

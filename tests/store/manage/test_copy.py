@@ -146,12 +146,14 @@ def test_a_part_or_codec_that_cannot_be_is_refused(
         copy(store.path, tmp_path / "copy", **options)
 
 
+@pytest.mark.kill
 @pytest.mark.parametrize("step", [copy_beside, recode_beside], ids=["whole", "part"])
 def test_killed_before_or_after_any_call_the_same_copy_ends_in_the_same_files(memory: Path, step: Step) -> None:
     write_three_windows(memory / "source")
     assert_survives_every_kill(None, step, memory, calls=100)
 
 
+@pytest.mark.kill
 def test_readers_during_a_copy_see_no_store_or_all_of_it(store: Store, tmp_path: Path) -> None:
     ready = [tmp_path / f"ready{i}" for i in range(8)]
     readers = [start(read_while_copied, tmp_path / "copy", store.digest, each) for each in ready]

@@ -137,6 +137,7 @@ def test_no_file_gets_its_name_while_room_is_counted(source: Folder, tmp_path: P
     assert held(cache, source) == [0]
 
 
+@pytest.mark.kill
 def test_many_processes_fetch_nothing_twice(store: Store, url: str, tmp_path: Path) -> None:
     log = tmp_path / "log"
     readers = [start(read_epochs, url, tmp_path / "cache", log, seed, 2) for seed in range(4)]
@@ -181,6 +182,7 @@ def test_an_open_file_stays_and_a_cache_full_of_them_says_so(source: Folder, tmp
     assert held(cache, source) == [1, 5, 6]
 
 
+@pytest.mark.kill
 def test_a_fetcher_that_was_killed_leaves_nothing_behind(store: Store, url: str, tmp_path: Path) -> None:
     begun, cache = tmp_path / "begun", Cache(tmp_path / "cache")
     fetcher = start(fetch_for_ever, url, cache.folder, begun)
@@ -249,6 +251,7 @@ def test_the_environment_names_the_cache(monkeypatch: pytest.MonkeyPatch, tmp_pa
         Cache.from_environment()
 
 
+@pytest.mark.kill
 def test_a_forked_process_is_told_instead_of_hanging(url: str, tmp_path: Path) -> None:
     finish(_told_after_a_fork, url, tmp_path / "cache")
 

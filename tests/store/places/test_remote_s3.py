@@ -26,7 +26,10 @@ from gsae.tests.support.sharing import SITE, copy_or_exit, counted, in_environme
 from gsae.tests.support.stores import make_store
 from gsae.tests.support.swift import SECRET, Swift, is_installed, make_bucket, serving
 
-pytestmark = pytest.mark.skipif(not is_installed(), reason="the S3 server is not installed: `make swift`")
+pytestmark = [
+    pytest.mark.server,
+    pytest.mark.skipif(not is_installed(), reason="the S3 server is not installed: `make swift`"),
+]
 
 BUCKET = "s3://team"
 

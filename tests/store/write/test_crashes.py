@@ -26,6 +26,7 @@ from gsae.tests.support.killing import (
 )
 
 
+@pytest.mark.kill
 @pytest.mark.parametrize(
     ("before", "step"),
     [(None, begin), (begin, write_windows), (stop_in_a_window, seal)],
@@ -63,6 +64,7 @@ def test_records_follow_their_files_and_the_manifest_is_last(memory: Path) -> No
     assert names[-1] == "manifest.json"
 
 
+@pytest.mark.kill
 def test_two_writers_that_publish_everything_at_the_same_moment_agree(tmp_path: Path) -> None:
     write_three_windows(tmp_path / "alone")
     barrier = multiprocessing.get_context("forkserver").Barrier(2)

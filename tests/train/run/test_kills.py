@@ -5,9 +5,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from gsae.store import Store
 from gsae.tests.support.children import start
 from gsae.tests.support.training_kills import around_every_write, at_random
+
+pytestmark = pytest.mark.kill
 
 
 def found_by(work: Callable[[Path, Path, int], None], store: Store, folders: dict[Path, int]) -> list[dict[str, Any]]:

@@ -39,6 +39,7 @@ def rank_of_four(store: Path, out: Path, rank: int, log: Path, pause: float) -> 
         raise SystemExit(stop.exit_code) from None
 
 
+@pytest.mark.kill
 def test_four_ranks_train_every_group_once_to_the_bytes_of_one_process(tiny_store: Store, tmp_path: Path) -> None:
     out, log = tmp_path / "run", tmp_path / "log"
     ranks = [start(rank_of_four, tiny_store.path, out, rank, log, 0.02) for rank in range(4)]
@@ -54,6 +55,7 @@ def test_four_ranks_train_every_group_once_to_the_bytes_of_one_process(tiny_stor
     assert left == files(other)
 
 
+@pytest.mark.kill
 def test_four_ranks_stopped_and_killed_are_finished_by_one_process_to_the_same_bytes(
     tiny_store: Store, tmp_path: Path
 ) -> None:
