@@ -44,7 +44,7 @@ __all__ = [
     "compile_layers",
     "documents",
     "effects",
-    "estimate",
+    "estimate_harvest",
     "harvest",
     "harvest_tokens",
     "load_lm",
