@@ -1,11 +1,12 @@
-"""What a person sees of a training run: a table on a terminal, lines in a log."""
+"""What the commands show: progress of a training run on a terminal and in a log; facts and tables on stdout."""
 
 import io
+import json
 from typing import Any
 
 import pytest
 
-from gsae.commands.terminal import TrainingShown
+from gsae.commands.terminal import TrainingShown, print_facts, print_table
 
 
 class Terminal(io.StringIO):
@@ -41,12 +42,12 @@ def test_a_log_has_the_run_and_then_a_line_an_sae() -> None:
     assert "held-out L0 30.5" in lines[-2]  # what was measured last stays
 
 
-def test_a_log_is_told_every_few_seconds_and_at_the_end() -> None:
-    told = [line for line in shown(io.StringIO(), every=1e9).splitlines() if line.startswith("step")]
-    assert [line.split()[1] for line in told] == ["50", "200"] or [line.split()[1] for line in told] == ["200"]
+def test_a_log_gets_a_line_every_few_seconds_and_at_the_end() -> None:
+    heads = [line for line in shown(io.StringIO(), every=1e9).splitlines() if line.startswith("step")]
+    assert [line.split()[1] for line in heads] == ["50", "200"] or [line.split()[1] for line in heads] == ["200"]
 
 
-def test_a_log_has_the_saes_seldom_and_at_the_end_and_says_how_long_it_will_take() -> None:
+def test_a_log_lists_the_saes_seldom_and_at_the_end_and_says_how_long_it_will_take() -> None:
     stream = io.StringIO()
     with TrainingShown(stream, 0.0, tables_every=1e9) as view:
         for step in (50, 100, 150, 200):
@@ -71,3 +72,55 @@ def test_a_terminal_shows_a_table_with_every_figure(monkeypatch: pytest.MonkeyPa
         "stopped",
     ):
         assert word in text
+
+
+FACTS: dict[str, Any] = {
+    "state": "complete",
+    "rows": {"train": 7500, "heldout": 250},
+    "moments": {"mlp.1": {f"a fact of number {i}": 1234.5678 for i in range(8)}},
+    "missing": [],
+    "windows": ["train 3 to 17", "heldout 0"],
+    "requested_rows": None,
+    "ended_early": False,
+    "saes": [{"sae": "a [b] :smile:", "l0": 31.4159, "path": None}, {"sae": "c", "l0": 1234567, "path": True}],
+}
+
+
+def test_facts_are_lines_of_at_most_100_columns(capsys: pytest.CaptureFixture[str]) -> None:
+    print_facts(FACTS, as_json=False)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:5] == ["state: complete", "rows:", "  train: 7,500", "  heldout: 250", "moments:"]
+    assert lines[5].startswith("  mlp.1: a fact of number 0 1235, ")
+    assert lines[6].startswith("      ")
+    assert max(map(len, lines)) <= 100
+    assert lines[-8:] == [
+        "missing: -",
+        "windows: train 3 to 17, heldout 0",
+        "requested_rows: -",
+        "ended_early: no",
+        "saes:",
+        "sae                   l0  path",
+        "a [b] :smile:      31.42     -",
+        "c              1,234,567   yes",
+    ]
+
+
+def test_facts_as_json_are_one_document(capsys: pytest.CaptureFixture[str]) -> None:
+    print_facts(FACTS, as_json=True)
+    assert json.loads(capsys.readouterr().out) == FACTS
+
+
+def test_a_table_in_a_file_has_one_line_a_record_and_on_a_terminal_it_is_wrapped(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [{"path": "s3://team/" + "deep/" * 40, "rows": 7}]
+    print_table(("path", "rows"), rows)
+    assert len(capsys.readouterr().out.splitlines()) == 2
+    stream = Terminal()
+    monkeypatch.setattr("sys.stdout", stream)
+    monkeypatch.setenv("TERM", "dumb")
+    print_table(("path", "rows"), rows)
+    lines = stream.getvalue().splitlines()
+    assert len(lines) > 3
+    assert max(map(len, lines)) <= 80
+    assert "".join(line[:74].strip() for line in lines[1:]).replace(" ", "").startswith("s3://team/deep/deep/")
