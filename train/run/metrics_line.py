@@ -7,9 +7,7 @@ from pydantic import model_validator
 from gsae.settings import Contract
 
 
-class _WithMSE(Contract):
-    mse: float | None = None  # mean over rows of ||x - x_hat||^2, in the units of the raw activations
-
+class _Metrics(Contract):
     @model_validator(mode="before")
     @classmethod
     def _per_dimension(cls, line: Any) -> Any:
@@ -18,8 +16,12 @@ class _WithMSE(Contract):
             line = {"mse_per_dimension" if name == "mse" else name: value for name, value in line.items()}
         return line
 
+    def noted(self) -> dict[str, Any]:
+        """The fields that were set, for JSON."""
+        return self.model_dump(exclude_unset=True)
 
-class HeldoutMetrics(_WithMSE):
+
+class HeldoutMetrics(_Metrics):
     """Metrics on the first held-out rows, at the weights of that step."""
 
     rows: int
@@ -30,7 +32,7 @@ class HeldoutMetrics(_WithMSE):
     gamma: float | None = None
 
 
-class MetricsLine(_WithMSE):
+class MetricsLine(_Metrics):
     """Metrics of one SAE at a step. Those from `loss` to `dead` are None for an SAE that was stopped.
 
     A metric is None too if it is not defined, for example explained variance of rows that are all equal.
@@ -41,7 +43,7 @@ class MetricsLine(_WithMSE):
     sae: str
     d_in: int | None = None
     loss: float | None = None  # of scaled inputs, with E||x||^2 = 1; Rajamanoharan et al. 2024, eq. 8 or 4
-    mse: float | None = None
+    mse: float | None = None  # mean over rows of ||x - x_hat||^2, in the units of the raw activations
     l1: float | None = None  # the penalty before its coefficient, of scaled inputs
     l0: float | None = None  # mean number of latents that fire
     explained_variance: float | None = None
@@ -57,7 +59,3 @@ class MetricsLine(_WithMSE):
     def parse(cls, text: str | bytes) -> Self:
         """Read a line. Raises pydantic's ValidationError, a ValueError."""
         return cls.model_validate_json(text)
-
-    def noted(self) -> dict[str, Any]:
-        """The fields that were set, for JSON."""
-        return self.model_dump(exclude_unset=True)

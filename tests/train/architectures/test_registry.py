@@ -85,7 +85,7 @@ def test_a_new_architecture_is_one_file_and_one_line_of_the_registry(
     f = sae.encode(x)
     assert (f > 0).sum(1).max() == TopKParams.K
     start = TopKParams.initial(32, 48, 0, torch.zeros(32))
-    assert (x - sae.decode(f)).square().sum() < 0.8 * (x - start.decode(start.encode(x))).square().sum()
+    assert (x - sae.decode(f)).square().sum() < 0.9 * (x - start.decode(start.encode(x))).square().sum()
     again = RunConfig(site="mlp.1", steps=1, batch_size=96, threads=1, device="cpu", lr=1e-12,
                       init=str(tmp_path / "run/saes/topk-w48-l1_0-seed0"), saes=parse_sae("topk width=48"))  # fmt: skip
     train(tiny_store.site("mlp.1"), again, tmp_path / "again")

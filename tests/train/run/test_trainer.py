@@ -231,6 +231,7 @@ def test_training_needs_no_network_and_no_language_model_code(tiny_store: Store,
 
 THREADS = """
 import torch
+from gsae.train.run.computing import computing_with
 for count in (1, 2, 1):
     with computing_with(count):
         assert torch.get_num_threads() == count, (count, torch.get_num_threads())
