@@ -1,4 +1,4 @@
-"""On a GPU: rows are the model's, a step is the oracle's, a run ends with the same bytes however it was stopped.
+"""On a GPU: harvested rows are those of the model, a step is that of autograd, a stopped run ends in the same bytes.
 
 Everything here needs a CUDA device and is skipped without one; the same claims are tested on the CPU elsewhere.
 """

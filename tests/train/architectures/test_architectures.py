@@ -134,7 +134,7 @@ def test_fifty_steps_equal_torchs_adam_with_projection_renormalisation_and_clipp
 
 
 @pytest.mark.parametrize("kind", ["gated", "relu"])
-def test_the_fast_bank_and_the_generic_one_take_the_same_steps(kind: str) -> None:
+def test_the_fast_bank_and_the_autograd_bank_take_the_same_steps(kind: str) -> None:
     start = [random_params(kind, 8, 20, seed) for seed in range(3)]
     banks = [made(start, torch.full((8,), 0.2), F64) for made in (FastBank, AutogradBank)]
     l1 = torch.tensor([0.0, 0.1, 0.3], dtype=F64)
@@ -151,7 +151,7 @@ def test_the_fast_bank_and_the_generic_one_take_the_same_steps(kind: str) -> Non
     assert torch.equal(banks[1].one(1).W_enc, start[1].W_enc)  # a rate of 0
 
 
-def test_a_lost_sae_is_left_as_it_was_by_the_generic_bank() -> None:
+def test_the_autograd_bank_leaves_an_sae_with_a_nan_unchanged() -> None:
     start = [random_params("gated-untied", 8, 20, seed) for seed in range(2)]
     start[1].b_dec[3] = float("nan")
     bank = AutogradBank(start, torch.zeros(8), F64)
@@ -166,7 +166,7 @@ SAELENS = {"gated-untied": "gsae_gated_untied", "relu": "standard"}
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_is_saved_does_to_raw_rows_what_was_trained_on_scaled_ones(
+def test_a_saved_sae_gives_for_raw_rows_what_the_trained_one_gives_for_scaled_rows(
     tmp_path: Path, tiny_store: Store, kind: str
 ) -> None:
     trained, scale = random_params(kind, 32, 50, dtype=torch.float32), 7.5
@@ -183,7 +183,9 @@ def test_what_is_saved_does_to_raw_rows_what_was_trained_on_scaled_ones(
 
 
 @pytest.mark.parametrize("kind", ["gated", "relu", "gated-untied"])
-def test_a_saved_sae_is_taken_up_again_as_exactly_as_float_allows(tmp_path: Path, tiny_store: Store, kind: str) -> None:
+def test_training_continues_from_a_saved_sae_as_exactly_as_float32_allows(
+    tmp_path: Path, tiny_store: Store, kind: str
+) -> None:
     trained, scale = random_params(kind, 32, 50, dtype=torch.float32), 0.0371
     site = tiny_store.site("mlp.1").spec
     save_sae(tmp_path, trained, scale=scale, site=site, plan=tiny_store.plan, gsae=SAEMetadata())
@@ -204,7 +206,7 @@ def fit(store: Store, out: Path, *saes: str, **settings: Any) -> Path:
     return next((out / "saes").iterdir())
 
 
-def test_rescale_and_shift_learns_magnitudes_of_a_trained_baseline_alone(tiny_store: Store, tmp_path: Path) -> None:
+def test_rescale_shift_trains_only_the_magnitudes_of_a_baseline(tiny_store: Store, tmp_path: Path) -> None:
     baseline = fit(tiny_store, tmp_path / "relu", "relu width=40 l1=.5", steps=300, lr=3e-3)
     folder = fit(tiny_store, tmp_path / "run", f"rescale-shift width=40 init={baseline}", steps=300, lr=3e-3)
     before, after = load_sae(baseline), load_sae(folder)

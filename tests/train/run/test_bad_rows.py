@@ -1,4 +1,4 @@
-"""Stores and requests that cannot be trained on as they are: named, refused, or done without what is bad."""
+"""Rows, settings and sizes that cannot be trained: refused with a reason, or left out when asked."""
 
 import json
 from functools import partial
@@ -57,7 +57,9 @@ def test_rows_that_are_not_finite_are_counted_and_the_first_is_named(
 
 
 @pytest.mark.parametrize("max_norm_multiple", [0, 10])
-def test_they_are_left_out_when_told_to_and_counted(bad: Site, tmp_path: Path, max_norm_multiple: float) -> None:
+def test_with_skip_nonfinite_rows_that_are_not_finite_are_left_out_and_counted(
+    bad: Site, tmp_path: Path, max_norm_multiple: float
+) -> None:
     events: list[Event] = []
     settings = config(skip_nonfinite=True, max_norm_multiple=max_norm_multiple)
     train(bad, settings, tmp_path / "run", events.append)
@@ -67,13 +69,13 @@ def test_they_are_left_out_when_told_to_and_counted(bad: Site, tmp_path: Path, m
     assert all(np.isfinite(line["loss"]) and line["heldout"]["rows"] < 700 for line in lines(tmp_path / "run")[-2:])
 
 
-def test_the_command_refuses_them_in_one_line(bad: Site, tmp_path: Path) -> None:
+def test_the_command_refuses_rows_that_are_not_finite_in_one_line(bad: Site, tmp_path: Path) -> None:
     known = ["train", bad.store.locations[0], "--site", "mlp.1", "--steps", 3, "--out", tmp_path / "run"]
     refused(2, "--skip-nonfinite", *known, "--sae", "gated width=8 l1=.1")
     assert not (tmp_path / "run").exists()
 
 
-def test_steps_to_resample_at_that_are_no_numbers_are_refused_in_one_line(tiny_store: Store, tmp_path: Path) -> None:
+def test_wrong_options_are_refused_in_one_line(tiny_store: Store, tmp_path: Path) -> None:
     known = ["train", tiny_store.path, "--site", "mlp.1", "--steps", 3, "--out", tmp_path / "run"]
     refused(2, "give steps, for instance", *known, "--sae", "gated width=8 l1=.1", "--resample-at", "often")
     refused(2, "relu has no variants", *known, "--sae", "relu width=8 l1=.1 variant=untied")
@@ -101,7 +103,7 @@ def test_rows_of_zeros_alone_are_refused(tmp_path: Path) -> None:
         train(store.site("mlp.1"), config(), tmp_path / "run")
 
 
-def test_more_latents_than_memory_is_told_before_anything_begins(
+def test_a_run_that_needs_more_memory_than_available_is_refused_before_it_starts(
     tiny_store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     site = tiny_store.site("mlp.1")
@@ -120,7 +122,7 @@ def test_more_latents_than_memory_is_told_before_anything_begins(
         train(site, config(), tmp_path / "run")
 
 
-def test_a_dry_run_measures_steps_and_says_what_they_need(tiny_store: Store) -> None:
+def test_a_dry_run_measures_steps_and_reports_what_they_need(tiny_store: Store) -> None:
     planned = estimate(tiny_store.site("mlp.1"), config())
     assert planned["expected_seconds"] > 0
     assert planned["read_bytes_per_second_needed"] > 0

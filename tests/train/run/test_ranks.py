@@ -1,4 +1,4 @@
-"""Several processes take the groups of a run from a queue; whoever finishes it, the bytes are those of one alone."""
+"""Several processes take the groups of a run from a queue; the bytes are those of one process alone."""
 
 import os
 import signal
@@ -25,7 +25,7 @@ def config(**settings: Any) -> RunConfig:
 
 
 def rank_of_four(store: Path, out: Path, rank: int, log: Path, pause: float) -> None:
-    """Train as rank `rank`, noting every group begun, and resting after each line of metrics."""
+    """Train as one of four ranks; write each group that it starts to `log`, and sleep after each line of metrics."""
 
     def listen(event: Event) -> None:
         if isinstance(event, Started):
@@ -77,7 +77,7 @@ def test_four_ranks_stopped_and_killed_are_finished_by_one_process_to_the_same_b
     assert files(out) == files(tmp_path / "one")
 
 
-def test_groups_at_different_steps_are_caught_up_with_in_one_stream(tiny_store: Store, tmp_path: Path) -> None:
+def test_groups_at_different_steps_share_one_stream(tiny_store: Store, tmp_path: Path) -> None:
     site, out = tiny_store.site("mlp.1"), tmp_path / "run"
 
     class Enough(Exception):  # noqa: N818
@@ -101,7 +101,7 @@ def test_groups_at_different_steps_are_caught_up_with_in_one_stream(tiny_store: 
     assert files(out) == files(tmp_path / "whole")
 
 
-def test_a_group_that_another_process_holds_is_left_to_it(tiny_store: Store, tmp_path: Path) -> None:
+def test_a_group_that_another_process_holds_is_not_trained(tiny_store: Store, tmp_path: Path) -> None:
     site, out = tiny_store.site("mlp.1"), tmp_path / "run"
     train(site, config(steps=2, saes=SAES[:1]), tmp_path / "other")
     (out / "state").mkdir(parents=True)
@@ -123,7 +123,7 @@ def test_a_group_that_another_process_holds_is_left_to_it(tiny_store: Store, tmp
 TORCHRUN = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4", "OMP_NUM_THREADS": "1"}
 
 
-def test_ranks_are_numbered_by_torchrun_and_its_thread_count_does_not_decide(
+def test_ranks_follow_torchruns_environment_except_for_its_thread_count(
     tiny_store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert Ranks.of({}) == Ranks(0, 1, 0, 1)
@@ -141,7 +141,7 @@ def test_ranks_are_numbered_by_torchrun_and_its_thread_count_does_not_decide(
 
 
 @pytest.mark.parametrize(("ranks", "groups"), [(1, 3), (3, 3), (4, 4), (5, 6), (6, 6), (9, 6)])
-def test_stacks_are_as_large_as_leaves_no_rank_without_one(ranks: int, groups: int) -> None:
+def test_stacks_are_as_large_as_possible_with_a_group_for_every_rank(ranks: int, groups: int) -> None:
     run = config().resolved(device="cpu", threads=1, ranks=ranks)
     assert len(run.groups()) == groups
     assert [sae.name for group in run.groups() for sae in group] == [

@@ -1,4 +1,4 @@
-"""Silent latents get new directions: whose, how long, how often they fire, and with what memory of the past."""
+"""Silent latents get new directions: of which inputs, how often they fire afterwards, with which optimiser state."""
 
 import json
 from collections.abc import Iterator
@@ -67,7 +67,7 @@ def test_a_silent_latent_reads_and_writes_an_input_and_fires_as_often_as_the_med
     torch.testing.assert_close(after[silent], fires(sae)[~silent].median().expand(5), rtol=0, atol=2 / len(z))
 
 
-def test_with_a_bias_of_zero_as_in_bricken_et_al_it_fires_on_about_half_of_the_rows() -> None:
+def test_with_resample_bias_zero_the_gate_bias_is_zero_as_in_bricken_et_al() -> None:
     (sae, silent), z = with_dead("gated"), some_inputs()
     found = resampled(sae, silent, z, 0.1, seed=1, zero_bias=True)
     assert found is not None
@@ -88,7 +88,7 @@ def test_inputs_are_drawn_in_proportion_to_their_squared_loss() -> None:
     assert counts.tolist() == pytest.approx([400 * share for share in expected], abs=5 * 400**0.5 / 2)
 
 
-def test_there_may_be_fewer_inputs_than_silent_latents_or_none_with_a_loss() -> None:
+def test_with_few_inputs_few_latents_are_resampled_and_without_a_loss_none() -> None:
     sae, silent = with_dead("gated", dead=20)
     found = resampled(sae, silent, some_inputs(7), 0.1, seed=0, zero_bias=False)
     assert found is not None
@@ -127,7 +127,7 @@ def test_a_reset_latent_restarts_its_bias_correction_so_its_first_step_is_no_lon
     before = bank.params["W_enc"][1].clone()
     bank.step(z, l1, Adam(lr, 0.999, 1e-8, 1006))
     moved = (bank.params["W_enc"][1] - before).abs().amax(1)
-    # A first step of Adam is as long as the rate; without a correction of its own it would be 31.6 times that.
+    # A first step of Adam is as long as the rate; without its own bias correction it would be 31.6 times that.
     torch.testing.assert_close(moved[latents], torch.full((2,), 1e-3), rtol=0.01, atol=0)
 
 
@@ -183,7 +183,7 @@ def test_after_resampling_the_rate_drops_to_a_tenth_and_returns_by_a_cosine(tiny
     assert recovery(run, 40, torch.tensor([-1, 40, 43 - 6])).tolist() == pytest.approx([1.0, 0.1, 0.55])
 
 
-def test_silence_is_half_the_least_distance_of_the_steps_if_not_said() -> None:
+def test_by_default_silent_rows_are_half_the_smallest_gap_between_resampling_steps() -> None:
     run = config(resample_at=(10, 16), resample_silent_rows=None).resolved(device="cpu", threads=1)
     assert run.resample_silent_rows == 3 * 96
 
@@ -205,7 +205,7 @@ def test_rows_to_draw_from_follow_from_the_step_and_are_train_rows(tiny_store: S
     torch.testing.assert_close(one.sum(0), rows.sum(0), rtol=1e-3, atol=1e-2)
 
 
-def test_metrics_name_the_path_and_held_out_figures(tiny_store: Store, tmp_path: Path) -> None:
+def test_metrics_have_the_path_and_held_out_metrics(tiny_store: Store, tmp_path: Path) -> None:
     train(tiny_store.site("mlp.1"), config(log_every=5, eval_every=10, resample_at=()), tmp_path / "run")
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert {line["path"] for line in lines} <= {"dense", "sparse"}

@@ -1,4 +1,4 @@
-"""Settings of a run and the sweep syntax."""
+"""Settings of a run, the sweep syntax and config.toml."""
 
 import re
 import tomllib

@@ -1,4 +1,4 @@
-"""Whole runs on a small real store: what they leave, what they refuse, what they learn."""
+"""Whole runs on a small real store: the files they leave, what they refuse, what they learn."""
 
 import json
 import os
@@ -106,7 +106,7 @@ def test_metrics_of_the_first_batch_equal_the_plain_formulas(tiny_store: Store, 
         assert line["dead"] == 0
 
 
-def test_the_listener_hears_the_whole_story(tiny_store: Store, tmp_path: Path) -> None:
+def test_the_listener_gets_every_event_in_order(tiny_store: Store, tmp_path: Path) -> None:
     events = run(tiny_store, tmp_path / "run", checkpoint_every=20)
     kinds = [type(event).__name__ for event in events]
     assert kinds == ["Started", *["Progress"] * 2, "Checkpointed", *["Progress"] * 3, "Checkpointed", "Finished"]
@@ -116,7 +116,7 @@ def test_the_listener_hears_the_whole_story(tiny_store: Store, tmp_path: Path) -
     assert events[-1] == Finished(step=30, already=False, stopped=())
 
 
-def test_a_finished_run_is_left_as_it_is(undisturbed: Path, tiny_store: Store) -> None:
+def test_a_finished_run_is_left_unchanged(undisturbed: Path, tiny_store: Store) -> None:
     before = {p: p.stat().st_mtime_ns for p in undisturbed.rglob("*")}
     assert run(tiny_store, undisturbed) == [Finished(step=30, already=True, stopped=())]
     assert {p: p.stat().st_mtime_ns for p in undisturbed.rglob("*")} == before
@@ -172,7 +172,7 @@ def test_a_sparsity_warm_up_changes_what_is_learned(tiny_store: Store, tmp_path:
     assert lines[0]["loss"] < before["loss"]
 
 
-def test_the_mse_of_an_older_line_is_named_as_what_it_is() -> None:
+def test_the_mse_of_an_older_line_gets_a_name_of_its_unit() -> None:
     old = '{"step": 5, "rows": 10, "sae": "a", "mse": 0.5, "heldout": {"rows": 3, "l0": 1.0, "mse": 0.25}}'
     line = MetricsLine.parse(old)
     assert line.mse is None
@@ -238,7 +238,7 @@ for count in (1, 2, 1):
 """
 
 
-def test_as_many_threads_compute_as_were_asked_for_even_when_the_compiled_functions_start_theirs() -> None:
+def test_the_number_of_threads_is_the_one_asked_for_after_compiled_functions_start_their_pool() -> None:
     done = subprocess.run([sys.executable, "-c", THREADS], capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
 
@@ -271,7 +271,7 @@ def test_another_store_is_refused(undisturbed: Path, tmp_path: Path) -> None:
         run(other, undisturbed)
 
 
-def test_a_folder_that_is_no_run_is_refused(tiny_store: Store, tmp_path: Path) -> None:
+def test_a_folder_that_is_not_a_run_is_refused(tiny_store: Store, tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(IncompatibleError, match=r"is not empty and is not a run of gsae \(it has thesis\.txt\)"):
         run(tiny_store, tmp_path)
@@ -292,7 +292,7 @@ def test_two_processes_do_not_train_in_one_folder(tiny_store: Store, tmp_path: P
     train(tiny_store.site("mlp.1"), config(steps=2), tmp_path / "run", second)
 
 
-def test_an_sae_that_diverges_is_stopped_and_the_others_go_on(tiny_store: Store, tmp_path: Path) -> None:
+def test_an_sae_that_diverges_is_stopped_and_the_others_continue(tiny_store: Store, tmp_path: Path) -> None:
     wild = parse_sae("gated width=48 l1=.2 lr=1e30")[0]
     events = run(tiny_store, tmp_path / "run", saes=(SAES[0], wild, *SAES[1:]), lr_warm_up_steps=0)
     stopped = [event for event in events if isinstance(event, Stopped)]
@@ -327,7 +327,7 @@ def test_bfloat16_products_learn_nearly_the_same(tiny_store: Store, tmp_path: Pa
         assert half["loss"] != full["loss"]
 
 
-def test_a_checkpoint_is_announced_after_it_is_there(tiny_store: Store, tmp_path: Path) -> None:
+def test_a_checkpoint_is_reported_after_it_is_written(tiny_store: Store, tmp_path: Path) -> None:
     def listen(event: Event) -> None:
         if isinstance(event, Checkpointed):
             assert (tmp_path / "run" / "state" / "0" / "checkpoint.safetensors").exists()
@@ -335,7 +335,7 @@ def test_a_checkpoint_is_announced_after_it_is_there(tiny_store: Store, tmp_path
     train(tiny_store.site("mlp.1"), config(steps=2), tmp_path / "run", listen)
 
 
-def test_tf32_products_are_refused_where_there_is_no_gpu(tiny_store: Store, tmp_path: Path) -> None:
+def test_tf32_products_are_refused_on_a_cpu(tiny_store: Store, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="tf32 needs a GPU, and the device is 'cpu'"):
         run(tiny_store, tmp_path / "run", precision="tf32", device="cpu")
     assert not (tmp_path / "run").exists()

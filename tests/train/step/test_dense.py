@@ -90,7 +90,7 @@ def test_batch_sums_are_sums_over_the_batch(compiled: bool, operands: torch.dtyp
 @pytest.mark.parametrize("arch", ["gated", "relu"])
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("name", ["W_enc", "W_dec", "b_dec", "bias"])
-def test_a_nan_anywhere_is_seen_in_the_loss(arch: str, compiled: bool, name: str) -> None:
+def test_a_nan_anywhere_makes_the_loss_not_finite(arch: str, compiled: bool, name: str) -> None:
     start = [random_params(arch, 8, 16, i, F32) for i in range(2)]
     getattr(start[1], start[1].GATE if name == "bias" else name).view(-1)[3] = float("nan")
     bank = bank_of(start, F32, compiled=compiled)

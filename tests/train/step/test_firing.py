@@ -1,4 +1,4 @@
-"""The list of features above 0 is what `encode` has above 0, to the bit, for every architecture that is saved."""
+"""The list of features above 0 is what `encode` has above 0, bit for bit, for every architecture that is saved."""
 
 from dataclasses import replace
 
@@ -35,13 +35,13 @@ def assert_listed(sae: SAE, x: torch.Tensor, *, compiled: bool = True) -> None:
 @pytest.mark.parametrize("compiled", [True, False])
 @settings(max_examples=25, deadline=None)
 @given(st.sampled_from(ARCHS), st.integers(1, 200), st.integers(0, 9), st.sampled_from([-9.0, -3.0, 0.0, 5.0]))
-def test_it_is_what_encode_has_above_zero(compiled: bool, arch: str, d_sae: int, rows: int, bias: float) -> None:
+def test_the_list_is_what_encode_has_above_zero(compiled: bool, arch: str, d_sae: int, rows: int, bias: float) -> None:
     draw = torch.Generator().manual_seed(rows)
     assert_listed(drawn(arch, 12, d_sae, d_sae, bias), torch.randn(rows, 12, generator=draw), compiled=compiled)
 
 
 @pytest.mark.parametrize("arch", ARCHS)
-def test_it_is_the_same_when_called_again_with_more_or_fewer_rows(arch: str) -> None:
+def test_lists_are_not_overwritten_by_later_calls(arch: str) -> None:
     sae = drawn(arch, 12, 130, 1, -2.0)
     firing, draw = Firing(sae), torch.Generator().manual_seed(0)
     parts = [torch.randn(rows, 12, generator=draw) for rows in (5, 70, 3)]

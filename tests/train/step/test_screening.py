@@ -1,4 +1,4 @@
-"""Screening in bfloat16 opens the very gates that float32 inner products open, however hard they are to tell."""
+"""Screening in bfloat16 opens exactly the gates that float32 inner products open, in the hardest cases too."""
 
 import numba
 import numpy as np
@@ -102,7 +102,7 @@ def test_values_just_over_and_under_a_bfloat16_step() -> None:
             assert_the_same_gates(x, W_enc, torch.full((4,), sign * threshold))
 
 
-def test_few_gates_are_looked_at_in_vain() -> None:
+def test_few_gates_need_a_float32_product_and_are_shut() -> None:
     x, W_enc = noise(200, 576, seed=0), torch.nn.functional.normalize(noise(1000, 576, seed=1))
     buffers = Buffers(torch.device("cpu"))
     opened = Screen.of(W_enc).open_gates(x, W_enc, torch.full((1000,), -2.6), 1 << 30, buffers)

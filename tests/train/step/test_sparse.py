@@ -39,7 +39,7 @@ def after_one_step(sae: Params, z: Tensor, l1: float, adam: Adam) -> tuple[dict[
 
 
 def assert_step_equals_autograd(sae: Params, z: Tensor, passes: ModuleType, within: float) -> None:
-    # A large eps makes the step a smooth function of the gradient, of its own size.
+    # A large eps makes the step a smooth function of the gradient, of the same size.
     adam = Adam(torch.tensor([0.5], dtype=z.dtype), 0.999, 1.0, 1)
     bank = bank_of([sae], passes)
     batch = bank.step(z - bank.centre, torch.tensor([0.3], dtype=F64), adam)
@@ -168,7 +168,7 @@ def test_an_sae_changes_to_the_sparse_path_and_back_with_its_density(passes: Mod
 
 
 @pytest.mark.parametrize("passes", PASSES)
-def test_a_restored_bank_goes_on_to_the_same_bits(passes: ModuleType) -> None:
+def test_a_restored_bank_continues_to_the_same_bits(passes: ModuleType) -> None:
     def fresh() -> FastBank:
         start = [random_params("gated", 12, 70, i, F32) for i in range(2)]
         for sae in start:
