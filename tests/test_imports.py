@@ -28,7 +28,7 @@ PLAIN = {"errors", "files", "settings", "__version__"}  # modules of the top, im
 LAYERS = {
     "store": ("codec", "format", "places", "write", "read", "manage"),
     "harvest": ("hub", "config", "text", "model", "*"),
-    "train": ("architectures", "sae", "step", "run", "facade"),
+    "train": ("architectures", "sae_metadata", "sae", "step", "run", "facade"),
     "evaluate": ("*", "report"),
     "features": ("find", "browse", "export", "facade"),
     "commands": ("options", "*"),

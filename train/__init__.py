@@ -1,7 +1,8 @@
-"""Gated and baseline SAEs fitted from a store: the paper's formulas, a fast exact step, sweeps, resumable runs.
+"""Gated and baseline SAEs fitted from a store: the formulas, a fast exact step, sweeps, resumable runs.
 
-Needs the store and nothing of the language model: neither transformers nor datasets is imported here. `import
-gsae.train` imports none of it: the first use of a name does (`facade.py`), and that of the settings needs no torch.
+Training needs the store only: neither the language model nor the text, so transformers and datasets are not imported.
+`import gsae.train` imports none of it: the first use of a name does (`facade.py`), and that of the settings needs no
+torch.
 """
 
 from importlib import import_module

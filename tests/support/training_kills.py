@@ -60,18 +60,18 @@ def resampled(out: Path) -> int:
 
 
 def train_into(store: Path, settings: dict[str, Any], listen: Callable[[Event], None], out: Path) -> None:
-    """Train, or go on."""
+    """Train or resume."""
     train(open_store(store).site("mlp.1"), config(**settings), out, listen)
 
 
 def nothing(event: Any) -> None:
-    """Listen to nothing."""
+    """Ignore an event."""
 
 
 def around_every_write(store: Path, folder: Path, first: int) -> None:
-    """Kill a run before each call that changes its folder (which is after the one before it), and go on.
+    """Kill a run before each call that changes its folder (which is after the one before it), and resume it.
 
-    first: 0 or 1, for every other call, so that two processes share the work. What is found goes to found.json.
+    first: 0 or 1, for every other call, so that two processes share the work. The result is written to found.json.
     """
     whole, out, faults = folder / "whole", folder / "run", []
     # The bank that needs no compiled code, which every forked process would have to load.
@@ -90,7 +90,7 @@ def around_every_write(store: Path, folder: Path, first: int) -> None:
         if not os.WIFSIGNALED(in_child(partial(kill_at, out, 2 * number, partial(run, out)))):
             faults.append(f"call {number} was not reached")
         if in_child(partial(run, out)):
-            faults.append(f"killed at call {number}, it does not go on")
+            faults.append(f"killed at call {number}, it does not resume")
         if kept(out) != expected:
             faults.append(f"killed at call {number}, it ends in other files")
     (folder / "found.json").write_text(json.dumps({"calls": calls, "faults": faults, "resampled": resampled(whole)}))
@@ -109,7 +109,7 @@ def at_random(store: Path, folder: Path, kills: int) -> None:
             status = in_child(partial(train_into, store, own, stop, out))
             found += os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 143
         if in_child(partial(train_into, store, own, nothing, out)):
-            faults.append(f"with a checkpoint every {every} steps it does not go on")
+            faults.append(f"with a checkpoint every {every} steps it does not resume")
         if kept(out) != expected:
             faults.append(f"with a checkpoint every {every} steps it ends in other files")
     (folder / "found.json").write_text(

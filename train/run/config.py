@@ -2,26 +2,27 @@
 
 Values are checked when they are made, so a run that has started cannot fail on a setting. Settings that are None are
 decided at the first start of the run (`RunConfig.resolved`) and written to `RUN/config.toml`.
+
+The options of `gsae train` are made from this file, so it imports nothing heavy: the architectures are looked up when
+values are checked.
 """
 
 import itertools
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Literal, Self
+from typing import TYPE_CHECKING, Literal, Self
 
-from pydantic import model_validator
+from pydantic import field_validator, model_validator
 
 from gsae.errors import UsageError
 from gsae.settings import NEEDED, Settings, setting
 
-Architecture = Literal["gated", "relu", "rescale-shift"]
-Variant = Literal["untied", "no_r_mag", "unfrozen"]
+if TYPE_CHECKING:
+    from gsae.train.architectures.base import Params
+
 Precision = Literal["float32", "tf32", "bfloat16"]
 
-# The paper's learning rates, for runs of at least as many rows; shorter runs use 1e-3 for all (docs/training.md).
-LONG_RUN_ROWS = 100_000_000
-LONG_RUN_LR = {"gated": 3e-4, "relu": 1e-3, "rescale-shift": 1e-3}
-SHORT_RUN_LR = 1e-3
+LONG_RUN_ROWS = 100_000_000  # training rows from which on the paper's learning rates are the default (docs/training.md)
 
 RATES, RESAMPLING = "Optimisation", "Resampling of silent latents"
 DATA, SAVING, MACHINE = "Data", "Checkpoints and metrics", "Machine"
@@ -30,7 +31,7 @@ DATA, SAVING, MACHINE = "Data", "Checkpoints and metrics", "Machine"
 class SAEConfig(Settings):
     """One SAE of a run."""
 
-    arch: Architecture = setting(..., "Architecture: gated, relu or rescale-shift.")
+    arch: str = setting(..., "Architecture: gated, relu or rescale-shift.")
     d_sae: int = setting(..., "Number of latents.", ge=1)
     l1_coefficient: float = setting(
         ...,
@@ -39,7 +40,7 @@ class SAEConfig(Settings):
     )
     lr: float | None = setting(None, "Learning rate. Default: that of the run.", gt=0)
     seed: int = setting(0, "Seed of the initial weights.", ge=0, lt=2**63)
-    variant: Variant | None = setting(None, "Ablation of the Gated SAE: untied, no_r_mag or unfrozen.")
+    variant: str | None = setting(None, "Ablation of the Gated SAE: untied, no_r_mag or unfrozen.")
     init: str | None = setting(None, "Folder of a saved SAE, RUN/saes/NAME, to start from.")
     init_sha256: str | None = setting(
         None, "SHA-256 of the weights in `init`. The run records it when it starts, to notice if they change."
@@ -51,16 +52,43 @@ class SAEConfig(Settings):
         max_length=200,
     )
 
+    @field_validator("arch")
+    @classmethod
+    def _known(cls, arch: str) -> str:
+        from gsae.train.architectures.registry import base_names
+
+        if arch not in base_names():
+            raise ValueError(f"one of {', '.join(base_names())}")
+        return arch
+
     @model_validator(mode="after")
     def _checked(self) -> Self:
-        if self.variant is not None and self.arch != "gated":
-            raise UsageError(f"Variant {self.variant!r} needs the architecture 'gated', got {self.arch!r}.")
+        from gsae.train.architectures.registry import variants
+
+        known = variants(self.arch)
+        if self.variant is not None and self.variant not in known:
+            needed = f"one of {', '.join(known)}" if known else f"none, because {self.arch} has no variants"
+            raise UsageError(f"Setting variant: got {self.variant!r}; needed: {needed}.")
         return self
 
     @property
     def kind(self) -> str:
-        """Its architecture with its variant: a key of `registry.PARAMS`."""
+        """Its architecture with its variant: a key of `ARCHITECTURES`."""
         return f"{self.arch}-{self.variant}" if self.variant else self.arch
+
+    @property
+    def architecture(self) -> "type[Params]":
+        """The class of its parameters."""
+        from gsae.train.architectures.registry import ARCHITECTURES
+
+        return ARCHITECTURES[self.kind]
+
+
+class ResolvedSAE(SAEConfig):
+    """One SAE of a run whose defaults are filled in."""
+
+    lr: float
+    name: str
 
 
 class RunConfig(Settings):
@@ -198,17 +226,19 @@ class RunConfig(Settings):
         if list(at) != sorted(set(at)) or not all(0 < step < self.steps for step in at):
             raise UsageError(f"Setting resample_at: got {at}; needed: ascending steps between 0 and {self.steps}.")
         for sae in self.saes:
-            if sae.arch == "rescale-shift" and not (sae.init or self.init):
-                raise UsageError("A rescale-shift SAE starts from a trained relu SAE: set init to its folder.")
+            if sae.architecture.STARTS_FROM_SAVED and not (sae.init or self.init):
+                raise UsageError(f"A {sae.kind} SAE starts from a trained SAE: set init to the folder of one.")
         self.named_saes()
         return self
 
     def lr_of(self, sae: SAEConfig) -> float:
         """The learning rate of an SAE: its own, the run's, or the default for the number of training rows."""
-        default = LONG_RUN_LR[sae.arch] if self.steps * self.batch_size >= LONG_RUN_ROWS else SHORT_RUN_LR
+        from gsae.train.architectures.base import DEFAULT_LR
+
+        default = sae.architecture.LONG_RUN_LR if self.steps * self.batch_size >= LONG_RUN_ROWS else DEFAULT_LR
         return sae.lr or self.lr or default
 
-    def named_saes(self) -> tuple[SAEConfig, ...]:
+    def named_saes(self) -> tuple[ResolvedSAE, ...]:
         """The SAEs with learning rate, init and name filled in.
 
         Raises UsageError if two SAEs are equal or have the same name.
@@ -219,13 +249,13 @@ class RunConfig(Settings):
             if count > 1:
                 raise UsageError(f"{_short_name(sae)} (lr {sae.lr:g}) is listed {count} times; list it once.")
         shared = Counter(_short_name(sae) for sae in saes)
-        named = [sae.model_copy(update={"name": sae.name or _name(sae, shared)}) for sae in saes]
+        named = [ResolvedSAE(**(dict(sae) | {"name": sae.name or _name(sae, shared)})) for sae in saes]
         for name, count in Counter(sae.name for sae in named).items():
             if count > 1:
                 raise UsageError(f"{count} SAEs of the run are called {name!r}; give each a different name.")
         return tuple(named)
 
-    def resolved(self, *, device: str, threads: int, ranks: int = 1, screening: bool = False) -> "RunConfig":
+    def resolved(self, *, device: str, threads: int, ranks: int = 1, screening: bool = False) -> "ResolvedRun":
         """The same run with every default filled in; the arguments are used where the settings leave it open.
 
         ranks: number of processes that share the groups; stacks are cut so that each finds one.
@@ -233,27 +263,42 @@ class RunConfig(Settings):
         decay, warm_up, saes = self.lr_decay_steps, self.l1_warm_up_steps, self.named_saes()
         gaps = [b - a for a, b in itertools.pairwise((0, *self.resample_at))]
         silent = self.batch_size * (min(gaps) // 2) if gaps else None
-        return self.model_copy(
-            update={
-                "l1_warm_up_steps": -(-self.steps // 10) if warm_up is None else warm_up,
-                "lr_decay_steps": self.steps // 5 if decay is None else decay,
-                "resample_silent_rows": self.resample_silent_rows or silent,
-                "device": device if self.device == "auto" else self.device,
-                "threads": self.threads or threads,
-                "stack": self.stack or _stack_for(saes, ranks),
-                "screening": screening if self.screening is None else self.screening,
-                "init": None,
-                "saes": saes,
-            }
-        )
+        filled_in = {
+            "l1_warm_up_steps": -(-self.steps // 10) if warm_up is None else warm_up,
+            "lr_decay_steps": self.steps // 5 if decay is None else decay,
+            "resample_silent_rows": self.resample_silent_rows or silent,
+            "device": device if self.device == "auto" else self.device,
+            "threads": self.threads or threads,
+            "stack": self.stack or _stack_for(saes, ranks),
+            "screening": screening if self.screening is None else self.screening,
+            "init": None,  # the SAEs have it
+            "saes": saes,
+        }
+        return ResolvedRun(**(dict(self) | filled_in))
 
-    def groups(self) -> tuple[tuple[SAEConfig, ...], ...]:
+
+class ResolvedRun(RunConfig):
+    """A run whose defaults are filled in: what is trained, and what `RUN/config.toml` records."""
+
+    l1_warm_up_steps: int
+    lr_decay_steps: int
+    screening: bool
+    threads: int
+    stack: int
+    saes: tuple[ResolvedSAE, ...]
+
+    @property
+    def silent_rows(self) -> int:
+        """Rows without a firing before a latent is resampled."""
+        return self.resample_silent_rows or 2**63 - 1  # None if there are no resampling steps
+
+    def groups(self) -> tuple[tuple[ResolvedSAE, ...], ...]:
         """The groups of the run: SAEs of one shape, at most `stack` in each."""
-        return _stacks(self.named_saes(), self.stack or len(self.saes))
+        return _stacks(self.saes, self.stack)
 
 
-def _stacks(saes: Sequence[SAEConfig], most: int) -> tuple[tuple[SAEConfig, ...], ...]:
-    shapes: dict[tuple[str, int], list[SAEConfig]] = {}
+def _stacks(saes: Sequence[ResolvedSAE], most: int) -> tuple[tuple[ResolvedSAE, ...], ...]:
+    shapes: dict[tuple[str, int], list[ResolvedSAE]] = {}
     for sae in saes:
         shapes.setdefault((sae.kind, sae.d_sae), []).append(sae)
     found = []
@@ -264,7 +309,7 @@ def _stacks(saes: Sequence[SAEConfig], most: int) -> tuple[tuple[SAEConfig, ...]
     return tuple(found)
 
 
-def _stack_for(saes: Sequence[SAEConfig], ranks: int) -> int:
+def _stack_for(saes: Sequence[ResolvedSAE], ranks: int) -> int:
     """The largest stack size that gives every rank a group."""
     return next((most for most in range(len(saes), 1, -1) if len(_stacks(saes, most)) >= ranks), 1)
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from gsae.errors import NotFoundError, UsageError
 from gsae.settings import unknown
+from gsae.train.architectures.registry import ARCHITECTURES
 
 from .config import SAEConfig
 
@@ -82,12 +83,16 @@ def grid(axes: Mapping[str, Any]) -> tuple[SAEConfig, ...]:
     for key, values in full.items():
         if not values:
             raise UsageError(f"{key!r} has an empty list.")
-    if full.get("arch") == ["rescale-shift"]:
-        full.setdefault("l1_coefficient", [0.0])  # it has no penalty
+    if not any(_penalised(arch) for arch in full.get("arch", [""])):
+        full.setdefault("l1_coefficient", [0.0])
     for required in ("arch", "d_sae", "l1_coefficient"):
         if required not in full:
             raise UsageError(f"An SAE needs {SHORT.get(required, required)!r}, as in 'gated width=4096 l1=0.1'.")
     return tuple(_sae(dict(zip(full, point, strict=True))) for point in itertools.product(*full.values()))
+
+
+def _penalised(arch: Any) -> bool:
+    return not isinstance(arch, str) or arch not in ARCHITECTURES or ARCHITECTURES[arch].PENALISED
 
 
 def _sae(values: dict[str, Any]) -> SAEConfig:

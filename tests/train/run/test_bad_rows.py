@@ -1,4 +1,4 @@
-"""Stores and requests that cannot be trained on as they are: named, refused, or done without what is bad."""
+"""Rows, settings and sizes that cannot be trained: refused with a reason, or left out when asked."""
 
 import json
 from functools import partial
@@ -57,7 +57,9 @@ def test_rows_that_are_not_finite_are_counted_and_the_first_is_named(
 
 
 @pytest.mark.parametrize("max_norm_multiple", [0, 10])
-def test_they_are_left_out_when_told_to_and_counted(bad: Site, tmp_path: Path, max_norm_multiple: float) -> None:
+def test_with_skip_nonfinite_rows_that_are_not_finite_are_left_out_and_counted(
+    bad: Site, tmp_path: Path, max_norm_multiple: float
+) -> None:
     events: list[Event] = []
     settings = config(skip_nonfinite=True, max_norm_multiple=max_norm_multiple)
     train(bad, settings, tmp_path / "run", events.append)
@@ -67,17 +69,17 @@ def test_they_are_left_out_when_told_to_and_counted(bad: Site, tmp_path: Path, m
     assert all(np.isfinite(line["loss"]) and line["heldout"]["rows"] < 700 for line in lines(tmp_path / "run")[-2:])
 
 
-def test_the_command_refuses_them_in_one_line(bad: Site, tmp_path: Path) -> None:
+def test_the_command_refuses_rows_that_are_not_finite_in_one_line(bad: Site, tmp_path: Path) -> None:
     known = ["train", bad.store.locations[0], "--site", "mlp.1", "--steps", 3, "--out", tmp_path / "run"]
     refused(2, "--skip-nonfinite", *known, "--sae", "gated width=8 l1=.1")
     assert not (tmp_path / "run").exists()
 
 
-def test_steps_to_resample_at_that_are_no_numbers_are_refused_in_one_line(tiny_store: Store, tmp_path: Path) -> None:
+def test_wrong_options_are_refused_in_one_line(tiny_store: Store, tmp_path: Path) -> None:
     known = ["train", tiny_store.path, "--site", "mlp.1", "--steps", 3, "--out", tmp_path / "run"]
     refused(2, "give steps, for instance", *known, "--sae", "gated width=8 l1=.1", "--resample-at", "often")
-    refused(2, "only gated has variants", *known, "--sae", "relu width=8 l1=.1 variant=untied")
-    refused(2, "give init, the folder of one", *known, "--sae", "rescale-shift width=8")
+    refused(2, "relu has no variants", *known, "--sae", "relu width=8 l1=.1 variant=untied")
+    refused(2, "set init to the folder of one", *known, "--sae", "rescale-shift width=8")
 
 
 def constant(rows: int, d_in: int, channels: int) -> NDArray[Any]:
@@ -101,7 +103,7 @@ def test_rows_of_zeros_alone_are_refused(tmp_path: Path) -> None:
         train(store.site("mlp.1"), config(), tmp_path / "run")
 
 
-def test_more_latents_than_memory_is_told_before_anything_begins(
+def test_a_run_that_needs_more_memory_than_available_is_refused_before_it_starts(
     tiny_store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     site = tiny_store.site("mlp.1")
@@ -115,12 +117,12 @@ def test_more_latents_than_memory_is_told_before_anything_begins(
     # Twice the weights, twice the moments and gradients of a small run, and no less than its checkpoint.
     small = estimate(site, config())
     assert small["memory_bytes"] > 2 * 4 * sum(small["parameters"].values())
-    monkeypatch.setattr(memory, "available", lambda device: 1000)
+    monkeypatch.setattr(memory, "available_bytes", lambda device: 1000)
     with pytest.raises(SpaceError, match=r"0\.0 GB are available"):
         train(site, config(), tmp_path / "run")
 
 
-def test_a_dry_run_measures_steps_and_says_what_they_need(tiny_store: Store) -> None:
+def test_a_dry_run_measures_steps_and_reports_what_they_need(tiny_store: Store) -> None:
     planned = estimate(tiny_store.site("mlp.1"), config())
     assert planned["expected_seconds"] > 0
     assert planned["read_bytes_per_second_needed"] > 0

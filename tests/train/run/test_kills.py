@@ -1,4 +1,4 @@
-"""Killed around every write and at random: a run ends in the weights, state and metrics of one that was not."""
+"""A run that is killed around every write, or at random, ends in the same files as one that was not."""
 
 import json
 from collections.abc import Callable

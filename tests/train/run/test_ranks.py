@@ -1,4 +1,4 @@
-"""Several processes take the groups of a run from a queue; whoever finishes it, the bytes are those of one alone."""
+"""Several processes take the groups of a run from a queue; the bytes are those of one process alone."""
 
 import os
 import signal
@@ -12,7 +12,8 @@ from gsae.errors import IncompatibleError, InterruptedRun, UsageError
 from gsae.store import Store, all_cores, open_store
 from gsae.tests.support.children import files, start
 from gsae.train import Event, Finished, Left, Progress, Ranks, RunConfig, Started, parse_sae, read_config, train
-from gsae.train.run.folder import claimed, group_folder
+from gsae.train.run.folder import claim_group
+from gsae.train.run.metrics_files import group_folder
 
 SAES = parse_sae("gated width=24 l1=.1,.2,.3") + parse_sae("relu width=16 l1=.1,.2") + parse_sae("gated width=8 l1=.1")
 
@@ -24,7 +25,7 @@ def config(**settings: Any) -> RunConfig:
 
 
 def rank_of_four(store: Path, out: Path, rank: int, log: Path, pause: float) -> None:
-    """Train as rank `rank`, noting every group begun, and resting after each line of metrics."""
+    """Train as one of four ranks; write each group that it starts to `log`, and sleep after each line of metrics."""
 
     def listen(event: Event) -> None:
         if isinstance(event, Started):
@@ -78,7 +79,7 @@ def test_four_ranks_stopped_and_killed_are_finished_by_one_process_to_the_same_b
     assert files(out) == files(tmp_path / "one")
 
 
-def test_groups_at_different_steps_are_caught_up_with_in_one_stream(tiny_store: Store, tmp_path: Path) -> None:
+def test_groups_at_different_steps_share_one_stream(tiny_store: Store, tmp_path: Path) -> None:
     site, out = tiny_store.site("mlp.1"), tmp_path / "run"
 
     class Enough(Exception):  # noqa: N818
@@ -102,14 +103,14 @@ def test_groups_at_different_steps_are_caught_up_with_in_one_stream(tiny_store: 
     assert files(out) == files(tmp_path / "whole")
 
 
-def test_a_group_that_another_process_holds_is_left_to_it(tiny_store: Store, tmp_path: Path) -> None:
+def test_a_group_that_another_process_holds_is_not_trained(tiny_store: Store, tmp_path: Path) -> None:
     site, out = tiny_store.site("mlp.1"), tmp_path / "run"
     train(site, config(steps=2, saes=SAES[:1]), tmp_path / "other")
     (out / "state").mkdir(parents=True)
     (out / "config.toml").write_bytes((tmp_path / "other/config.toml").read_bytes())
-    claim = claimed(out, 0)
+    claim = claim_group(out, 0)
     assert claim is not None
-    assert claimed(out, 0) is None
+    assert claim_group(out, 0) is None
     events: list[Event] = []
     train(site, config(steps=2, saes=SAES[:1]), out, events.append, Ranks(1, 2))
     assert events == [Left(1)]
@@ -124,7 +125,7 @@ def test_a_group_that_another_process_holds_is_left_to_it(tiny_store: Store, tmp
 TORCHRUN = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4", "OMP_NUM_THREADS": "1"}
 
 
-def test_ranks_are_numbered_by_torchrun_and_its_thread_count_does_not_decide(
+def test_ranks_follow_torchruns_environment_except_for_its_thread_count(
     tiny_store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert Ranks.of({}) == Ranks(0, 1, 0, 1)
@@ -135,14 +136,14 @@ def test_ranks_are_numbered_by_torchrun_and_its_thread_count_does_not_decide(
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     train(tiny_store.site("mlp.1"), config(threads=None, steps=1), tmp_path / "run")
     assert read_config(tmp_path / "run").threads == all_cores()
-    with pytest.raises(UsageError, match="no rank"):
+    with pytest.raises(UsageError, match="does not give a rank"):
         Ranks.of(TORCHRUN | {"RANK": "five"})
     with pytest.raises(UsageError, match="ranks count from 0"):
         Ranks.of(TORCHRUN | {"RANK": "8"})
 
 
 @pytest.mark.parametrize(("ranks", "groups"), [(1, 3), (3, 3), (4, 4), (5, 6), (6, 6), (9, 6)])
-def test_stacks_are_as_large_as_leaves_no_rank_without_one(ranks: int, groups: int) -> None:
+def test_stacks_are_as_large_as_possible_with_a_group_for_every_rank(ranks: int, groups: int) -> None:
     run = config().resolved(device="cpu", threads=1, ranks=ranks)
     assert len(run.groups()) == groups
     assert [sae.name for group in run.groups() for sae in group] == [

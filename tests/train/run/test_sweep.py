@@ -1,4 +1,4 @@
-"""Settings of a run and the sweep syntax."""
+"""Settings of a run, the sweep syntax and config.toml."""
 
 import re
 import tomllib
@@ -46,7 +46,7 @@ def test_a_toml_sweep_means_the_same_as_its_lines(tmp_path: Path) -> None:
         ("gated width=0 l1=1", "Setting width: got 0; needed: greater than or equal to 1."),
         ("gated width=8 l1=-1", "Setting l1: got -1; needed: greater than or equal to 0."),
         ("gated width=8 l1=nan", "Setting l1: got nan; needed: a finite number."),
-        ("topk width=8 l1=1", "Setting arch: got 'topk'; needed: 'gated', 'relu' or 'rescale-shift'."),
+        ("topk width=8 l1=1", "Setting arch: got 'topk'; needed: one of gated, relu, rescale-shift."),
         ("gated width=8", "needs 'l1'"),
         ("gated l1=1", "needs 'width'"),
         ("gated width=8 l1=1 width=9", "occurs twice"),
