@@ -5,8 +5,7 @@ Knows nothing of language models, of what tokens mean, or of SAEs. Importing it 
 """
 
 from .codec.chunks import encoded_bytes, unsigned
-from .codec.planes_kernels import scatter
-from .codec.streaming import empty_rows
+from .codec.scatter import empty_rows, scatter
 from .codec.zarr_plugin import register
 from .format.manifest import all_windows
 from .format.moments import Moments, Summary

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from gsae.errors import CorruptError
 
 from . import planes
-from . import planes_kernels as kernels
 from . import zstd_frames as frames
+from .scatter import scatter
 
 Codec = Literal["planes", "zstd", "none"]
 ZSTD_LEVEL = 1
@@ -164,7 +164,7 @@ class ArraySpec:
             raw = scratch
         if len(raw) != due:
             raise CorruptError(f"a chunk has {len(raw)} bytes; {due} are due.")
-        kernels.scatter(raw.view(out.dtype).reshape(self.chunk_rows, self.width), out, places)
+        scatter(raw.view(out.dtype).reshape(self.chunk_rows, self.width), out, places)
 
 
 def encoded_bytes(rows: NDArray[Any], dtype: str, codec: Codec, level: int) -> int:

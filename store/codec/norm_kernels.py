@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .numba_support import compiled_or
+from .numba_support import compiled
 from .planes_kernels import F64, I64
 
 LANES = 32
@@ -29,17 +29,14 @@ def _wide(bits: NDArray[Any]) -> F64:
     return (bits.astype(np.uint32) << shift).view(np.float32).astype(np.float64)
 
 
-def _value_plain(bits: int, shift: int) -> float:
-    return float(np.uint32(bits << shift).view(np.float32))
-
-
-@compiled_or(_value_plain)
-def _value(bits: int, shift: int) -> float:
+@compiled
+def _value(bits: Any, shift: np.uint32) -> float:
     """Return the number that begins with these bits, `shift` bits above the end of a float32."""
     return np.float64(np.uint32(np.uint32(bits) << shift).view(np.float32))
 
 
-def _squared_norms_plain(x: NDArray[Any], norms: F64) -> None:
+def squared_norms_plain(x: NDArray[Any], norms: F64) -> None:
+    """Compute as `squared_norms` does, in plain numpy."""
     rows, channels = x.shape
     padded = np.zeros((rows, -(-channels // LANES) * LANES), np.float64)
     padded[:, :channels] = _wide(x)
@@ -53,7 +50,7 @@ def _squared_norms_plain(x: NDArray[Any], norms: F64) -> None:
     norms[:] = total
 
 
-@compiled_or(_squared_norms_plain)
+@compiled
 def squared_norms(x: NDArray[Any], norms: F64) -> None:
     """Fill norms (R,) with ||x||^2 of x (R, C), `float_bits`, summed in LANES fixed lanes."""
     rows, channels = x.shape
@@ -76,7 +73,8 @@ def squared_norms(x: NDArray[Any], norms: F64) -> None:
         norms[r] = total
 
 
-def _binned_sums_plain(x: NDArray[Any], order: I64, starts: I64, slots: I64, sums: F64, squares: F64) -> None:
+def binned_sums_plain(x: NDArray[Any], order: I64, starts: I64, slots: I64, sums: F64, squares: F64) -> None:
+    """Compute as `binned_sums` does, in plain numpy."""
     for bin_ in range(len(slots)):
         for r in order[starts[bin_] : starts[bin_ + 1]]:
             wide = _wide(x[r])
@@ -84,7 +82,7 @@ def _binned_sums_plain(x: NDArray[Any], order: I64, starts: I64, slots: I64, sum
             squares[slots[bin_]] += wide * wide
 
 
-@compiled_or(_binned_sums_plain)
+@compiled
 def binned_sums(x: NDArray[Any], order: I64, starts: I64, slots: I64, sums: F64, squares: F64) -> None:
     """Add rows of x (R, C), `float_bits`, and their squares to rows of sums and squares (any, C).
 

@@ -29,7 +29,7 @@ def fitted_bases(x: U16) -> U8:
     e = (x[:: -(-rows // SAMPLED_ROWS)] >> 7).astype(np.uint8)
     centres, eighths = _centres(e)
     counts = np.empty((OFFSETS, 256), np.int64)
-    kernels.group_counts(e[:: -(-e.size // COUNTED_VALUES)], centres, eighths, counts)
+    kernels.deviation_counts(e[:: -(-e.size // COUNTED_VALUES)], centres, eighths, counts)
     offset, shift = _cheapest(counts)
     return centres + (eighths >= OFFSETS - offset) - np.uint8(shift)
 

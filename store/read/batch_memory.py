@@ -17,7 +17,7 @@ from torch import Tensor
 
 from gsae.errors import SpaceError
 from gsae.store.codec.chunks import unsigned
-from gsae.store.codec.streaming import pages
+from gsae.store.codec.scatter import pages
 
 KEPT = 2  # batches that one consumer holds: the one at hand, and the one before until it is let go
 

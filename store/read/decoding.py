@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from gsae.store.codec.chunks import ArraySpec
 from gsae.store.codec.norm_kernels import float_bits, squared_norms
-from gsae.store.codec.planes_kernels import scatter
+from gsae.store.codec.scatter import scatter
 from gsae.store.format.row_order import Ints
 from gsae.store.places.shard import IO, Shard
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gsae.errors import UsageError
-from gsae.store.codec.numba_support import compiled_or
+from gsae.store.codec.numba_support import compiled
 from gsae.store.format.row_order import Ints, Stream, permutation, words
 
 POSITION = ("epoch", "group", "offset", "skipped")
@@ -100,11 +100,12 @@ def mixed(rows: int, shuffle: Shuffle, group: Group) -> Ints:
     """Return the place in its group, (rows,), of each row in the order of the picks."""
     halves = words(-(-rows // 2), shuffle.seed, Stream.READ_MIX, group.number, group.epoch).astype("<u8").view("<u4")
     places = np.arange(rows, dtype=np.int64)
-    _shuffle(halves.astype(np.uint32, copy=False), places)
+    shuffle_places(halves.astype(np.uint32, copy=False), places)
     return places
 
 
-def _shuffle_plain(halves: NDArray[np.uint32], places: Ints) -> None:
+def shuffle_places_plain(halves: NDArray[np.uint32], places: Ints) -> None:
+    """Shuffle as `shuffle_places` does, in plain Python: the oracle of its tests."""
     counts = np.arange(1, len(places) + 1).astype(np.uint64)
     drawn = (halves.astype(np.uint64)[: len(places)] * counts) >> np.uint64(32)
     order = places.tolist()
@@ -113,8 +114,8 @@ def _shuffle_plain(halves: NDArray[np.uint32], places: Ints) -> None:
     places[:] = order
 
 
-@compiled_or(_shuffle_plain)
-def _shuffle(halves: NDArray[np.uint32], places: Ints) -> None:
+@compiled
+def shuffle_places(halves: NDArray[np.uint32], places: Ints) -> None:
     """Shuffle places (R,) by Fisher and Yates: from the end, place i changes with place halves[i] * (i + 1) >> 32."""
     for i in range(len(places) - 1, 0, -1):
         j = np.int64((np.uint64(halves[i]) * np.uint64(i + 1)) >> np.uint64(32))

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from gsae.errors import CorruptError
 from gsae.store import Moments
 from gsae.store.codec.chunks import NUMPY_DTYPES
-from gsae.store.codec.norm_kernels import binned_sums, float_bits, squared_norms
+from gsae.store.codec.norm_kernels import binned_sums, binned_sums_plain, float_bits, squared_norms, squared_norms_plain
 from gsae.store.format.moments import Sums, bin_edge, bin_of, by_norm
 from gsae.store.format.plan import canonical_json
 from gsae.tests.support.stores import normal_rows
@@ -107,13 +107,13 @@ def test_compiled_sums_have_the_bits_of_the_plain_ones(channels: int, dtype: str
     x = float_bits(normal_rows(203, channels).astype(NUMPY_DTYPES[dtype]), dtype)
     ours, plain = np.empty(203), np.empty(203)
     squared_norms(x, ours)
-    squared_norms.plain(x, plain)
+    squared_norms_plain(x, plain)
     assert np.array_equal(ours, plain)
     order, starts = np.random.default_rng(0).permutation(203), np.array([0, 1, 3, 10, 100, 190])
     slots = np.array([4, 0, 6, 1, 3])
     filled = [np.zeros((7, channels)) for _ in range(4)]
     binned_sums(x, order, starts, slots, *filled[:2])
-    binned_sums.plain(x, order, starts, slots, *filled[2:])
+    binned_sums_plain(x, order, starts, slots, *filled[2:])
     assert np.array_equal(filled[0], filled[2])
     assert np.array_equal(filled[1], filled[3])
     assert not filled[0][[2, 5]].any()

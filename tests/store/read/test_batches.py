@@ -25,7 +25,7 @@ from gsae.store.places.shard import Shard
 from gsae.store.read.batch_memory import Slots, slots_needed
 from gsae.store.read.batches import Reading
 from gsae.store.read.decoding import ShardFile
-from gsae.store.read.read_order import Group, Shuffle, _shuffle, mixed
+from gsae.store.read.read_order import Group, Shuffle, mixed, shuffle_places, shuffle_places_plain
 from gsae.tests.support.stores import make_store
 
 
@@ -100,8 +100,8 @@ def test_a_group_is_mixed_by_a_permutation_that_is_the_same_compiled_and_plain(
     assert sorted(places) == list(range(rows))
     halves = np.random.default_rng(seed).integers(0, 2**32, rows, np.uint32)
     compiled, plain = np.arange(rows), np.arange(rows)
-    _shuffle(halves, compiled)
-    _shuffle.plain(halves, plain)
+    shuffle_places(halves, compiled)
+    shuffle_places_plain(halves, plain)
     assert np.array_equal(compiled, plain)
 
 
