@@ -25,7 +25,6 @@ from numpy.typing import NDArray
 
 from gsae.store import open_store
 from gsae.store.codec import planes
-from gsae.store.codec import planes_kernels as kernels
 from gsae.store.codec.scatter import empty_rows, scatter
 
 SITES = "mlp.10,attn.10,resid.15"

@@ -7,8 +7,6 @@ Legend: R rows of a block, C channels, H = (C + 1) // 2 bytes of nibbles a row (
 high nibbles the others, so that unpacking is two straight vector loops).
 """
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 

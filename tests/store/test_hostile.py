@@ -28,8 +28,8 @@ from hypothesis import strategies as st
 from gsae.errors import CorruptError, GsaeError, IncompatibleError
 from gsae.store import Store, describe, open_store, verify
 from gsae.store.codec import planes
+from gsae.store.format.json_files import canonical_json, sha256
 from gsae.store.format.manifest import Manifest, digest, files_digest
-from gsae.store.format.plan import canonical_json, sha256
 from gsae.store.write.window_writer import write_manifest
 from gsae.tests.support.stores import make_store
 
@@ -67,7 +67,7 @@ def use(root: Path) -> Iterator[None]:
     verify(opened, deep=True, threads=1)
 
 
-def survives(root: Path) -> str:
+def assert_harmless(root: Path) -> str:
     """Use a store; the GsaeError that ended it, if any, as text. Nothing may be written, anything else is a failure."""
     before = {path: os.lstat(path).st_mtime_ns for path in root.parent.rglob("*")}
     try:
@@ -89,7 +89,7 @@ def survives(root: Path) -> str:
 PATTERNS = {"positive zero": 0x0000, "negative zero": 0x8000, "infinity": 0x7F80, "nan payloads": None}
 
 
-def rows_of(pattern: str, n: int, d: int) -> np.ndarray:
+def strange_rows(pattern: str, n: int, d: int) -> np.ndarray:
     bits = PATTERNS[pattern]
     if bits is not None:
         return np.full((n, d), bits, np.uint16).view(ml_dtypes.bfloat16)
@@ -110,9 +110,9 @@ def test_rows_of_one_strange_value_return_their_bits_through_every_reader(
     tmp_path: Path, codec: str, pattern: str
 ) -> None:
     store = make_store(
-        tmp_path / "store", contexts=60, codec=codec, chunk_rows=256, rows=lambda n, d: rows_of(pattern, n, d)
+        tmp_path / "store", contexts=60, codec=codec, chunk_rows=256, rows=lambda n, d: strange_rows(pattern, n, d)
     )
-    everywhere = rows_of(pattern, 60 * 32, 32).view(np.uint16)
+    everywhere = strange_rows(pattern, 60 * 32, 32).view(np.uint16)
     expected = []
     for source, x in store.site("mlp.1").in_order():
         expected.append(everywhere[source])
@@ -125,7 +125,7 @@ def test_rows_of_one_strange_value_return_their_bits_through_every_reader(
         done = subprocess.run(command, capture_output=True, check=True, text=True)
         assert done.stdout.strip() == sha256(np.concatenate(expected).tobytes())
     assert verify(store, deep=True) == []
-    assert survives(store.path) == ""
+    assert assert_harmless(store.path) == ""
 
 
 # --- files ---
@@ -169,7 +169,7 @@ def test_a_file_that_is_not_what_it_was_is_named_and_harms_nothing(store: Store,
         harm(store.path / name)
     told = "\n".join(verify(store, deep=True))
     assert all(f"{store.path}/{name}" in told for name in kinds)
-    assert survives(store.path) != ""
+    assert assert_harmless(store.path) != ""
 
 
 def test_a_pipe_in_place_of_the_manifest_is_an_error_and_no_wait(store: Store) -> None:
@@ -242,7 +242,7 @@ def test_any_field_of_a_manifest_replaced_by_anything_is_an_error_or_harmless(
     (store.path / "manifest.json").write_bytes(sealed_again(put(whole, at, value)))
     tracemalloc.start()
     try:
-        survives(store.path)
+        assert_harmless(store.path)
         assert tracemalloc.get_traced_memory()[1] < 64 << 20
     finally:
         tracemalloc.stop()
@@ -288,7 +288,7 @@ def one_window(body: dict[str, Any], rows: int) -> None:
 @pytest.mark.parametrize(
     ("edit", "said"),
     [
-        (lambda m: m["files"][0].update(path="../../etc/passwd"), "leads out of the store"),
+        (lambda m: m["files"][0].update(path="../../etc/passwd"), "a path inside the store"),
         (lambda m: m["plan"]["sites"][0].update(folder=".."), "reserved"),
         (lambda m: m["plan"]["sites"][0].update(folder="a/b"), "match pattern"),
         (lambda m: m["plan"]["sites"][0].update(name="\u001b[2J"), "match pattern"),
@@ -297,15 +297,15 @@ def one_window(body: dict[str, Any], rows: int) -> None:
         (lambda m: m["plan"].update(rows=2**25), "does not list"),
         (lambda m: m["plan"].update(window_rows=2**50, chunk_rows=2**49), "a chunk of"),
         (lambda m: m["plan"].update(window_rows=2**50), "chunks is over"),
-        (lambda m: m["plan"]["contexts"].update(contexts=2**52), "files that its plan has"),
-        (lambda m: m["plan"]["contexts"].update(documents=2**52), "files that its plan has"),
+        (lambda m: m["plan"]["contexts"].update(contexts=2**52), "files of its plan"),
+        (lambda m: m["plan"]["contexts"].update(documents=2**52), "files of its plan"),
         (lambda m: m["plan"]["tokenizer"].update(excluded_ids=[2**40]), "less than"),
         (lambda m: m["plan"].update(dropped_positions=[-1]), "greater than"),
         (lambda m: m["windows"].pop(), "does not list"),
         (lambda m: m["windows"][0]["arrays"].pop(), "arrays of its plan"),
         (lambda m: m["windows"][0]["arrays"][0].update(rows=1), "arrays of its plan"),
-        (lambda m: m["windows"][0]["record"].update(path="plan.json"), "another record's name"),
-        (lambda m: m["files"].pop(), "files that its plan has"),
+        (lambda m: m["windows"][0]["record"].update(path="plan.json"), "the name of another record"),
+        (lambda m: m["files"].pop(), "files of its plan"),
         (lambda m: m["moments"]["train"].clear(), "moments of each site"),
         (lambda m: m.update(schema_version="2.0"), "format 2.0"),
         (lambda m: m.update(schema_version="9" * 5000 + ".0"), "no schema_version"),
@@ -325,11 +325,11 @@ def test_a_forged_manifest_is_refused_on_opening(store: Store, template: Store, 
     ("field", "value", "said"),
     [
         ("bins", [10**4] * 3, "not ascending"),
-        ("bins", [2**13, 2**13 + 1], "no rows have such moments"),
+        ("bins", [2**13, 2**13 + 1], "no rows can have these moments"),
         ("counts", [0], "another number of rows"),
         ("sums", "not base64!", "not base64"),
         ("sums", "AAAA", "bytes"),
-        ("squares", "infinite", "no rows have such moments"),
+        ("squares", "infinite", "no rows can have these moments"),
     ],
 )
 def test_forged_moments_are_an_error_when_they_are_used(
@@ -392,9 +392,9 @@ def test_a_window_of_more_rows_than_memory_is_an_error_before_anything_is_alloca
 def test_what_is_no_manifest_is_one_short_error(store: Store, data: bytes) -> None:
     for name in ("manifest.json", "plan.json"):
         (store.path / name).write_bytes(data)
-    assert "manifest.json" in survives(store.path)
+    assert "manifest.json" in assert_harmless(store.path)
     (store.path / "manifest.json").unlink()
-    assert "plan.json" in survives(store.path)
+    assert "plan.json" in assert_harmless(store.path)
 
 
 # --- chunks ---

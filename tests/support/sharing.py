@@ -9,7 +9,7 @@ from typing import Any
 from gsae.errors import GsaeError, IncompatibleError, NotFoundError
 from gsae.store import open_store
 from gsae.store.manage.copy import copy
-from gsae.store.places.cache import Cache, Fetched
+from gsae.store.places.cache import Cache, FetchedFile
 from gsae.train import RunConfig, parse_sae, train
 
 SITE = "mlp.1"
@@ -18,7 +18,7 @@ SITE = "mlp.1"
 def counted(folder: Path, log: Path, max_bytes: int | None = None) -> Cache:
     """Return a cache that adds the path of every file it fetches as a line to `log`."""
 
-    def note(fetched: Fetched) -> None:
+    def note(fetched: FetchedFile) -> None:
         with log.open("a") as file:
             file.write(fetched.path + "\n")
 

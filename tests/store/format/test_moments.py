@@ -10,8 +10,8 @@ from gsae.errors import CorruptError
 from gsae.store import Moments
 from gsae.store.codec.chunks import NUMPY_DTYPES
 from gsae.store.codec.norm_kernels import binned_sums, binned_sums_plain, float_bits, squared_norms, squared_norms_plain
-from gsae.store.format.moments import Sums, bin_edge, bin_of, by_norm
-from gsae.store.format.plan import canonical_json
+from gsae.store.format.json_files import canonical_json
+from gsae.store.format.moments import MomentsBuilder, bin_edge, bin_of, sort_by_norm
 from gsae.tests.support.stores import normal_rows
 
 
@@ -85,10 +85,10 @@ def test_merged_windows_have_the_moments_of_all_rows() -> None:
 def test_where_rows_are_cut_changes_no_bit(cuts: list[int], dtype: str) -> None:
     x = with_outliers().astype(NUMPY_DTYPES[dtype])
     x[11, 3] = np.nan
-    sums = Sums(24, dtype)
+    builder = MomentsBuilder(24, dtype)
     for part in np.split(x, sorted(cuts)):
-        sums.add(part, by_norm(part, dtype))
-    assert sums.moments().to_record() == Moments.of(x, dtype).to_record()
+        builder.add(part, sort_by_norm(part, dtype))
+    assert builder.moments().to_record() == Moments.of(x, dtype).to_record()
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])

@@ -25,7 +25,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     return make_store(root, contexts=100, window_rows=512, chunk_rows=64, sites={SITE: 32, "mlp.2": 16})
 
 
-def rows_of(store: Store, site: str, split: Any = "train") -> Any:
+def stored_rows(store: Store, site: str, split: Any = "train") -> Any:
     return np.concatenate([x.view(torch.int16).numpy() for _, x in store.site(site, split).in_order()])
 
 
@@ -77,12 +77,14 @@ def test_a_destination_that_holds_something_else_is_kept(store: Store, tmp_path:
     other = make_store(tmp_path / "other", contexts=60)
     before = files(other.path)
     for target in (str(other.path), f"file://{other.path}"):
-        with pytest.raises(IncompatibleError, match=r"plan\.json is there with other content; it was kept"):
+        with pytest.raises(
+            IncompatibleError, match=r"plan\.json already exists with different content; left unchanged"
+        ):
             copy(store.path, target)
     assert files(other.path) == before
     (tmp_path / "odd" / "train" / SITE / "c/0").mkdir(parents=True)
     (tmp_path / "odd" / "train" / SITE / "c/0/0").write_text("mine")
-    with pytest.raises(IncompatibleError, match="c/0/0 is there with other content"):
+    with pytest.raises(IncompatibleError, match="c/0/0 already exists with different content"):
         copy(store.path, tmp_path / "odd")
 
 
@@ -108,7 +110,7 @@ def test_another_codec_keeps_the_digest_and_the_rows(
     assert verify(made, deep=True) == []
     assert (made.plan.codec, made.plan.level) == (codec or "planes", 1 if level is None else level)
     assert made.plan.parent is None
-    assert np.array_equal(rows_of(made, SITE), rows_of(store, SITE))
+    assert np.array_equal(stored_rows(made, SITE), stored_rows(store, SITE))
     assert (told[-1].files, told[-1].bytes) == (told[-1].all_files, told[-1].all_bytes)
     copy(store.path, target, codec=codec, level=level, listen=told.append)
     assert told[-1].sent == 0
@@ -122,8 +124,8 @@ def test_a_part_has_its_own_digest_and_names_its_parent(store: Store, tmp_path: 
     assert part.plan.parent == store.digest
     assert [site.name for site in part.plan.sites] == ["mlp.2"]
     assert part.site("mlp.2").rows == part.plan.rows == 2 * 512
-    assert np.array_equal(rows_of(part, "mlp.2"), rows_of(store, "mlp.2")[: 2 * 512])
-    assert np.array_equal(rows_of(part, "mlp.2", "heldout"), rows_of(store, "mlp.2", "heldout"))
+    assert np.array_equal(stored_rows(part, "mlp.2"), stored_rows(store, "mlp.2")[: 2 * 512])
+    assert np.array_equal(stored_rows(part, "mlp.2", "heldout"), stored_rows(store, "mlp.2", "heldout"))
     assert (tmp_path / "part/train/mlp.2/c/1/0").read_bytes() == (store.path / "train/mlp.2/c/1/0").read_bytes()
     copy(store.path, tmp_path / "whole", sites=["mlp.2", SITE], windows=len(store.windows("train")))
     assert files(tmp_path / "whole") == files(store.path)

@@ -10,9 +10,9 @@ import zarr
 
 from gsae.errors import CorruptError, IncompatibleError, NotFoundError
 from gsae.store import Store, describe, open_store, seal, verify
+from gsae.store.format.json_files import canonical_json, sha256
 from gsae.store.format.manifest import MANIFEST, all_windows, digest, read_manifest
 from gsae.store.format.moments import Moments
-from gsae.store.format.plan import canonical_json, sha256
 from gsae.store.write.contexts_writer import write_contexts
 from gsae.store.write.window_writer import write_manifest, write_plan, write_window
 from gsae.tests.support.children import files

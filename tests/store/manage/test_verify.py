@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from gsae.errors import CorruptError, GsaeError
-from gsae.store import Checked, Store, foreign_files, open_store, verify
+from gsae.store import Store, VerifyProgress, foreign_files, open_store, verify
 from gsae.store.format import row_order as order
+from gsae.store.format.json_files import canonical_json
 from gsae.store.format.manifest import PLAN
-from gsae.store.format.plan import canonical_json
 from gsae.store.write.contexts_writer import write_contexts
 from gsae.store.write.window_writer import write_manifest, write_plan, write_window
 from gsae.tests.support.children import files
@@ -140,7 +140,7 @@ def test_the_quick_check_reads_no_rows_but_finds_a_damaged_index_and_a_changed_r
 
 
 def test_progress_is_reported_to_its_end(store: Store) -> None:
-    seen: list[Checked] = []
+    seen: list[VerifyProgress] = []
     verify(store, listen=seen.append)
     assert [event.done for event in seen] == list(range(1, seen[-1].files + 1))
     assert len(seen) >= len(files(store.path)) - 1
@@ -262,8 +262,8 @@ def test_a_manifest_that_was_edited_is_refused_on_opening(store: Store) -> None:
     for old, new, said in (
         (b'"seed":0', b'"seed":1', "was changed"),
         (b'{"digest"', b'{ "digest"', "canonical"),
-        (b'"train/mlp.1/c/0/0"', b'"../../etc/passwd/0"', "not what it should be"),
-        (b'"d_in":16', b'"d_in":-2', "not what it should be"),
+        (b'"train/mlp.1/c/0/0"', b'"../../etc/passwd/0"', "holds a value that cannot be"),
+        (b'"d_in":16', b'"d_in":-2', "holds a value that cannot be"),
         (b"{", b"[", "JSON"),
     ):
         assert old in good

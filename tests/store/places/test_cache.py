@@ -16,8 +16,8 @@ import torch
 
 from gsae.errors import CorruptError, NotFoundError, SpaceError, UsageError
 from gsae.store import Store, open_store
+from gsae.store.format.json_files import sha256
 from gsae.store.format.manifest import FileEntry
-from gsae.store.format.plan import sha256
 from gsae.store.places.cache import Cache
 from gsae.store.places.folder import Folder
 from gsae.tests.support.children import files, finish, start
@@ -95,7 +95,7 @@ def test_an_epoch_with_a_cache_of_a_quarter_of_the_store_fetches_each_shard_once
     store: Store, url: str, tmp_path: Path
 ) -> None:
     site, log = store.site(SITE), tmp_path / "log"
-    sizes = store.array_files(store.array(site.spec, "train"), "train")
+    sizes = store.file_sizes(store.array(site.spec, "train"), "train")
     room, seen = sum(sizes) // 4, []
     cache = counted(tmp_path / "cache", log, room)
     assert room >= 6 * max(sizes)
@@ -172,7 +172,7 @@ def test_an_open_file_stays_and_a_cache_full_of_them_says_so(source: Folder, tmp
         use(cache, source, number)
     assert held(cache, source) == [0, 1, 4]
     opened.append(cache.open(entry_of(source, 5), source))
-    with pytest.raises(SpaceError, match=r"may hold 3000 bytes, and 3000 are in use: 6 .* Raise GSAE_CACHE_BYTES"):
+    with pytest.raises(SpaceError, match=r"may hold 3000 bytes, and 3000 are in use: there is no room for 6 .* Raise GSAE_CACHE_BYTES"):
         use(cache, source, 6)
     assert [os.read(fd, 1)[0] for _, fd in opened] == [0, 1, 5]
     for _, fd in opened:

@@ -16,8 +16,8 @@ from obstore.store import S3Store
 
 from gsae.errors import CorruptError, IncompatibleError, NotFoundError, RemoteError, UsageError
 from gsae.store import Store, copy, list_stores, open_store, verify
+from gsae.store.format.json_files import sha256
 from gsae.store.format.manifest import FileEntry
-from gsae.store.format.plan import sha256
 from gsae.store.places.cache import Cache
 from gsae.store.places.object_store import PART_BYTES, Remote
 from gsae.tests.support.children import files, start
@@ -138,7 +138,7 @@ def test_an_object_that_something_else_put_there_is_read_before_it_is_believed(s
     entry = FileEntry(path="file", size=len(data), sha256=sha256(data))
     assert remote.holds(entry)
     for other in (entry.model_copy(update={"sha256": "1" * 64}), entry.model_copy(update={"size": 5})):
-        with pytest.raises(IncompatibleError, match="s3://team/foreign/file is there with other content"):
+        with pytest.raises(IncompatibleError, match="s3://team/foreign/file already exists with different content"):
             remote.holds(other)
 
 

@@ -21,11 +21,11 @@ from torch.utils.data import DataLoader
 
 from gsae.errors import NotFoundError, SpaceError, UsageError
 from gsae.store import Batches, Store
-from gsae.store.places.shard import Shard
+from gsae.store.places.shard import ShardReader
 from gsae.store.read.batch_memory import Slots, slots_needed
-from gsae.store.read.batches import Reading
-from gsae.store.read.decoding import ShardFile
-from gsae.store.read.read_order import Group, Shuffle, mixed, shuffle_places, shuffle_places_plain
+from gsae.store.read.read_order import Mix, Shuffle, mixed, shuffle_places, shuffle_places_plain
+from gsae.store.read.reading import Reading, ReadOptions
+from gsae.store.read.shard_file import ShardFile
 from gsae.tests.support.stores import make_store
 
 
@@ -93,10 +93,8 @@ def test_memory_that_cannot_be_had_is_one_clear_error(store: Store) -> None:
 
 @settings(deadline=None)
 @given(st.integers(0, 300), st.integers(0, 9), st.integers(0, 5), st.integers(0, 3))
-def test_a_group_is_mixed_by_a_permutation_that_is_the_same_compiled_and_plain(
-    rows: int, seed: int, number: int, epoch: int
-) -> None:
-    places = mixed(rows, Shuffle(seed, 1, 1), Group(epoch, number, ()))
+def test_a_mix_is_permuted_the_same_way_compiled_and_plain(rows: int, seed: int, number: int, epoch: int) -> None:
+    places = mixed(rows, Shuffle(seed, 1, 1), Mix(epoch, number, ()))
     assert sorted(places) == list(range(rows))
     halves = np.random.default_rng(seed).integers(0, 2**32, rows, np.uint32)
     compiled, plain = np.arange(rows), np.arange(rows)
@@ -105,15 +103,15 @@ def test_a_group_is_mixed_by_a_permutation_that_is_the_same_compiled_and_plain(
     assert np.array_equal(compiled, plain)
 
 
-def test_the_mixing_of_a_group_never_changes() -> None:
-    assert mixed(10, Shuffle(0, 1, 1), Group(0, 0, ())).tolist() == [0, 4, 1, 7, 9, 6, 3, 8, 2, 5]
+def test_the_order_of_a_mix_never_changes() -> None:
+    assert mixed(10, Shuffle(0, 1, 1), Mix(0, 0, ())).tolist() == [0, 4, 1, 7, 9, 6, 3, 8, 2, 5]
 
 
-def test_the_mixing_of_a_group_is_uniform() -> None:
+def test_the_order_of_a_mix_is_uniform() -> None:
     """Every row goes to every place equally often."""
     counts = np.zeros((6, 6))
     for number in range(6000):
-        counts[np.arange(6), mixed(6, Shuffle(0, 1, 1), Group(0, number, ()))] += 1
+        counts[np.arange(6), mixed(6, Shuffle(0, 1, 1), Mix(0, number, ()))] += 1
     assert np.square(counts - 1000).sum() / 1000 < 25 + 5 * np.sqrt(2 * 25)
 
 
@@ -213,7 +211,7 @@ class SlowAtFirst(ShardFile):
 
     closed: ClassVar[list[bool]] = []
 
-    def open(self) -> Shard:
+    def open(self) -> ShardReader:
         shard, others = super().open(), itertools.count()
         decode = shard.decode_into
 
@@ -237,9 +235,9 @@ def test_a_file_stays_open_until_the_slowest_thread_has_decoded_from_it(
     monkeypatch.setattr(SlowAtFirst, "closed", [])
     site = store.site("mlp.1")
     files = store.files("mlp.1", "train", io)
-    slow = tuple(SlowAtFirst(file.store, file.spec, file.number, io) for file in files)
-    order = Shuffle(seed=0, mix=8, open_windows=1)
-    rows = torch.cat(clones(Batches(Reading(slow, order, 64, 1, None, threads=2))))
+    slow = tuple(SlowAtFirst(file.place, file.spec, file.number, file.entry, io) for file in files)
+    options = ReadOptions(64, mix=8, open_windows=1, threads=2)
+    rows = torch.cat(clones(Batches(Reading(slow, options, None))))
     expected = torch.cat(clones(site.batches(64, mix=8, open_windows=1)))
     assert SlowAtFirst.closed == [False] * len(files)
     assert torch.equal(rows, expected)

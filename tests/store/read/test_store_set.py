@@ -98,7 +98,7 @@ def test_a_set_has_a_digest_of_its_own(pair: tuple[Store, Store, StoreSet]) -> N
             {"dtype": "float16", "codec": "zstd", "rows": lambda n, d: normal_rows(n, d).astype("float16")},
             "the dtype is",
         ),
-        ({"model": {"revision": "v2"}}, "the model revision is None here, v2 there"),
+        ({"model": {"revision": "v2"}}, "the model revision is None and v2"),
         ({"model": {"weights_sha256": "1" * 64}}, "the hash of the model's weights"),
     ],
 )
@@ -121,7 +121,7 @@ def test_a_site_must_be_in_all_stores_and_of_one_width(pair: tuple[Store, Store,
         open_stores([a.path, tmp_path / "wide"]).site("mlp.1")
     with pytest.raises(NotFoundError, match=r"mlp\.1.*It has: mlp\.2"):
         open_stores([a.path, tmp_path / "other"]).site("mlp.1")
-    with pytest.raises(UsageError, match="named twice"):
+    with pytest.raises(UsageError, match="given twice"):
         open_stores([a.path, a.path])
     with pytest.raises(UsageError, match="No store"):
         open_stores([])

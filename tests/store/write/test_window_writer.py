@@ -11,9 +11,9 @@ import pytest
 
 from gsae.store import Plan, chunk_rows, open_store, verify
 from gsae.store.codec.chunks import NUMPY_DTYPES
+from gsae.store.format.json_files import parse
 from gsae.store.format.manifest import Record, record_name
 from gsae.store.format.moments import Moments
-from gsae.store.format.plan import parse
 from gsae.store.write.contexts_writer import write_contexts
 from gsae.store.write.window_writer import unfinished, write_manifest, write_plan, write_window
 from gsae.tests.support.children import files
@@ -94,7 +94,7 @@ def test_rows_of_another_shape_than_the_plan_has_are_refused(tmp_path: Path) -> 
     split, window, source = sources_of(plan, random_contexts(CONTEXTS, CONTEXT_SIZE))[-1]
     before = files(tmp_path)
     for wrong in (np.zeros((len(source), 8), ml_dtypes.bfloat16), np.zeros((len(source) - 1, 7), ml_dtypes.bfloat16)):
-        with pytest.raises(ValueError, match=rf"train/attn.2.*\({len(source)}, 7\) are due"):
+        with pytest.raises(ValueError, match=rf"train/attn.2.*\({len(source)}, 7\) are needed"):
             write_window(tmp_path, plan, split, window, rows_at(source) | {"attn.2": wrong}, source)
     assert files(tmp_path) == before
     assert (split, window) in unfinished(tmp_path, plan)
