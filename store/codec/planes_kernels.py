@@ -38,7 +38,7 @@ def channel_medians_plain(e: U8, medians: U8) -> None:
 def channel_medians(e: U8, medians: U8) -> None:
     """Fill medians (C,) with the upper median of each channel of the exponents e (R, C), R from 1 to 65,535.
 
-    Bit by bit from the top, for all channels at once: straight vector loops, where a histogram would be scalar.
+    Bits are found from the top for all channels at once: these are vector loops, and a histogram would be scalar.
     """
     rows, channels = e.shape
     below = np.empty(channels, np.uint16)
@@ -110,7 +110,7 @@ def pack(x: U16, base: U8, low: U8, nibbles: U8, at: U32, exponents: U8) -> int:
     ascending) and exponents; -1 when these are too short.
     """
     rows, channels = x.shape
-    half = np.uint64(nibbles.shape[1])  # an unsigned index never wraps around: without that, loops stay scalar
+    half = np.uint64(nibbles.shape[1])  # unsigned, because an index that could wrap around keeps loops scalar
     delta = np.zeros(2 * nibbles.shape[1], np.uint8)
     n = 0
     for r in range(rows):
@@ -162,12 +162,12 @@ def _join(low: U8, exponents: U8) -> U16:
 def unpack(low: U8, nibbles: U8, base: U8, at: U32, exponents: U8, first: int, out: U16, places: I64) -> int:
     """Join low (R, C) and nibbles (R, H) around base (C,) into rows places (R,) of out (any, C), C-contiguous.
 
-    first: the block's first row in the chunk; at, exponents: its exceptions, as `pack` gives them. Returns how many
-    of these were applied: all, unless one lies outside the block or in a row before its predecessor's.
+    first: the block's first row in the chunk. at, exponents: its exceptions, from `pack`. Returns how many of them
+    were applied: all, unless one lies outside the block or in a row before that of the exception before it.
     """
     rows, channels = low.shape
     half = np.uint64(nibbles.shape[1])
-    line = np.empty(channels, np.uint16)  # a row is made in the first-level cache, then leaves it in one go
+    line = np.empty(channels, np.uint16)  # a row is made in the first-level cache and then written at once
     streamed = streamable(out)
     origin, end, size = line.ctypes.data, out.ctypes.data, channels * 2
     n = 0
@@ -204,7 +204,7 @@ def join_bytes_plain(low: U8, exponents: U8, out: U16, places: I64) -> None:
 
 @compiled
 def join_bytes(low: U8, exponents: U8, out: U16, places: I64) -> None:
-    """Join low and exponents, both (R, C), into rows places (R,) of out: the form for unpredictable exponents."""
+    """Join low and exponents, both (R, C), into rows places (R,) of out: form 1, for unpredictable exponents."""
     rows, channels = low.shape
     for r in range(rows):
         to = out[places[r]]

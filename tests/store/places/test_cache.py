@@ -172,7 +172,9 @@ def test_an_open_file_stays_and_a_cache_full_of_them_says_so(source: Folder, tmp
         use(cache, source, number)
     assert held(cache, source) == [0, 1, 4]
     opened.append(cache.open(entry_of(source, 5), source))
-    with pytest.raises(SpaceError, match=r"may hold 3000 bytes, and 3000 are in use: there is no room for 6 .* Raise GSAE_CACHE_BYTES"):
+    with pytest.raises(
+        SpaceError, match=r"may hold 3000 bytes, and 3000 are in use: there is no room for 6 .* Raise GSAE_CACHE_BYTES"
+    ):
         use(cache, source, 6)
     assert [os.read(fd, 1)[0] for _, fd in opened] == [0, 1, 5]
     for _, fd in opened:
