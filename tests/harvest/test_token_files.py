@@ -274,10 +274,10 @@ def test_a_folder_of_tokens_says_what_it_is_to_every_command(tiny_llama: Path, t
     assert facts == json.loads(gsae(*command, "--only-tokens", "--json").stdout)
     (listed,) = list_stores(tmp_path)
     assert (listed.path, listed.state, listed.rows["train"]) == (str(out), "tokens only", 12_000)
-    refused(5, "has only its tokens by now", "seal", out)
-    refused(5, "has only its tokens by now", "verify", out)
-    refused(5, "has only its tokens by now", "copy", out, tmp_path / "copy")
-    refused(5, "has only its tokens by now", "train", out, "--site", "mlp.1", "--steps", 5, "--out", tmp_path / "run",
+    refused(5, "has only its tokens so far", "seal", out)
+    refused(5, "has only its tokens so far", "verify", out)
+    refused(5, "has only its tokens so far", "copy", out, tmp_path / "copy")
+    refused(5, "has only its tokens so far", "train", out, "--site", "mlp.1", "--steps", 5, "--out", tmp_path / "run",
             "--sae", "gated width=8 l1=.1")  # fmt: skip
     (out / "tokens/made.json").unlink()
     assert json.loads(gsae("info", out, "--json").stdout)["state"] == "unfinished tokens"

@@ -1,4 +1,4 @@
-"""The codec: every bit pattern back, close to the entropy limit, and no harm from forged chunks."""
+"""The codec: every bit pattern is restored, sizes are close to the entropy limit, kernels equal their plain twins."""
 
 from typing import Any
 
@@ -99,7 +99,7 @@ def test_any_shape_and_content_round_trips(rows: int, channels: int, seed: int, 
 
 
 def entropy_limit(x: NDArray[np.uint16]) -> float:
-    """Bytes of x with exponents less their channel's median coded by one ideal table, and the rest as it is."""
+    """Bytes of x if exponents minus the median of their channel are coded by one ideal table, and the rest is raw."""
     e = (x >> 7).astype(np.uint8)
     counts = np.bincount((e - np.sort(e, axis=0)[len(e) // 2]).ravel())
     counts = counts[counts > 0]

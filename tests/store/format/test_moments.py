@@ -1,4 +1,4 @@
-"""Moments: equal to float64 brute force, for all rows and for every cut by norm; the same bits in any grouping."""
+"""Moments: equal to float64 brute force for all rows and every norm limit; the same bits for any cut of the rows."""
 
 import ml_dtypes
 import numpy as np
@@ -41,14 +41,14 @@ def test_moments_within_a_norm_equal_brute_force(multiple: float) -> None:
         assert summary.norm_limit == np.inf
 
 
-def test_a_few_massive_rows_do_not_set_the_scale() -> None:
+def test_a_few_rows_of_huge_norm_do_not_determine_the_scale() -> None:
     x = with_outliers()
     moments = Moments.of(x, "bfloat16")
     assert moments.within(0).mean_square_norm > 10 * moments.within(10).mean_square_norm
     assert moments.within(10).skipped == 3
 
 
-def test_rows_with_a_nan_or_an_infinity_are_counted_apart() -> None:
+def test_rows_with_a_nan_or_an_infinity_are_counted_separately() -> None:
     x = with_outliers()
     x[3, 4], x[9, 0] = np.nan, np.inf
     summary = Moments.of(x, "bfloat16").within(0)

@@ -1,4 +1,4 @@
-"""Batches as PyTorch users and small machines meet them: memory, copies, threads, workers, pickles."""
+"""Batches in use: memory, copies, threads, workers of a DataLoader, pickles."""
 
 import gc
 import itertools
@@ -44,14 +44,14 @@ def clones(batches: Any) -> list[torch.Tensor]:
 @pytest.mark.parametrize("size", [1, 7, 64, 1000, 10**6])
 @pytest.mark.parametrize("multiple", [0.0, 1.2])
 def test_keeping_every_batch_gives_the_same_rows_as_dropping_each(store: Store, size: int, multiple: float) -> None:
-    """A consumer that holds batches is handed copies, so nothing that it holds ever changes."""
+    """A consumer that holds batches gets copies, so the rows that it holds never change."""
     options: dict[str, Any] = {"mix": 4, "open_windows": 2, "epochs": 2, "max_norm_multiple": multiple}
     dropped = clones(store.site("mlp.1").batches(size, **options))
     held = list(store.site("mlp.1").batches(size, **options))
     assert all(torch.equal(a, b) for a, b in zip(held, dropped, strict=True))
 
 
-def test_a_batch_is_memory_of_its_own_that_is_used_again_when_it_is_gone(store: Store) -> None:
+def test_the_memory_of_a_deleted_batch_is_used_again(store: Store) -> None:
     seen = set()
     with store.site("mlp.1").batches(64, mix=4, epochs=20) as batches:
         for rows in batches:
@@ -86,7 +86,7 @@ def test_slots_are_lent_until_the_last_view_is_gone(slots: int, kept: int, drops
     assert sorted({int(rows[0, 0]) for rows in held}) == sorted(int(rows[0, 0]) for rows in held)
 
 
-def test_memory_that_cannot_be_had_is_one_clear_error(store: Store) -> None:
+def test_memory_that_cannot_be_allocated_is_one_clear_error(store: Store) -> None:
     with pytest.raises(SpaceError, match="Use smaller batches or a smaller mix"):
         next(store.site("mlp.1").batches(2**58, epochs=None))
 
@@ -116,7 +116,7 @@ def test_the_order_of_a_mix_is_uniform() -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_data_loader_hands_out_the_same_batches(store: Store, workers: int) -> None:
+def test_a_data_loader_yields_the_same_batches(store: Store, workers: int) -> None:
     site = store.site("mlp.1")
     expected = clones(site.batches(100, mix=3, epochs=2))
     with warnings.catch_warnings():
@@ -147,7 +147,7 @@ def test_batches_pickle_as_what_is_still_to_come(store: Store, already: int) -> 
         assert torch.equal(next(batches), expected[already])
 
 
-def test_a_forked_process_reads_on_with_threads_of_its_own(store: Store) -> None:
+def test_a_forked_process_continues_with_new_threads(store: Store) -> None:
     expected = clones(store.site("mlp.1").batches(100))
     batches = store.site("mlp.1").batches(100)
     next(batches)
@@ -207,7 +207,7 @@ def test_an_error_in_the_middle_comes_once_and_ends_the_batches(tmp_path: Path) 
 
 
 class SlowAtFirst(ShardFile):
-    """A file whose first chunk is decoded by a thread that the system has left waiting; notes if it was closed then."""
+    """A file with a slow first chunk; `closed` records whether the file was closed before that chunk was decoded."""
 
     closed: ClassVar[list[bool]] = []
 
@@ -257,6 +257,6 @@ def test_batches_are_an_iterator_over_one_pass(store: Store) -> None:
     assert list(batches) == []
 
 
-def test_a_device_that_cannot_be_served_is_refused(store: Store) -> None:
+def test_an_unsupported_device_is_refused(store: Store) -> None:
     with pytest.raises(UsageError, match="not to meta"):
         store.site("mlp.1").batches(10, device="meta")

@@ -125,7 +125,7 @@ def test_the_mixes_of_an_epoch_are_the_fewest_that_the_option_allows_and_alike(c
     assert max(found) - min(found) <= 1
 
 
-def test_the_order_of_reading_is_fixed_for_ever() -> None:
+def test_the_order_of_reading_never_changes() -> None:
     """Runs are resumed and repeated with later versions."""
     first, second = mixes([3, 2, 4], Shuffle(5, 5, 2), 1, (0, 0))
     picks = [(pick.window, pick.chunk) for pick in (*first.picks, *second.picks)]
@@ -160,7 +160,7 @@ def test_other_dtypes_are_kept_as_they_are(tmp_path: Path, dtype: str) -> None:
         assert np.array_equal(x.numpy(), every[source])
 
 
-def test_errors_say_what_there_is(store: Store, tmp_path: Path) -> None:
+def test_errors_list_what_exists(store: Store, tmp_path: Path) -> None:
     with pytest.raises(NotFoundError, match=r"Site 'mlp\.40' is not in .*\. It has: mlp\.1\."):
         store.site("mlp.40")
     with pytest.raises(NotFoundError, match="is no gsae store"):
@@ -171,7 +171,7 @@ def test_errors_say_what_there_is(store: Store, tmp_path: Path) -> None:
         store.site("mlp.1").batches(10, state={"row": 4})
 
 
-def test_an_unfinished_store_is_refused_saying_how_far_it_is(tmp_path: Path) -> None:
+def test_an_unfinished_store_is_refused_with_its_progress(tmp_path: Path) -> None:
     whole = make_store(tmp_path / "s")
     (whole.path / "manifest.json").unlink()
     (whole.path / "shards" / "train-00001.json").unlink()
