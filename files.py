@@ -101,12 +101,12 @@ def publish(root: Path, name: str, file: BinaryIO, sha256: str) -> bool:
 
 
 def publish_bytes(root: Path, name: str, data: bytes) -> None:
-    """Publish a small file; raises IncompatibleError when another one has its name, which is kept."""
+    """Publish a small file; raises IncompatibleError if the name has other content."""
     with disk_errors(root), temp_file(root) as file:
         file.write(data)
         if not publish(root, name, file, hashlib.sha256(data).hexdigest()):
             raise IncompatibleError(
-                f"{root / name} exists with other content than this run made; it was kept. Use another folder."
+                f"{root / name} already exists with different content; left unchanged. Use another folder."
             )
 
 
@@ -241,15 +241,31 @@ def claim(path: Path) -> BinaryIO | None:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     file = path.open("a+b")
+    locked = False
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        locked = lock_file(file.fileno(), path, wait=False)
+    finally:
+        if not locked:
+            file.close()
+    return file if locked else None
+
+
+def lock_file(descriptor: int, path: Path, *, shared: bool = False, wait: bool = True) -> bool:
+    """Lock an open file until its descriptor is closed; False if another process has it and `wait` is false.
+
+    shared: any number of processes may hold a shared lock. path: its name in errors. Raises IncompatibleError on a
+    file system without locks.
+    """
+    kind = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB)
+    try:
+        fcntl.flock(descriptor, kind)
     except BlockingIOError:
-        file.close()
-        return None
+        return False
     except OSError as error:
-        file.close()
+        if error.errno not in NO_LOCKS:
+            raise
         raise IncompatibleError(f"{path.parent} is on a file system without locks: {error.strerror}.") from None
-    return file
+    return True
 
 
 def sweep(root: Path) -> None:

@@ -69,6 +69,8 @@ def first_fault(error: ValidationError) -> str:
     needed = PYDANTIC_SUBJECT.sub("", fault["msg"]).rstrip(".")
     if fault["type"] == "missing":
         line = f"{place} is missing"
+    elif place and isinstance(fault["input"], dict):  # too long to be shown
+        line = f"{place}: {needed}"
     elif place:
         line = f"{place}: got {repr(fault['input'])[:SHOWN_INPUT]}; needed: {needed}"
     else:

@@ -25,8 +25,7 @@ from numpy.typing import NDArray
 
 from gsae.store import open_store
 from gsae.store.codec import planes
-from gsae.store.codec import planes_kernels as kernels
-from gsae.store.codec.streaming import empty_rows
+from gsae.store.codec.scatter import empty_rows, scatter
 
 SITES = "mlp.10,attn.10,resid.15"
 CHUNKS, ROUNDS = 8, 9
@@ -254,9 +253,9 @@ def beyond_the_caches(site: str, chunks: list[U16]) -> dict[str, float]:
         for part, chunk in zip(parts, encoded, strict=True):
             planes.decode_into(chunk, out, places[part])
 
-    def scatter() -> None:
+    def copy_scattered() -> None:
         for part, x in zip(parts, raw, strict=True):
-            kernels.scatter(x, out, shuffled[part])
+            scatter(x, out, shuffled[part])
 
     seconds = medians(
         {
@@ -264,7 +263,7 @@ def beyond_the_caches(site: str, chunks: list[U16]) -> dict[str, float]:
             "blosc-lz4-bitshuffle": blosc_lz4,
             "planes-0": lambda: decode(level[0], in_order),
             "planes-1": lambda: decode(level[1], in_order),
-            "shuffled raw": scatter,
+            "shuffled raw": copy_scattered,
             "shuffled blosc-lz4-bitshuffle": blosc_lz4_scattered,
             "shuffled planes-0": lambda: decode(level[0], shuffled),
             "shuffled planes-1": lambda: decode(level[1], shuffled),

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gsae.store.format import row_order as order
-from gsae.store.read.read_order import Group, Shuffle, groups, mixed
+from gsae.store.read.read_order import Mix, Shuffle, mixed, mixes
 
 CONTEXT, BATCH, CHUNK_ROWS = 1024, 4096, 512
 DEFAULT_WINDOW = 1 << 18
@@ -33,13 +33,13 @@ Ints = NDArray[np.int64]
 class Epoch:
     """The rows of one epoch in the order in which they reach the trainer.
 
-    sources: (rows,) the place of each in the text. window: (rows,) where each was stored. group: (rows,) with which
+    sources: (rows,) the place of each in the text. window: (rows,) where each was stored. mix: (rows,) with which
     others it was read.
     """
 
     sources: Ints
     window: Ints
-    group: Ints
+    mix: Ints
 
 
 def stored(rows: int, window_rows: int) -> Ints:
@@ -58,18 +58,18 @@ def stored(rows: int, window_rows: int) -> Ints:
 def read(laid: Ints, window_rows: int, shuffle: Shuffle, number: int) -> Epoch:
     """Return epoch `number` of the stored rows `laid`, as `batches` reads them."""
     per_window = window_rows // CHUNK_ROWS
-    rows, group_of, at = np.empty(len(laid), np.int64), np.empty(len(laid), np.int64), 0
-    for group in groups([per_window] * (len(laid) // window_rows), shuffle, number + 1, (number, 0)):
-        inside = rows_of(group, per_window)
-        rows[at + mixed(len(inside), shuffle, group)] = inside
-        group_of[at : at + len(inside)] = group.number
+    rows, mix_of, at = np.empty(len(laid), np.int64), np.empty(len(laid), np.int64), 0
+    for mix in mixes([per_window] * (len(laid) // window_rows), shuffle, number + 1, (number, 0)):
+        inside = stored_rows(mix, per_window)
+        rows[at + mixed(len(inside), shuffle, mix)] = inside
+        mix_of[at : at + len(inside)] = mix.number
         at += len(inside)
-    return Epoch(laid[rows], rows // window_rows, group_of)
+    return Epoch(laid[rows], rows // window_rows, mix_of)
 
 
-def rows_of(group: Group, per_window: int) -> Ints:
-    """Return the stored rows of a group in the order of its picks."""
-    first = np.array([(pick.window * per_window + pick.chunk) * CHUNK_ROWS for pick in group.picks], np.int64)
+def stored_rows(mix: Mix, per_window: int) -> Ints:
+    """Return the stored rows of a mix in the order of its picks."""
+    first = np.array([(pick.window * per_window + pick.chunk) * CHUNK_ROWS for pick in mix.picks], np.int64)
     return (first[:, None] + np.arange(CHUNK_ROWS)).reshape(-1)
 
 
@@ -126,13 +126,13 @@ def shared_pairs(one: Epoch, two: Epoch, rows: int) -> float:
 def beyond_chance(one: Epoch, two: Epoch, rows: int) -> tuple[float, float]:
     """Return the shared pairs per batch that chance gives, and by how many standard errors there are more.
 
-    Chance: the chunks are read in the groups they are read in, and every group's rows are permuted at random. Groups
+    Chance: the chunks are read in the mixes they are read in, and the rows of every mix are permuted at random. Mixes
     are whole batches, all of one size, and each is a unit of the standard error.
     """
     batches = rows // BATCH
     a, b = (of_source(e, np.arange(rows) // BATCH, rows) for e in (one, two))
-    g, h = (of_source(e, e.group, rows) for e in (one, two))
-    alike = (BATCH - 1) / (np.bincount(g)[0] - 1)  # of two rows of a group, the share that is in one batch
+    g, h = (of_source(e, e.mix, rows) for e in (one, two))
+    alike = (BATCH - 1) / (np.bincount(g)[0] - 1)  # of two rows of a mix, the share that is in one batch
     chance = pairs_by(g, h, g, rows) * alike**2
     more = pairs_by(a, b, g, rows) - chance
     return float(chance.sum()) / batches, float(more.sum() / np.sqrt((more**2).sum()))
@@ -178,7 +178,7 @@ def main() -> None:
     parser.add_argument("--open-windows", type=int, default=32)
     options = parser.parse_args()
     rows = options.rows
-    shuffle = Shuffle(SEED, mix=options.mix, open_windows=options.open_windows)
+    shuffle = Shuffle(SEED, mix_chunks=options.mix, open_windows=options.open_windows)
     for name, size, kept in BUFFERS:
         one, two = (buffered(rows, size, kept, seed) for seed in (0, 1))
         print(json.dumps(figures(f"{name}, {size:,} rows", one, two, rows)), flush=True)

@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 
 PEER = Path(".venv-peers/bin/python")
 BATCH, MIX = 4096, 32
-ROUNDS, SHARE, CONSUMERS, PHASE = 7, 0.8, 8, 1.0
+ROUNDS, SHARE, PHASE = 7, 0.8, 1.0
 CONTEXTS, CONTEXT_SIZE, D_IN = 840, 512, 768
 PEER_ROWS, PEER_CONTEXT, PEER_DTYPES, HOOK = 1 << 17, 128, ("float32", "float16"), "hook"
 TARGETS = {"of_decoder": 0.75, "over_zarr": 4.0, "over_saelens": 3.0, "cold_of_pread": 0.9}
@@ -146,7 +146,7 @@ def opened(options: argparse.Namespace) -> Any:
 
 
 def warm(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """Measure the reader, the bare decoder, zarr and SAELens in turn; then consumers that sleep."""
+    """Measure the reader, the bare decoder, zarr and SAELens in turn."""
     site, threads = opened(options), options.threads
     import torch
 
@@ -193,7 +193,7 @@ def decoder_rate(site: Any, threads: int) -> float:
     """Time the decoding of every full chunk in stored order, each thread into one buffer."""
     spec, store = site.store.array(site.spec, site.split), site.store
     shards = [store.shard(spec, window) for window in store.windows(site.split)]
-    work = [(s, c) for s in shards for c in range(s.chunks) if s.chunk_rows(c) == spec.chunk_rows]
+    work = [(s, c) for s in shards for c in range(s.chunks) if s.rows_of_chunk(c) == spec.chunk_rows]
     places, mine = np.arange(spec.chunk_rows), threading.local()
 
     def decode(item: tuple[Any, int]) -> None:
@@ -227,27 +227,18 @@ def zarr_rate(path: Path, threads: int) -> Callable[[], float]:
     return rate
 
 
-# -- consumers that sleep
+# -- a consumer that sleeps
 
 
 def waiting(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """Measure how long consumers wait that take SHARE of the bare decoder's rate, alone and eight together."""
+    """Measure how long a consumer waits that takes SHARE of the bare decoder's rate."""
     site, threads = opened(options), options.threads
-    settings: dict[str, Any] = {"threads": threads, "epochs": None, "mix": MIX}
-    for consumers in (1, CONSUMERS):
-        if consumers == 1:
-            streams: tuple[Any, ...] = (site.batches(BATCH, **settings),)
-        else:
-            streams = site.shared_batches(consumers, BATCH, **settings)
-        shares = []
-        with ThreadPoolExecutor(consumers) as pool:
-            for number in range(options.rounds + 1):  # the first only warms up; the machine's speed changes in between
-                pause = BATCH / (SHARE * decoder_rate(site, threads))
-                found = list(pool.map(lambda stream: waited(stream, pause), streams))  # noqa: B023  (used at once)
-                shares += [max(found)] * (number > 0)
-        for stream in streams:
-            stream.close()
-        yield {"what": "waiting", "threads": threads, "consumers": consumers, **rounded({"waiting": median(shares)})}
+    shares = []
+    with site.batches(BATCH, threads=threads, epochs=None, mix=MIX) as batches:
+        for number in range(options.rounds + 1):  # the first only warms up; the machine's speed changes in between
+            pause = BATCH / (SHARE * decoder_rate(site, threads))
+            shares += [waited(batches, pause)] * (number > 0)
+    yield {"what": "waiting", "threads": threads, **rounded({"waiting": median(shares)})}
 
 
 def waited(stream: Any, pause: float) -> float:

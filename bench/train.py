@@ -144,15 +144,15 @@ def warm_up(options: argparse.Namespace) -> None:
 def our_run(options: argparse.Namespace, count: int, steps: int | None = None) -> dict[str, float]:
     """Train some SAEs from the store to their files; what it took, from the first batch on."""
     from gsae.store import open_store
-    from gsae.store.places.shard import Shard
+    from gsae.store.places.shard import ShardReader
     from gsae.train import Event, Finished, Progress, RunConfig, Started, parse_sae, train
 
     l1 = options.l1 if count == 1 else ",".join(map(str, L1_OF_EIGHT[:count]))
     site = open_store(options.store).site(options.site)
     decodes: Counter[tuple[Any, ...]] = Counter()
-    decode = Shard.decode_into
+    decode = ShardReader.decode_into
 
-    def counted(shard: Shard, chunk: int, *rest: Any) -> None:
+    def counted(shard: ShardReader, chunk: int, *rest: Any) -> None:
         decodes[shard.path, chunk] += 1
         decode(shard, chunk, *rest)
 
@@ -180,11 +180,11 @@ def our_run(options: argparse.Namespace, count: int, steps: int | None = None) -
         saes=parse_sae(f"gated width={options.width} l1={l1}"),
     )
     with tempfile.TemporaryDirectory(dir=options.work) as out:
-        Shard.decode_into = counted  # type: ignore[method-assign]
+        ShardReader.decode_into = counted  # type: ignore[method-assign]
         try:
             train(site, config, Path(out) / "run", listen)
         finally:
-            Shard.decode_into = decode  # type: ignore[method-assign]
+            ShardReader.decode_into = decode  # type: ignore[method-assign]
     rows = config.steps * config.batch_size
     ahead = site.batches(config.batch_size, epochs=None).memory // (2 * site.d_in)
     return {

@@ -1,18 +1,17 @@
-"""The on-disk format: plan, order, codecs, shard writer, memory-mapped reader, verification.
+"""The store: its format on disk, codecs, writer, reader, copies and verification.
 
-Knows nothing of language models, of what tokens mean, or of SAEs. Importing it registers the Zarr data type
-`bfloat16` and the codec `gsae.planes` with zarr-python, so that a plain `zarr.open(STORE)` reads a store.
+It knows nothing of language models, the meaning of tokens, or SAEs. Importing it registers the Zarr data type
+`bfloat16` and the codec `gsae.planes` with zarr-python, so that `zarr.open(STORE)` reads a store.
 """
 
 from .codec.chunks import encoded_bytes, unsigned
-from .codec.planes_kernels import scatter
-from .codec.streaming import empty_rows
+from .codec.scatter import empty_rows, scatter
 from .codec.zarr_plugin import register
+from .format.json_files import SCHEMA_VERSION
 from .format.manifest import all_windows
 from .format.moments import Moments, Summary
 from .format.plan import (
     DTYPE_BYTES,
-    SCHEMA_VERSION,
     ContextsSpec,
     DatasetSource,
     ModelSource,
@@ -35,20 +34,21 @@ from .format.row_order import (
     stored_order,
     word,
 )
-from .manage.copy import Copied, copy
+from .manage.copy import CopyProgress, copy
 from .manage.describe import describe
-from .manage.listing import Listed, list_stores
+from .manage.listing import StoreSummary, list_stores
 from .manage.seal import seal
-from .manage.verify import Checked, verify
+from .manage.verify import VerifyProgress, verify
 from .manage.verify_foreign import foreign_files
-from .places.cache import Cache, Fetched
+from .places.cache import Cache, FetchedFile
 from .places.pending_tokens import TokensMade, TokensPlan, read_tokens, write_tokens_made, write_tokens_plan
 from .read.batches import Batches
-from .read.shared import SharedBatches
+from .read.contexts_reader import read_contexts
+from .read.reading import ReadOptions
 from .read.site import Site
 from .read.store import Store, is_complete, open_store
 from .read.store_set import StoreSet, open_stores
-from .write.contexts_writer import read_contexts, write_contexts
+from .write.contexts_writer import write_contexts
 from .write.shard_writer import all_cores
 from .write.window_writer import read_plan, unfinished, write_manifest, write_plan, write_window
 
@@ -58,27 +58,27 @@ __all__ = [
     "SPLITS",
     "Batches",
     "Cache",
-    "Checked",
     "ContextsSpec",
-    "Copied",
+    "CopyProgress",
     "DatasetSource",
-    "Fetched",
+    "FetchedFile",
     "Layout",
-    "Listed",
     "ModelSource",
     "Moments",
     "Plan",
-    "SharedBatches",
+    "ReadOptions",
     "Site",
     "SiteSpec",
     "Split",
     "Store",
     "StoreSet",
+    "StoreSummary",
     "Stream",
     "Summary",
     "TokenizerSource",
     "TokensMade",
     "TokensPlan",
+    "VerifyProgress",
     "all_cores",
     "all_windows",
     "changed_fields",

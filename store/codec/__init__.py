@@ -1,1 +1,1 @@
-"""How rows become compressed chunks and rows again: the planes codec, zstd frames, checksums, compiled loops."""
+"""Encoding rows as compressed chunks and decoding them: the planes codec, zstd, checksums, compiled loops."""

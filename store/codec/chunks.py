@@ -1,8 +1,8 @@
-"""An array's chunks: its element type, its codec chain, and how one chunk becomes bytes and rows again.
+"""The chunks of an array: element type, codecs, and how one chunk is encoded and decoded.
 
-Every array of a store is described by one `ArraySpec`; from it come the Zarr metadata, the writer and the reader.
-Each chain ends in crc32c, checked before anything is decoded: a changed bit is an error that names the file,
-never a wrong number. The sum costs a few per cent of decoding.
+Every array of a store is described by one `ArraySpec`; the Zarr metadata, the writer and the reader follow from it.
+The last codec is always crc32c. It is checked before anything is decoded, so that a changed bit is an error and never
+a wrong number. It costs a few per cent of decoding.
 """
 
 import hashlib
@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from gsae.errors import CorruptError
 
 from . import planes
-from . import planes_kernels as kernels
 from . import zstd_frames as frames
+from .scatter import scatter
 
 Codec = Literal["planes", "zstd", "none"]
 ZSTD_LEVEL = 1
@@ -54,8 +54,8 @@ def raw_sha256(arrays: Iterable[NDArray[Any]]) -> str:
 class ArraySpec:
     """An array of rows: `shape` (rows,) or (rows, width), cut into shard files of `shard_rows` rows.
 
-    path: its folder in the store. chunk_rows divides shard_rows. A chunk always has chunk_rows rows in the file; the
-    last one is filled up with the fill value.
+    path: its folder in the store. chunk_rows divides shard_rows. Every chunk in a file has chunk_rows rows; the last
+    one is padded with the fill value.
     """
 
     path: str
@@ -88,15 +88,15 @@ class ArraySpec:
 
     @property
     def chunks_of_shard(self) -> int:
-        """Entries of a shard's index."""
+        """Number of entries in the index of a shard."""
         return self.shard_rows // self.chunk_rows
 
     def rows_of_shard(self, shard: int) -> int:
-        """Rows in shard `shard`; the last one may have fewer."""
+        """Return the rows of shard `shard`; the last one may have fewer."""
         return min(self.shard_rows, self.rows - shard * self.shard_rows)
 
     def file(self, shard: int) -> str:
-        """Return the path of a shard file inside the store, as Zarr's default chunk keys have it."""
+        """Return the path of a shard file in the store, by Zarr's default chunk keys."""
         return f"{self.path}/c/{shard}" + "/0" * (len(self.shape) - 1)
 
     def metadata(self) -> dict[str, Any]:
@@ -129,7 +129,7 @@ class ArraySpec:
         }
 
     def fill(self, rows: NDArray[Any]) -> NDArray[Any]:
-        """Return `rows`, values or bit patterns, filled up to chunk_rows rows with the fill value."""
+        """Return `rows`, values or bit patterns, padded to chunk_rows rows with the fill value."""
         if len(rows) == self.chunk_rows:
             return rows
         value = np.full((), np.nan if "float" in self.dtype else 0, NUMPY_DTYPES[self.dtype]).view(rows.dtype)
@@ -138,7 +138,7 @@ class ArraySpec:
         return full
 
     def encode(self, rows: NDArray[Any]) -> tuple[bytes, bytes]:
-        """Encode one chunk, (chunk_rows, width) or (chunk_rows,); return its bytes and the crc32c that follows them."""
+        """Encode one chunk, (chunk_rows, width) or (chunk_rows,); return its bytes and their crc32c."""
         if self.codec == "planes":
             encoded = planes.encode(rows.view(np.uint16), self.level)
         elif self.codec == "zstd":
@@ -148,33 +148,33 @@ class ArraySpec:
         return encoded, crc32c.crc32c(encoded).to_bytes(CRC_BYTES, "little")
 
     def decode_into(self, chunk: memoryview, out: NDArray[Any], places: NDArray[np.int64]) -> None:
-        """Check a chunk's crc32c and put its rows at places (chunk_rows,) of out (any, width).
+        """Check the crc32c of a chunk and decode it into rows places (chunk_rows,) of out (any, width).
 
         `out` holds bit patterns: unsigned integers of the item size. Raises CorruptError.
         """
-        body = checked(chunk)
+        body = without_crc(chunk)
         if self.codec == "planes":
             planes.decode_into(body, out, places)
             return
         raw = np.frombuffer(body, np.uint8)
-        due = self.chunk_rows * self.row_bytes
+        size = self.chunk_rows * self.row_bytes
         if self.codec == "zstd":
-            scratch = np.empty(due, np.uint8)
+            scratch = np.empty(size, np.uint8)
             frames.decompress_into(raw, scratch)
             raw = scratch
-        if len(raw) != due:
-            raise CorruptError(f"a chunk has {len(raw)} bytes; {due} are due.")
-        kernels.scatter(raw.view(out.dtype).reshape(self.chunk_rows, self.width), out, places)
+        if len(raw) != size:
+            raise CorruptError(f"a chunk has {len(raw)} bytes; {size} are needed.")
+        scatter(raw.view(out.dtype).reshape(self.chunk_rows, self.width), out, places)
 
 
 def encoded_bytes(rows: NDArray[Any], dtype: str, codec: Codec, level: int) -> int:
-    """Return the size of rows (rows, width), values or bit patterns, as one chunk."""
+    """Return the bytes that rows (rows, width), values or bit patterns, take as one chunk."""
     spec = ArraySpec("", dtype, rows.shape, len(rows), len(rows), codec, level)
     return sum(map(len, spec.encode(rows)))
 
 
-def checked(chunk: memoryview) -> memoryview:
-    """Return a chunk without its crc32c; raises CorruptError when the sum is wrong."""
+def without_crc(chunk: memoryview) -> memoryview:
+    """Return a chunk without its crc32c. Raises CorruptError if the crc32c is wrong."""
     if len(chunk) < CRC_BYTES:
         raise CorruptError(f"a chunk has {len(chunk)} bytes, too few for its crc32c.")
     body, crc = chunk[:-CRC_BYTES], int.from_bytes(chunk[-CRC_BYTES:], "little")
@@ -185,7 +185,7 @@ def checked(chunk: memoryview) -> memoryview:
 
 
 def encode_index(entries: list[tuple[int, int]], count: int) -> bytes:
-    """Return a shard's index: (offset, size) of each of `count` chunks, absent ones marked, and its crc32c."""
+    """Return the index of a shard: (offset, size) of each of `count` chunks (MISSING if absent), and its crc32c."""
     table = np.full((count, 2), MISSING, "<u8")
     if entries:
         table[: len(entries)] = entries
@@ -194,15 +194,15 @@ def encode_index(entries: list[tuple[int, int]], count: int) -> bytes:
 
 
 def decode_index(tail: memoryview, size: int, present: int, count: int) -> NDArray[np.int64]:
-    """Read the index that ends a shard file of `size` bytes: (present, 2) offsets and sizes inside it.
+    """Read the index at the end of a shard file of `size` bytes; return offsets and sizes, (present, 2).
 
-    present: chunks that must be there; the other `count - present` must be absent. Raises CorruptError.
+    present: the number of chunks that the file has; the other `count - present` must be absent. Raises CorruptError.
     """
-    table = np.frombuffer(checked(tail), "<u8").reshape(count, 2)
+    table = np.frombuffer(without_crc(tail), "<u8").reshape(count, 2)
     here, gone = table[:present], table[present:]
     ends = here[:, 0] + here[:, 1]
     if np.any(gone != MISSING) or np.any(ends > size - len(tail)) or np.any(ends < here[:, 0]):
-        raise CorruptError("the index points outside the file, or to chunks that cannot be there.")
+        raise CorruptError("the index points outside the file, or lists chunks that the array does not have.")
     return here.astype(np.int64)
 
 

@@ -1,8 +1,9 @@
-"""The sums of a window's rows: squared norms, and sums of x and x^2 by bin, each compiled and in plain numpy.
+"""The kernels of a site's moments: squared norms of rows, and sums of x and x^2 by bin.
 
-Every sum is of float64 and in one fixed order (lanes inside a row; stored order from row to row), so its bits depend
-neither on numba nor on threads nor on how the rows were cut. bfloat16 is widened in registers; the rows of a bin are
-added four at a time, so that sums are loaded and stored once for four rows: both together take about 4 GB/s a core.
+Each is compiled with numba and stands beside its twin in plain numpy, the oracle of its tests. All sums are in float64
+and in one fixed order (lanes within a row; stored order from row to row), so that their bits depend neither on numba
+nor on threads nor on how rows are cut into parts. bfloat16 is widened in registers. The rows of a bin are added four
+at a time, so that sums are loaded and stored once for four rows. Both kernels together read about 4 GB/s a core.
 """
 
 from typing import Any
@@ -10,14 +11,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .numba_support import compiled_or
+from .numba_support import compiled
 from .planes_kernels import F64, I64
 
 LANES = 32
 
 
 def float_bits(rows: NDArray[Any], dtype: str) -> NDArray[Any]:
-    """Return rows of a float dtype as bit patterns that begin a float32: uint16 (bfloat16) or uint32, exactly."""
+    """Return rows as the leading bits of float32: uint16 for bfloat16, uint32 for float16 and float32. Exact."""
     if dtype == "bfloat16":
         return rows.view(np.uint16)
     kind = np.dtype({"float16": "<f2", "float32": "<f4"}[dtype])
@@ -29,17 +30,14 @@ def _wide(bits: NDArray[Any]) -> F64:
     return (bits.astype(np.uint32) << shift).view(np.float32).astype(np.float64)
 
 
-def _value_plain(bits: int, shift: int) -> float:
-    return float(np.uint32(bits << shift).view(np.float32))
-
-
-@compiled_or(_value_plain)
-def _value(bits: int, shift: int) -> float:
-    """Return the number that begins with these bits, `shift` bits above the end of a float32."""
+@compiled
+def _value(bits: Any, shift: np.uint32) -> float:
+    """Return the float32 with these leading bits, as float64; shift: the number of bits that follow them."""
     return np.float64(np.uint32(np.uint32(bits) << shift).view(np.float32))
 
 
-def _squared_norms_plain(x: NDArray[Any], norms: F64) -> None:
+def squared_norms_plain(x: NDArray[Any], norms: F64) -> None:
+    """Compute as `squared_norms` does, in plain numpy."""
     rows, channels = x.shape
     padded = np.zeros((rows, -(-channels // LANES) * LANES), np.float64)
     padded[:, :channels] = _wide(x)
@@ -53,9 +51,9 @@ def _squared_norms_plain(x: NDArray[Any], norms: F64) -> None:
     norms[:] = total
 
 
-@compiled_or(_squared_norms_plain)
+@compiled
 def squared_norms(x: NDArray[Any], norms: F64) -> None:
-    """Fill norms (R,) with ||x||^2 of x (R, C), `float_bits`, summed in LANES fixed lanes."""
+    """Fill norms (R,) with ||x||^2 of x (R, C), from `float_bits`, summed in LANES fixed lanes."""
     rows, channels = x.shape
     shift = np.uint32(32 - 8 * x.itemsize)
     lanes = np.zeros(LANES, np.float64)
@@ -76,7 +74,8 @@ def squared_norms(x: NDArray[Any], norms: F64) -> None:
         norms[r] = total
 
 
-def _binned_sums_plain(x: NDArray[Any], order: I64, starts: I64, slots: I64, sums: F64, squares: F64) -> None:
+def binned_sums_plain(x: NDArray[Any], order: I64, starts: I64, slots: I64, sums: F64, squares: F64) -> None:
+    """Compute as `binned_sums` does, in plain numpy."""
     for bin_ in range(len(slots)):
         for r in order[starts[bin_] : starts[bin_ + 1]]:
             wide = _wide(x[r])
@@ -84,9 +83,9 @@ def _binned_sums_plain(x: NDArray[Any], order: I64, starts: I64, slots: I64, sum
             squares[slots[bin_]] += wide * wide
 
 
-@compiled_or(_binned_sums_plain)
+@compiled
 def binned_sums(x: NDArray[Any], order: I64, starts: I64, slots: I64, sums: F64, squares: F64) -> None:
-    """Add rows of x (R, C), `float_bits`, and their squares to rows of sums and squares (any, C).
+    """Add rows of x (R, C), from `float_bits`, and their squares to rows of sums and squares (any, C).
 
     Rows order[starts[i]] up to order[starts[i + 1]] of x are added, one after the other, to row slots[i].
     """

@@ -1,23 +1,13 @@
-"""Inner loops that are compiled with numba where it is installed, and are plain numpy where it is not."""
+"""The decorator of every compiled loop of the store. The first call in a new environment compiles, for seconds."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar, cast
 
-from .streaming import HAVE_NUMBA
+import numba
 
-if HAVE_NUMBA:
-    import numba
+Loop = TypeVar("Loop", bound=Callable[..., Any])
 
 
-def compiled_or(plain: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Compile the decorated loop when numba is there, else use `plain`; `.plain` is always the numpy version.
-
-    A compiled loop holds no GIL, and its code is kept beside the source from one process to the next.
-    """
-
-    def choose(loop: Callable[..., Any]) -> Callable[..., Any]:
-        chosen: Any = numba.njit(cache=True, nogil=True)(loop) if HAVE_NUMBA else plain
-        chosen.plain = plain
-        return chosen  # type: ignore[no-any-return]
-
-    return choose
+def compiled(loop: Loop) -> Loop:
+    """Compile a loop with numba. It releases the GIL, and its machine code is cached beside the source file."""
+    return cast(Loop, numba.njit(cache=True, nogil=True)(loop))

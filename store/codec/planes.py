@@ -1,10 +1,10 @@
 """The codec `gsae.planes` for bfloat16 rows: lossless, about 0.67 of raw, decoded at several GB/s a core.
 
-A bfloat16's sign and mantissa are noise, its exponent is not: it lies within a few steps of its channel's median.
-So sign and mantissa are kept as they are (one byte a value), and exponents become nibbles around a base for each
-channel, packed so that unpacking is plain vector code; what falls outside goes to an exception list. Level 1 runs
-zstd over 256 KiB blocks of nibbles, which acts as a Huffman coder on pairs (0.67 of raw); level 0 does not (0.75,
-memory speed). A chunk holds its own bases, so it can be read alone.
+The sign and mantissa of a bfloat16 activation are noise; its exponent lies within a few steps of its channel's median.
+So sign and mantissa are stored unchanged (one byte a value), and exponents become nibbles above a base for each
+channel, packed so that unpacking is plain vector code. Exponents outside that range go to an exception list. Level 1
+runs zstd over 256 KiB blocks of nibbles, which acts as a Huffman coder on pairs (0.67 of raw); level 0 does not (0.75
+of raw, at the speed of memory). A chunk contains its bases, so it can be read alone.
 
 A chunk, little-endian:
 
@@ -43,15 +43,17 @@ NIBBLES, BYTES = 0, 1
 NONE, ZSTD = 0, 1
 BLOCK_BYTES = 256 << 10
 
-# An exception takes five bytes. Form 1 is 0.25 of raw larger than form 0 without zstd, and about 0.02 with it.
+# An exception takes five bytes. Form 1 is larger than form 0 by 0.25 of raw without zstd, and by about 0.02 with it.
 MAX_EXCEPTION_SHARE = {NONE: 0.1, ZSTD: 0.015}
 
 
 def encode(x: U16, level: int) -> bytes:
-    """Encode bfloat16 bit patterns x (rows, channels) at level 0 (nibbles as they are) or 1 (zstd over them)."""
+    """Encode bfloat16 bit patterns x (rows, channels). level: 0 keeps the nibbles as they are, 1 and more run zstd."""
     rows, channels = x.shape
     if rows * channels >= 2**32:
-        raise ValueError(f"a chunk of {rows} x {channels} values is too large for gsae.planes: below 2^32 needed")
+        raise ValueError(
+            f"a chunk of {rows} x {channels} values is too large for gsae.planes, which takes fewer than 2^32"
+        )
     low = np.empty((rows, channels), np.uint8)
     nibbles = np.empty((rows, (channels + 1) // 2), np.uint8)
     base = fitted_bases(x)
@@ -67,7 +69,7 @@ def encode(x: U16, level: int) -> bytes:
 
 def _assemble(form: int, level: int, low: U8, packed: U8, base: U8, at: U32, values: U8) -> bytes:
     rows, channels = low.shape
-    # Without zstd one block is all it takes; with it, a block's nibbles stay in the second-level cache.
+    # With zstd, a block fits the second-level cache; without it, one block is enough.
     block_rows = max(BLOCK_BYTES // max(packed.shape[1], 1) if level else rows, 1)
     blocks: list[Any] = [packed[i : i + block_rows] for i in range(0, rows, block_rows)]
     if level:
@@ -81,13 +83,13 @@ def _assemble(form: int, level: int, low: U8, packed: U8, base: U8, at: U32, val
 
 
 def decode_into(data: Any, out: U16, places: I64) -> None:
-    """Decode a chunk into rows places (rows,) of out (any, channels), reading `data` (a buffer) where it lies.
+    """Decode a chunk from a buffer, which is not copied, into rows places (rows,) of out (any, channels).
 
-    Raises CorruptError when the chunk is damaged or not of len(places) rows of out's width, ValueError when a place
-    is not in `out` or `out` is not C-contiguous. Nothing is allocated beyond one block, whatever the chunk says.
+    Raises CorruptError if the chunk is damaged or does not have len(places) rows of out's width, ValueError if a place
+    is not in `out` or `out` is not C-contiguous. Memory is one block, also for a forged chunk.
     """
     if not out.flags.c_contiguous or (len(places) and (places.min() < 0 or places.max() >= len(out))):
-        raise ValueError(f"rows do not go to places {places} of an array {out.shape} that must be C-contiguous")
+        raise ValueError(f"places must lie in an array of shape {out.shape}, which must be C-contiguous; got {places}")
     buffer = np.frombuffer(data, np.uint8)
     buffer.flags.writeable = False
     chunk = _Chunk(buffer, rows=len(places), channels=out.shape[1])
@@ -106,7 +108,7 @@ def decode_into(data: Any, out: U16, places: I64) -> None:
 
 
 class _Chunk:
-    """The parts of an encoded chunk as read-only views, every size checked against the bytes at hand."""
+    """The parts of an encoded chunk as read-only views; every size is checked against the size of the buffer."""
 
     def __init__(self, buffer: U8, rows: int, channels: int) -> None:
         if len(buffer) < HEADER.size:
@@ -117,20 +119,20 @@ class _Chunk:
             raise CorruptError("the header of a planes chunk is damaged.")
         if (self.rows, self.channels) != (rows, channels):
             raise CorruptError(
-                f"a planes chunk says it holds {self.rows} x {self.channels} values; {rows} x {channels} are due."
+                f"a planes chunk declares {self.rows} x {self.channels} values; {rows} x {channels} are needed."
             )
         if self.block_rows < 1:
-            raise CorruptError("a planes chunk says that its blocks have no rows.")
+            raise CorruptError("a planes chunk declares blocks without rows.")
         self.form, self.packing = form, packing
         self.blocks = -(-rows // self.block_rows)
         self.width = (channels + 1) // 2 if form == NIBBLES else channels
         counts = [channels, 4 * self.blocks, 4 * (self.blocks + 1), 4 * exceptions, exceptions]
         ends = list(itertools.accumulate([HEADER.size, *counts]))
         if ends[-1] + rows * channels > len(buffer):
-            raise CorruptError(f"a planes chunk of {len(buffer)} bytes is cut short.")
+            raise CorruptError(f"a planes chunk of {len(buffer)} bytes is truncated.")
         self.base, packed, starts, at, self.values = (buffer[a:b] for a, b in itertools.pairwise(ends))
         self.starts = starts.view("<u4").tolist()
-        self.at = at.copy().view("<u4")  # in the chunk it need not be aligned
+        self.at = at.copy().view("<u4")  # it may be unaligned in the chunk
         self.offsets = list(itertools.accumulate(packed.view("<u4").tolist(), initial=ends[-1]))
         self.low = buffer[len(buffer) - rows * channels :].reshape(rows, channels)
         self.buffer = buffer
@@ -138,7 +140,7 @@ class _Chunk:
 
     def _check(self, exceptions: int) -> None:
         if self.offsets[-1] + self.rows * self.channels != len(self.buffer):
-            raise CorruptError(f"the blocks of a planes chunk of {len(self.buffer)} bytes do not add up to it.")
+            raise CorruptError(f"the blocks of a planes chunk of {len(self.buffer)} bytes do not add up to its size.")
         ascending = all(a <= b for a, b in itertools.pairwise(self.starts))
         if self.starts[0] != 0 or self.starts[-1] != exceptions or not ascending:
             raise CorruptError("the exception table of a planes chunk is damaged.")
@@ -149,16 +151,16 @@ class _Chunk:
         if self.packing == NONE:
             if len(raw) != rows * self.width:
                 raise CorruptError(
-                    f"block {block} of a planes chunk has {len(raw)} bytes; {rows * self.width} are due."
+                    f"block {block} of a planes chunk has {len(raw)} bytes; {rows * self.width} are needed."
                 )
             return raw.reshape(rows, self.width)
         unpacked = scratch[:rows]
         frames.decompress_into(raw, unpacked)
-        unpacked.flags.writeable = False  # one type for the kernels, and one compilation
+        unpacked.flags.writeable = False  # so that the kernels are compiled for one type only
         return unpacked
 
     def exceptions(self, block: int) -> tuple[U32, U8]:
-        """Return positions and exponents of a block's exceptions."""
+        """Return the positions and exponents of the exceptions of a block."""
         part = slice(self.starts[block], self.starts[block + 1])
         return self.at[part], self.values[part]
 
@@ -169,14 +171,14 @@ class Planes(Codec):  # type: ignore[misc]
     Parameters
     ----------
     channels : int
-        Width of a row; the buffer's size must be a multiple of it.
+        Width of a row; the number of values must be a multiple of it.
     level : int
-        0 keeps the nibbles as they are (0.75 of raw, memory speed), 1 and more run zstd over them (0.67).
+        0 keeps the nibbles as they are (0.75 of raw, at the speed of memory); 1 and more run zstd over them (0.67).
 
     Notes
     -----
-    For bfloat16 (or float16-sized) items only: any 16-bit pattern comes back unchanged, NaN payloads included, but
-    only bfloat16 activations become smaller.
+    For items of 16 bits. Every bit pattern is restored exactly, NaN payloads included, but only bfloat16 activations
+    become smaller.
 
     Examples
     --------
@@ -197,7 +199,7 @@ class Planes(Codec):  # type: ignore[misc]
         """Encode a buffer of 16-bit items, row after row."""
         flat = ensure_contiguous_ndarray_like(buf).view(np.uint16)
         if flat.size % self.channels:
-            raise ValueError(f"{flat.size} values are no whole number of rows of {self.channels} channels")
+            raise ValueError(f"{flat.size} values are not a multiple of {self.channels} channels")
         return encode(np.asarray(flat).reshape(-1, self.channels), self.level)
 
     def decode(self, buf: Any, out: Any = None) -> Any:
@@ -207,13 +209,13 @@ class Planes(Codec):  # type: ignore[misc]
             if len(data) < HEADER.size:
                 raise CorruptError(f"a planes chunk needs a header of {HEADER.size} bytes; this has {len(data)}.")
             rows = HEADER.unpack(data[: HEADER.size].tobytes())[4]
-            # A value takes at least its low byte, so a forged row count cannot make this larger than twice the chunk.
+            # A value takes at least one byte, so a forged number of rows allocates at most twice the size of the chunk.
             if rows * self.channels > len(data):
                 raise CorruptError(f"a planes chunk of {len(data)} bytes cannot hold {rows} rows.")
             out = np.empty(rows * self.channels * 2, np.uint8)
         target = ensure_contiguous_ndarray_like(out).view(np.uint16)
         if target.size % self.channels:
-            raise ValueError(f"out has {target.size} values, no whole number of rows of {self.channels} channels")
+            raise ValueError(f"out has {target.size} values, which is not a multiple of {self.channels} channels")
         rows_out: NDArray[np.uint16] = np.asarray(target).reshape(-1, self.channels)
         decode_into(data, rows_out, np.arange(len(rows_out)))
         return out

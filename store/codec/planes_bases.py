@@ -1,10 +1,10 @@
-"""Where a channel's sixteen nibbles begin: the choice on which the codec's size depends.
+"""The base of each channel: the exponent of its first nibble, which decides how well the codec compresses.
 
-Channels have exponents of the same shape at different heights. Coded with one table, they cost least when their
-shapes lie on top of each other, and a median, a whole number, can be off by half a step either way. So each channel
-is centred on its clipped mean, to an eighth of a step; then one offset for all decides how the means round, and one
-shift where the window of sixteen begins, by the size that the sampled values would take. That is 0.3 to 0.5 % of
-raw smaller than medians of the same sample, for a few per cent of the encoder's time.
+The exponents of channels have distributions of one shape at different means. They are coded with one table, which
+costs least if the distributions coincide; medians are integers and can be off by half a step. So each channel is
+centred on its clipped mean, to an eighth of a step. Then one offset for all channels decides how means are rounded, and
+one shift decides where the sixteen nibbles begin; both minimise the size of the sampled values. That saves 0.3 to 0.5 %
+of raw against medians of the same sample, and costs a few per cent of the encoder's time.
 """
 
 import numpy as np
@@ -29,13 +29,13 @@ def fitted_bases(x: U16) -> U8:
     e = (x[:: -(-rows // SAMPLED_ROWS)] >> 7).astype(np.uint8)
     centres, eighths = _centres(e)
     counts = np.empty((OFFSETS, 256), np.int64)
-    kernels.group_counts(e[:: -(-e.size // COUNTED_VALUES)], centres, eighths, counts)
+    kernels.deviation_counts(e[:: -(-e.size // COUNTED_VALUES)], centres, eighths, counts)
     offset, shift = _cheapest(counts)
     return centres + (eighths >= OFFSETS - offset) - np.uint8(shift)
 
 
 def _centres(e: U8) -> tuple[U8, U8]:
-    """Return the clipped mean of each channel of exponents e (rows, channels): its floor, and the eighths above."""
+    """Return the clipped mean of each channel of exponents e (rows, channels): its floor, and the eighths above it."""
     rows, channels = e.shape
     medians, sums = np.empty(channels, np.uint8), np.empty(channels, np.int32)
     kernels.channel_medians(e, medians)
@@ -45,9 +45,9 @@ def _centres(e: U8) -> tuple[U8, U8]:
 
 
 def _cheapest(counts: NDArray[np.int64]) -> tuple[int, int]:
-    """Choose offset and shift; counts: (OFFSETS, 256) of exponent minus centre, by the eighths of the centre.
+    """Return the cheapest offset and shift. counts: (OFFSETS, 256) of exponent minus centre, by eighths of the centre.
 
-    Offset o puts channels with at least OFFSETS - o eighths one step higher; shift s is the nibble of the centre.
+    Offset o moves channels with at least OFFSETS - o eighths one step higher; shift s is the nibble of the centre.
     """
     higher = np.roll(counts, -1, axis=1)
     kept, raised = np.cumsum(counts, axis=0)[::-1], np.cumsum(higher, axis=0)[::-1]
@@ -57,7 +57,7 @@ def _cheapest(counts: NDArray[np.int64]) -> tuple[int, int]:
     outside = both.sum(axis=1)[:, None] - windows.sum(axis=2)
     coded = windows + outside[:, :, None] * (np.arange(NIBBLES) == NIBBLES - 1)
     bits = -np.sum(coded * np.log2(np.maximum(coded, 1) / coded.sum(axis=2, keepdims=True)), axis=2)
-    # Whole bits: the last digit of a logarithm differs between machines, and the choice must not.
+    # Rounded to whole bits, because the last digit of a logarithm differs between machines and the choice must not.
     cost = np.rint(bits + EXCEPTION_BITS * outside)
     offset, first = np.unravel_index(np.argmin(cost), cost.shape)
     return int(offset), NIBBLES - 1 - int(first)

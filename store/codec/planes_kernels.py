@@ -1,19 +1,17 @@
-"""The inner loops of the store, each twice: compiled with numba, and in plain numpy under the same signature.
+"""The inner loops of the codec `gsae.planes`, compiled with numba, and each in plain numpy as the oracle of its tests.
 
-The plain version is the oracle in the tests and what runs where numba is not installed. Kernels take arrays and
-fill arrays, hold no GIL and allocate next to nothing. They trust their places: callers check them first.
+Kernels take arrays and fill arrays, hold no GIL and allocate next to nothing. They do not check their places: callers
+do that first.
 
-Legend: R rows of a block, C channels, H = (C + 1) // 2 bytes of nibbles a row (low nibbles are the first H
-channels, high nibbles the others, so that unpacking is two straight vector loops).
+Legend: R rows of a block, C channels, H = (C + 1) // 2 bytes of nibbles a row (low nibbles are the first H channels,
+high nibbles the others, so that unpacking is two straight vector loops).
 """
-
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .numba_support import compiled_or
-from .streaming import LINE_BYTES, fence, stream_line
+from .numba_support import compiled
+from .scatter import LINE_BYTES, fence, stream_line, streamable
 
 U8 = NDArray[np.uint8]
 U16 = NDArray[np.uint16]
@@ -21,9 +19,6 @@ U32 = NDArray[np.uint32]
 I32 = NDArray[np.int32]
 I64 = NDArray[np.int64]
 F64 = NDArray[np.float64]
-
-# Rows scattered over a buffer of at least this size go past the caches: it is more than a core's share of any cache.
-STREAM_BYTES = 16 << 20
 
 
 def _exponents(x: U16) -> U8:
@@ -34,27 +29,16 @@ def _sign_mantissa(x: U16) -> U8:
     return (((x >> 8) & 0x80) | (x & 0x7F)).astype(np.uint8)
 
 
-def _streamable_plain(out: NDArray[Any]) -> bool:
-    whole_lines = (out.shape[1] * out.itemsize) % LINE_BYTES == 0 and out.ctypes.data % LINE_BYTES == 0
-    return bool(out.flags.c_contiguous and whole_lines and out.size * out.itemsize >= STREAM_BYTES)
-
-
-@compiled_or(_streamable_plain)
-def _streamable(out: NDArray[Any]) -> bool:
-    """Say whether rows of out (any, C) are whole cache lines of a buffer that no cache would hold."""
-    whole_lines = (out.shape[1] * out.itemsize) % LINE_BYTES == 0 and out.ctypes.data % LINE_BYTES == 0
-    return out.flags.c_contiguous and whole_lines and out.size * out.itemsize >= STREAM_BYTES
-
-
-def _channel_medians_plain(e: U8, medians: U8) -> None:
+def channel_medians_plain(e: U8, medians: U8) -> None:
+    """Compute as `channel_medians` does, in plain numpy."""
     medians[:] = np.sort(e, axis=0)[len(e) // 2]
 
 
-@compiled_or(_channel_medians_plain)
+@compiled
 def channel_medians(e: U8, medians: U8) -> None:
     """Fill medians (C,) with the upper median of each channel of the exponents e (R, C), R from 1 to 65,535.
 
-    Bit by bit from the top, for all channels at once: straight vector loops, where a histogram would be scalar.
+    Bits are found from the top for all channels at once: these are vector loops, and a histogram would be scalar.
     """
     rows, channels = e.shape
     below = np.empty(channels, np.uint16)
@@ -70,11 +54,12 @@ def channel_medians(e: U8, medians: U8) -> None:
                 medians[c] += step
 
 
-def _deviation_sums_plain(e: U8, medians: U8, limit: int, sums: I32) -> None:
+def deviation_sums_plain(e: U8, medians: U8, limit: int, sums: I32) -> None:
+    """Compute as `deviation_sums` does, in plain numpy."""
     sums[:] = np.clip(e.astype(np.int32) - medians, -limit, limit).sum(axis=0)
 
 
-@compiled_or(_deviation_sums_plain)
+@compiled
 def deviation_sums(e: U8, medians: U8, limit: int, sums: I32) -> None:
     """Fill sums (C,) with each channel's sum of e (R, C) minus its median, each clipped to -limit .. limit."""
     rows, channels = e.shape
@@ -85,22 +70,24 @@ def deviation_sums(e: U8, medians: U8, limit: int, sums: I32) -> None:
             sums[c] += min(max(deviation, np.int32(-limit)), np.int32(limit))
 
 
-def _group_counts_plain(e: U8, centres: U8, groups: U8, counts: I64) -> None:
-    cells = groups.astype(np.int64) * 256 + (e - centres)
+def deviation_counts_plain(e: U8, centres: U8, eighths: U8, counts: I64) -> None:
+    """Compute as `deviation_counts` does, in plain numpy."""
+    cells = eighths.astype(np.int64) * 256 + (e - centres)
     counts[:] = np.bincount(cells.ravel(), minlength=counts.size).reshape(counts.shape)
 
 
-@compiled_or(_group_counts_plain)
-def group_counts(e: U8, centres: U8, groups: U8, counts: I64) -> None:
-    """Fill counts (G, 256): how often e (R, C) minus its channel's centre is each value mod 256, by channel's group."""
+@compiled
+def deviation_counts(e: U8, centres: U8, eighths: U8, counts: I64) -> None:
+    """Fill counts (8, 256): how often e (R, C) minus its channel's centre is each value mod 256, by eighths (C,)."""
     rows, channels = e.shape
     counts[:] = 0
     for r in range(rows):
         for c in range(channels):
-            counts[groups[c], np.uint8(e[r, c] - centres[c])] += 1
+            counts[eighths[c], np.uint8(e[r, c] - centres[c])] += 1
 
 
-def _pack_plain(x: U16, base: U8, low: U8, nibbles: U8, at: U32, exponents: U8) -> int:
+def pack_plain(x: U16, base: U8, low: U8, nibbles: U8, at: U32, exponents: U8) -> int:
+    """Compute as `pack` does, in plain numpy."""
     half = nibbles.shape[1]
     low[:] = _sign_mantissa(x)
     delta = _exponents(x) - base
@@ -115,7 +102,7 @@ def _pack_plain(x: U16, base: U8, low: U8, nibbles: U8, at: U32, exponents: U8) 
     return len(found)
 
 
-@compiled_or(_pack_plain)
+@compiled
 def pack(x: U16, base: U8, low: U8, nibbles: U8, at: U32, exponents: U8) -> int:
     """Split x (R, C) into low (R, C), nibbles (R, H) and exceptions; return how many exceptions there are.
 
@@ -123,7 +110,7 @@ def pack(x: U16, base: U8, low: U8, nibbles: U8, at: U32, exponents: U8) -> int:
     ascending) and exponents; -1 when these are too short.
     """
     rows, channels = x.shape
-    half = np.uint64(nibbles.shape[1])  # an unsigned index never wraps around: without that, loops stay scalar
+    half = np.uint64(nibbles.shape[1])  # unsigned, because an index that could wrap around keeps loops scalar
     delta = np.zeros(2 * nibbles.shape[1], np.uint8)
     n = 0
     for r in range(rows):
@@ -148,7 +135,8 @@ def pack(x: U16, base: U8, low: U8, nibbles: U8, at: U32, exponents: U8) -> int:
     return n
 
 
-def _unpack_plain(low: U8, nibbles: U8, base: U8, at: U32, exponents: U8, first: int, out: U16, places: I64) -> int:
+def unpack_plain(low: U8, nibbles: U8, base: U8, at: U32, exponents: U8, first: int, out: U16, places: I64) -> int:
+    """Compute as `unpack` does, in plain numpy."""
     rows, channels = low.shape
     half = nibbles.shape[1]
     e = np.empty(low.shape, np.uint8)
@@ -170,17 +158,17 @@ def _join(low: U8, exponents: U8) -> U16:
     return joined.astype(np.uint16, copy=False)
 
 
-@compiled_or(_unpack_plain)
+@compiled
 def unpack(low: U8, nibbles: U8, base: U8, at: U32, exponents: U8, first: int, out: U16, places: I64) -> int:
     """Join low (R, C) and nibbles (R, H) around base (C,) into rows places (R,) of out (any, C), C-contiguous.
 
-    first: the block's first row in the chunk; at, exponents: its exceptions, as `pack` gives them. Returns how many
-    of these were applied: all, unless one lies outside the block or in a row before its predecessor's.
+    first: the block's first row in the chunk. at, exponents: its exceptions, from `pack`. Returns how many of them
+    were applied: all, unless one lies outside the block or in a row before that of the exception before it.
     """
     rows, channels = low.shape
     half = np.uint64(nibbles.shape[1])
-    line = np.empty(channels, np.uint16)  # a row is made in the first-level cache, then leaves it in one go
-    streamed = _streamable(out)
+    line = np.empty(channels, np.uint16)  # a row is made in the first-level cache and then written at once
+    streamed = streamable(out)
     origin, end, size = line.ctypes.data, out.ctypes.data, channels * 2
     n = 0
     for r in range(rows):
@@ -209,13 +197,14 @@ def unpack(low: U8, nibbles: U8, base: U8, at: U32, exponents: U8, first: int, o
     return n
 
 
-def _join_bytes_plain(low: U8, exponents: U8, out: U16, places: I64) -> None:
+def join_bytes_plain(low: U8, exponents: U8, out: U16, places: I64) -> None:
+    """Compute as `join_bytes` does, in plain numpy."""
     out[places] = _join(low, exponents)
 
 
-@compiled_or(_join_bytes_plain)
+@compiled
 def join_bytes(low: U8, exponents: U8, out: U16, places: I64) -> None:
-    """Join low and exponents, both (R, C), into rows places (R,) of out: the form for unpredictable exponents."""
+    """Join low and exponents, both (R, C), into rows places (R,) of out: form 1, for unpredictable exponents."""
     rows, channels = low.shape
     for r in range(rows):
         to = out[places[r]]
@@ -224,12 +213,13 @@ def join_bytes(low: U8, exponents: U8, out: U16, places: I64) -> None:
             to[c] = ((v & np.uint16(0x80)) << 8) | (np.uint16(exponents[r, c]) << 7) | (v & np.uint16(0x7F))
 
 
-def _split_bytes_plain(x: U16, low: U8, exponents: U8) -> None:
+def split_bytes_plain(x: U16, low: U8, exponents: U8) -> None:
+    """Compute as `split_bytes` does, in plain numpy."""
     low[:] = _sign_mantissa(x)
     exponents[:] = _exponents(x)
 
 
-@compiled_or(_split_bytes_plain)
+@compiled
 def split_bytes(x: U16, low: U8, exponents: U8) -> None:
     """Split x (R, C) into low and exponents, both (R, C)."""
     rows, channels = x.shape
@@ -238,23 +228,3 @@ def split_bytes(x: U16, low: U8, exponents: U8) -> None:
             v = x[r, c]
             low[r, c] = np.uint8((v >> 8) & 0x80) | np.uint8(v & 0x7F)
             exponents[r, c] = np.uint8(v >> 7)
-
-
-def _scatter_plain(rows: NDArray[Any], out: NDArray[Any], places: I64) -> None:
-    out[places] = rows
-
-
-@compiled_or(_scatter_plain)
-def scatter(rows: NDArray[Any], out: NDArray[Any], places: I64) -> None:
-    """Copy rows (R, C) into rows places (R,) of out (any, C)."""
-    if rows.flags.c_contiguous and rows.itemsize == out.itemsize and _streamable(out):
-        origin, end, size = rows.ctypes.data, out.ctypes.data, out.shape[1] * out.itemsize
-        for r in range(rows.shape[0]):
-            for i in range(0, size, LINE_BYTES):
-                stream_line(origin + r * size + i, end + places[r] * size + i)
-        fence()
-        return
-    for r in range(rows.shape[0]):
-        to = out[places[r]]
-        for c in range(rows.shape[1]):
-            to[c] = rows[r, c]

@@ -1,8 +1,7 @@
-"""What zarr-python needs to read our arrays: the data type `bfloat16` and the codec `gsae.planes`.
+"""What zarr-python needs to read the arrays of a store: the data type `bfloat16` and the codec `gsae.planes`.
 
-zarr-python loads codecs through entry points but data types only when they are registered, so importing
-`gsae.store` calls `register`. Our own reader does not come through here: this is for interoperability, and the
-independent check of the reader.
+zarr-python finds codecs by entry points, but data types must be registered, so importing `gsae.store` calls `register`.
+The reader of gsae does not use this module; it is for other programs, and for independent tests of the reader.
 """
 
 from dataclasses import dataclass
@@ -51,7 +50,7 @@ class PlanesCodec(ArrayBytesCodec):
         return {"name": "gsae.planes", "configuration": {"level": self.level}}
 
     def compute_encoded_size(self, input_byte_length: int, chunk_spec: ArraySpec) -> int:
-        """Refuse: the size depends on the values."""
+        """Raise NotImplementedError: the size depends on the values."""
         raise NotImplementedError
 
     async def _decode_single(self, chunk_bytes: Buffer, chunk_spec: ArraySpec) -> NDBuffer:
@@ -68,7 +67,7 @@ class PlanesCodec(ArrayBytesCodec):
 
 
 def register() -> None:
-    """Make zarr-python know both; doing it again changes nothing."""
+    """Register both with zarr-python; a second call changes nothing."""
     register_codec("gsae.planes", PlanesCodec)
     if data_type_registry.contents.get("bfloat16") is not BFloat16:
         data_type_registry.register("bfloat16", BFloat16)

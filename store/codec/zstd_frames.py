@@ -1,6 +1,6 @@
-"""zstd frames that must hold exactly so many bytes: what a frame declares is compared before it is decompressed.
+"""zstd frames of a known size: the size that a frame declares is checked before it is decompressed.
 
-Nothing is allocated on a frame's word, and a frame that holds less than is due cannot leave stale bytes behind it.
+So a forged frame cannot make the reader allocate memory, and a frame with too few bytes is an error.
 """
 
 from typing import Any
@@ -22,11 +22,11 @@ def compress(data: Any, level: int) -> bytes:
 
 
 def decompress_into(frame: NDArray[np.uint8], out: NDArray[np.uint8]) -> None:
-    """Fill `out` (contiguous) from one frame; raises CorruptError unless the frame declares and holds that much."""
+    """Fill `out` (contiguous) from one frame. Raises CorruptError unless the frame declares and holds that size."""
     declared = content_size(frame)
     if declared != out.size:
-        said = "does not say how much it holds" if declared is None else f"says it holds {declared} bytes"
-        raise CorruptError(f"a zstd frame {said}; {out.size} bytes are due.")
+        found = "does not declare its size" if declared is None else f"declares {declared} bytes"
+        raise CorruptError(f"a zstd frame {found}; {out.size} bytes are needed.")
     try:
         zstd.decompress(frame, out)
     except (RuntimeError, ValueError) as error:
@@ -34,7 +34,7 @@ def decompress_into(frame: NDArray[np.uint8], out: NDArray[np.uint8]) -> None:
 
 
 def content_size(frame: NDArray[np.uint8]) -> int | None:
-    """Return the bytes that a frame declares to hold; None when it declares nothing or is no zstd frame."""
+    """Return the number of bytes that a frame declares; None if it declares none, or is not a zstd frame."""
     head = frame[: HEADER_BYTES + len(MAGIC)].tobytes()
     if len(head) <= len(MAGIC) or not head.startswith(MAGIC):
         return None

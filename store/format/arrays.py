@@ -1,34 +1,36 @@
-"""Which arrays a store has, and the Zarr metadata that lets any Zarr v3 reader walk them.
+"""Which arrays a store has, and the Zarr metadata with which any Zarr v3 reader finds them.
 
-All of it follows from the plan, so metadata is written once, at the start, and is checked by making it again.
+Both follow from the plan alone, so metadata is written once, at the start, and is checked by computing it again.
 """
 
 from typing import Any, Literal
 
 from gsae.store.codec.chunks import ArraySpec
 
-from .plan import Plan, canonical_json
+from .json_files import canonical_json
+from .plan import Plan
 from .row_order import SPLITS, Split
 
 SOURCE = "source"
-GROUPS = ("contexts", "documents", "heldout", "train")
+DOCUMENTS = ("documents/start", "documents/id", "documents/split")
+ZARR_GROUPS = ("contexts", "documents", "heldout", "train")
 SMALL_CHUNK_BYTES = 1 << 20
 SMALL_CHUNKS_OF_SHARD = 64
 
 
-def rows_of(plan: Plan, split: Split) -> int:
+def split_rows(plan: Plan, split: Split) -> int:
     """Rows of a split."""
     return plan.rows if split == "train" else plan.heldout_rows
 
 
-def windows_of(plan: Plan, split: Split) -> int:
+def split_windows(plan: Plan, split: Split) -> int:
     """Windows of a split."""
     return plan.windows if split == "train" else plan.heldout_windows
 
 
 def site_array(plan: Plan, split: Split, name: str) -> ArraySpec:
-    """Return the array of a site (by its folder's name, or `source`) in a split."""
-    rows = rows_of(plan, split)
+    """Return the array of a site in a split; name: the site's folder, or `source` for the sources of the rows."""
+    rows = split_rows(plan, split)
     if name == SOURCE:
         codec: Literal["zstd", "none"] = "none" if plan.codec == "none" else "zstd"
         return ArraySpec(f"{split}/{SOURCE}", "int64", (rows,), plan.chunk_rows, plan.window_rows, codec)
@@ -40,18 +42,19 @@ def site_array(plan: Plan, split: Split, name: str) -> ArraySpec:
 
 
 def window_arrays(plan: Plan, split: Split) -> list[ArraySpec]:
-    """Return the arrays whose shard `w` is window `w`: every site in the plan's order, then the sources."""
+    """Return the arrays of a split; shard w of each is window w. Sites are in the plan's order, sources come last."""
     return [site_array(plan, split, name) for name in (*(s.folder for s in plan.sites), SOURCE)]
 
 
 def context_arrays(contexts: int, context_size: int, documents: int) -> list[ArraySpec]:
-    """Return the arrays of tokens and documents; always in standard codecs."""
+    """Return the arrays of tokens and documents. They always have standard codecs, which need nothing of gsae."""
     return [
         _small("contexts/tokens", "int32", (contexts, context_size)),
         _small("contexts/split", "uint8", (contexts,)),
-        _small("documents/start", "int64", (documents,)),
-        _small("documents/id", "int64", (documents,)),
-        _small("documents/split", "uint8", (documents,)),
+        *(
+            _small(path, dtype, (documents,))
+            for path, dtype in zip(DOCUMENTS, ("int64", "int64", "uint8"), strict=True)
+        ),
     ]
 
 
@@ -69,10 +72,10 @@ def all_arrays(plan: Plan) -> list[ArraySpec]:
 
 
 def metadata_files(plan: Plan) -> dict[str, bytes]:
-    """Return every `zarr.json` of a store by its path; the root's has the others in it (consolidated)."""
-    nodes: dict[str, dict[str, Any]] = {group: _group({}) for group in GROUPS}
+    """Return every `zarr.json` of a store by its path; the root's contains the others (consolidated metadata)."""
+    nodes: dict[str, dict[str, Any]] = {group: _zarr_group({}) for group in ZARR_GROUPS}
     nodes |= {spec.path: spec.metadata() for spec in all_arrays(plan)}
-    root = _group(
+    root = _zarr_group(
         {
             "gsae": {
                 "schema_version": plan.schema_version,
@@ -88,5 +91,5 @@ def metadata_files(plan: Plan) -> dict[str, bytes]:
     return files | {"zarr.json": canonical_json(root)}
 
 
-def _group(attributes: dict[str, Any]) -> dict[str, Any]:
+def _zarr_group(attributes: dict[str, Any]) -> dict[str, Any]:
     return {"zarr_format": 3, "node_type": "group", "attributes": attributes}

@@ -1,22 +1,33 @@
-"""Records and the manifest: what was written, with the sums that prove it, and the store's identity.
+"""Records and the manifest: what was written, the sha256 of each file, and the identity of the store's content.
 
-A record is published after its window's files; the manifest last, and a store is complete when it exists. The
-manifest is a pure function of plan and records (no times, no hosts), so any worker may write it and all write the
-same bytes. `digest` names the content and survives re-encoding: it is what an SAE remembers. The windows of a store
-are those that its manifest lists: all of the plan's, or in a sealed store some of them.
+A record is published after the files of its window, and the manifest last: a store is complete if it has one. The
+manifest is a pure function of plan and records (no times, no hosts), so that any worker may write it and all write the
+same bytes. `digest` identifies the content and does not depend on the codec; SAEs keep it. The windows of a store are
+those that its manifest lists: all of the plan's, or some of them in a sealed store.
 """
 
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import AfterValidator, Field, SerializerFunctionWrapHandler, model_serializer
+from pydantic import AfterValidator, Field
 
 from gsae.errors import CorruptError
 
-from .arrays import context_arrays, metadata_files, window_arrays, windows_of
+from .arrays import context_arrays, metadata_files, split_windows, window_arrays
+from .json_files import (
+    SCHEMA_VERSION,
+    Count,
+    OmitsDefaults,
+    Positive,
+    Sha256,
+    StoredValue,
+    canonical_json,
+    parse,
+    sha256,
+)
 from .moments import ZERO_BIN, Moments, MomentsRecord
-from .plan import SCHEMA_VERSION, Count, Frozen, Plan, Positive, Sha256, canonical_json, parse, sha256
+from .plan import Plan
 from .row_order import SPLITS, Split
 
 MANIFEST = "manifest.json"
@@ -27,7 +38,7 @@ RECORDS = "shards"
 
 def _inside(path: str) -> str:
     if {".", ".."} & set(path.split("/")):
-        raise ValueError(f"{path!r} leads out of the store")
+        raise ValueError("a path inside the store")
     return path
 
 
@@ -36,7 +47,7 @@ SafePath = Annotated[
 ]
 
 
-class FileEntry(Frozen):
+class FileEntry(StoredValue):
     """A file of the store; `path` is relative to it."""
 
     path: SafePath
@@ -44,7 +55,7 @@ class FileEntry(Frozen):
     sha256: Sha256
 
 
-class ArrayEntry(Frozen):
+class ArrayEntry(StoredValue):
     """One window of one array: its shard file, and the sha256 of its raw little-endian rows."""
 
     array: SafePath
@@ -53,8 +64,8 @@ class ArrayEntry(Frozen):
     file: FileEntry
 
 
-class Record(Frozen):
-    """A finished window: its arrays (sites in the plan's order, then the sources) and the moments of each site."""
+class Record(StoredValue):
+    """A finished window: its arrays (sites in the plan's order, sources last) and the moments of each site by name."""
 
     schema_version: str
     split: Literal["train", "heldout"]
@@ -63,8 +74,8 @@ class Record(Frozen):
     moments: dict[str, MomentsRecord]
 
 
-class WindowEntry(Frozen):
-    """What the manifest keeps of a record: all but the moments, and the record's own sum."""
+class WindowEntry(StoredValue):
+    """A window in the manifest: its record without the moments, and the entry of the record's file."""
 
     split: Literal["train", "heldout"]
     window: Count
@@ -72,10 +83,10 @@ class WindowEntry(Frozen):
     record: FileEntry
 
 
-class Manifest(Frozen):
+class Manifest(OmitsDefaults):
     """Plan, windows and totals of a complete store. `sha256` is that of the other fields in canonical JSON.
 
-    sealed: some of the plan's windows are not here and never will be; the field is written only where it is true.
+    sealed: some of the plan's windows are missing and will never be written.
     """
 
     schema_version: str
@@ -88,11 +99,6 @@ class Manifest(Frozen):
     files_digest: Sha256
     sha256: Sha256
 
-    @model_serializer(mode="wrap")
-    def _without_false(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        fields: dict[str, Any] = handler(self)
-        return fields if self.sealed else {name: value for name, value in fields.items() if name != "sealed"}
-
 
 def record_name(split: Split, window: int) -> str:
     """Return the path of a window's record."""
@@ -100,12 +106,12 @@ def record_name(split: Split, window: int) -> str:
 
 
 def all_windows(plan: Plan) -> list[tuple[Split, int]]:
-    """List the windows of a store in the order of work: held-out first, so that a harvest cut short has them."""
-    return [(split, w) for split in reversed(SPLITS) for w in range(windows_of(plan, split))]
+    """List the windows of a store in the order of work: held-out first, so that an interrupted harvest has them."""
+    return [(split, w) for split in reversed(SPLITS) for w in range(split_windows(plan, split))]
 
 
 def build(plan: Plan, files: list[FileEntry], records: list[tuple[FileEntry, Record]]) -> Manifest:
-    """Return the manifest of a store, sealed when these are not the records of all its windows.
+    """Return the manifest of a store, sealed if these are not the records of all windows of the plan.
 
     files: plan.json, Zarr metadata and context arrays. records: in the order of `all_windows`, each with its file.
     """
@@ -142,19 +148,19 @@ def listed_files(plan: Plan) -> list[str]:
 
 
 def every_file(manifest: Manifest) -> list[FileEntry]:
-    """Return every file of a store but the manifest: the small ones, then shards, then records."""
+    """Return the entries of all files of a store but the manifest: small ones, then shards, then records."""
     windows = manifest.windows
     return [*manifest.files, *(a.file for w in windows for a in w.arrays), *(w.record for w in windows)]
 
 
 def files_digest(files: Sequence[FileEntry], windows: Sequence[WindowEntry]) -> str:
-    """Return the sum over every file of a store but the manifest: `files`, then shards, then records."""
+    """Return the sha256 of the entries of all files but the manifest: `files`, then shards, then records."""
     every = [*files, *(a.file for w in windows for a in w.arrays), *(w.record for w in windows)]
     return sha256(canonical_json([f.model_dump(mode="json") for f in every]))
 
 
 def digest(plan: Plan, windows: list[WindowEntry]) -> str:
-    """Return the identity of the content: the plan's meaning, the tokens, and the raw rows in window order."""
+    """Return the identity of the content: the sha256 of the semantic plan and of the sums of raw rows by window."""
     content = {
         "plan": plan.semantic(),
         "rows": [[a.array, w.window, a.raw_sha256] for w in windows for a in w.arrays],
@@ -163,27 +169,30 @@ def digest(plan: Plan, windows: list[WindowEntry]) -> str:
 
 
 def read_manifest(data: bytes, where: str) -> Manifest:
-    """Read a manifest and check its own sum and digest; raises CorruptError or IncompatibleError."""
+    """Read a manifest and check it: sums, digest, windows and files. Raises CorruptError or IncompatibleError.
+
+    where: names the file in errors.
+    """
     manifest = parse(Manifest, data, where)
     body = manifest.model_dump(mode="json", exclude={"sha256"})
     found = sha256(canonical_json(body))
     if found != manifest.sha256:
-        raise CorruptError(f"{where} has sha256 {found[:12]}…; it says {manifest.sha256[:12]}…: it was changed.")
+        raise CorruptError(f"{where} has sha256 {found[:12]}…; it says {manifest.sha256[:12]}…, so it was changed.")
     if digest(manifest.plan, list(manifest.windows)) != manifest.digest:
-        raise CorruptError(f"{where} holds a digest that its own plan and rows do not give.")
+        raise CorruptError(f"The digest in {where} is not that of its plan and rows.")
     _check_windows(manifest, where)
     _check_files(manifest, where)
     return manifest
 
 
 def _check_windows(manifest: Manifest, where: str) -> None:
-    """The windows are the plan's, each once and in order (or some of them, when sealed), with the plan's arrays."""
+    """Check that windows are the plan's, each once and in order (some of them, if sealed), with the plan's arrays."""
     plan = manifest.plan
-    due = plan.windows + plan.heldout_windows  # counted, not listed: a forged plan can have any number
+    planned = plan.windows + plan.heldout_windows  # counted, not listed: a forged plan may have any number
     found = [(SPLITS[::-1].index(w.split), w.window) for w in manifest.windows]
-    inside = all(w.window < windows_of(plan, w.split) for w in manifest.windows)
-    if not inside or found != sorted(set(found)) or manifest.sealed != (len(found) < due):
-        raise CorruptError(f"{where} does not list the {due} windows that its plan has.")
+    inside = all(w.window < split_windows(plan, w.split) for w in manifest.windows)
+    if not inside or found != sorted(set(found)) or manifest.sealed != (len(found) < planned):
+        raise CorruptError(f"{where} does not list the {planned} windows of its plan.")
     for window in manifest.windows:
         specs = window_arrays(plan, window.split)
         expected = [(s.path, s.file(window.window), s.rows_of_shard(window.window)) for s in specs]
@@ -195,28 +204,28 @@ def _check_windows(manifest: Manifest, where: str) -> None:
 
 
 def _check_files(manifest: Manifest, where: str) -> None:
-    """The other files are those that the plan gives; counted first, for a forged plan can have any number."""
+    """Check that the other files are the plan's; they are counted first, as a forged plan may have any number."""
     c = manifest.plan.contexts
     shards = sum(spec.shards for spec in context_arrays(c.contexts, c.context_size, c.documents))
     if shards > len(manifest.files) or [f.path for f in manifest.files] != listed_files(manifest.plan):
-        raise CorruptError(f"{where} does not list the files that its plan has.")
+        raise CorruptError(f"{where} does not list the files of its plan.")
     if any(w.record.path != record_name(w.split, w.window) for w in manifest.windows):
-        raise CorruptError(f"{where} gives a window another record's name.")
+        raise CorruptError(f"{where} gives a window the name of another record.")
     if files_digest(manifest.files, manifest.windows) != manifest.files_digest:
-        raise CorruptError(f"{where} holds a files_digest that its own files do not give.")
+        raise CorruptError(f"The files_digest in {where} is not that of its files.")
 
 
 def moments_of(manifest: Manifest, split: Split, site: str, d_in: int) -> Moments:
-    """Return the moments of a site over a split; raises CorruptError when they cannot be those of its rows."""
+    """Return the moments of a site over a split. Raises CorruptError if no rows can have them."""
     try:
         moments = manifest.moments[split][site].read(d_in)
     except CorruptError as error:
         raise CorruptError(f"{MANIFEST}, {split} {site!r}: {error}") from None
     rows = sum(w.arrays[0].rows for w in manifest.windows if w.split == split)
     if sum(moments.counts.tolist()) + moments.non_finite != rows:
-        raise CorruptError(f"{MANIFEST}, {split} {site!r}: the moments are of another number of rows than {rows}.")
+        raise CorruptError(f"{MANIFEST}, {split} {site!r}: the moments count another number of rows than {rows}.")
     finite = np.isfinite(moments.sums).all() and np.isfinite(moments.squares).all() and (moments.squares >= 0).all()
     bins = moments.bins[moments.bins != ZERO_BIN]
     if not (finite and (moments.counts > 0).all() and (np.abs(bins) < POSSIBLE_BINS).all()):
-        raise CorruptError(f"{MANIFEST}, {split} {site!r}: no rows have such moments.")
+        raise CorruptError(f"{MANIFEST}, {split} {site!r}: no rows can have these moments.")
     return moments

@@ -1,8 +1,8 @@
-"""Float64 moments of a site's rows, binned by norm: mean, scale and median of the rows, or of all but the largest.
+"""Float64 moments of the rows of a site, binned by norm: mean, scale and median of all rows or of all but the largest.
 
-A few rows can hold half of a site's sum of squares (15 of 98,629 rows hold 48 % on one site of a 135M model), so
-sums are kept for each bin of log2 ||x||^2, eight bins an octave: any cut at a bin's edge then has exact moments
-without another pass. Bins are found from the bits of ||x||^2, not from a logarithm, so they are the same everywhere.
+A few rows can hold half of a site's sum of squares (15 of 98,629 rows hold 48 % on one site of a 135M model). So sums
+are kept for each bin of log2 ||x||^2, eight bins an octave, and the moments of the rows below any bin's edge are exact
+without another pass. Bins follow from the bits of ||x||^2 and not from a logarithm, so they are equal on all machines.
 """
 
 import base64
@@ -18,11 +18,11 @@ from gsae.errors import CorruptError
 from gsae.store.codec.norm_kernels import binned_sums, float_bits, squared_norms
 from gsae.store.codec.planes_kernels import F64, I64
 
-from .plan import Count, Frozen
+from .json_files import Count, StoredValue
 
 BINS_PER_OCTAVE = 8
 ROWS_AT_ONCE = 256
-# Lower edges of an octave's bins as mantissas in [0.5, 1): roots and products, which IEEE rounds alike everywhere.
+# Lower edges of an octave's bins as mantissas in [0.5, 1): from roots and products, which IEEE 754 rounds one way.
 ROOTS = [np.sqrt(2.0), np.sqrt(np.sqrt(2.0)), np.sqrt(np.sqrt(np.sqrt(2.0)))]
 EDGES = np.array([0.5 * np.prod([r for i, r in enumerate(ROOTS) if k >> (2 - i) & 1]) for k in range(8)])
 ZERO_BIN = -(1 << 14)
@@ -32,8 +32,8 @@ ZERO_BIN = -(1 << 14)
 class Summary:
     """Moments of the rows of a site whose norm is below `norm_limit`.
 
-    mean: (d_in,). mean_square_norm: E||x||^2. variance: E||x - mean||^2. skipped: rows at or over the limit, or with
-    a NaN or infinity.
+    mean: (d_in,). mean_square_norm: E||x||^2. variance: E||x - mean||^2. median_norm: over all finite rows.
+    skipped: rows at or over the limit, or with a NaN or infinity.
     """
 
     rows: int
@@ -48,10 +48,10 @@ class Summary:
 
 @dataclass(frozen=True)
 class Moments:
-    """Counts and sums for each occupied bin.
+    """Counts and sums of each bin that has a row.
 
-    bins, counts: (bins,) ascending bin numbers and their rows. sums, squares: (bins, d_in) of x and x^2.
-    non_finite: rows with a NaN or an infinity; they are in no bin.
+    bins, counts: (bins,) ascending bin numbers, and the number of rows in each. sums, squares: (bins, d_in) sums of x
+    and of x^2. non_finite: number of rows with a NaN or an infinity; they are in no bin.
     """
 
     bins: I64
@@ -63,15 +63,15 @@ class Moments:
     @staticmethod
     def of(rows: NDArray[Any], dtype: str) -> "Moments":
         """Return the moments of rows (rows, d_in), bit patterns or values of a float `dtype`."""
-        sums = Sums(rows.shape[1], dtype)
+        builder = MomentsBuilder(rows.shape[1], dtype)
         for first in range(0, len(rows), ROWS_AT_ONCE):
             part = rows[first : first + ROWS_AT_ONCE]
-            sums.add(part, by_norm(part, dtype))
-        return sums.moments()
+            builder.add(part, sort_by_norm(part, dtype))
+        return builder.moments()
 
     @classmethod
     def merged(cls, parts: Sequence["Moments"], d_in: int) -> Self:
-        """Add moments up in the order given: the same order gives the same bits."""
+        """Return the moments of all parts together, added in the order given: the same order gives the same bits."""
         bins = np.unique(np.concatenate([np.zeros(0, np.int64), *(p.bins for p in parts)]))
         counts = np.zeros(len(bins), np.int64)
         sums, squares = np.zeros((len(bins), d_in)), np.zeros((len(bins), d_in))
@@ -88,9 +88,9 @@ class Moments:
         return int(self.counts.sum())
 
     def within(self, max_norm_multiple: float) -> Summary:
-        """Return the moments of rows below `max_norm_multiple` times the median norm, raised to a bin's edge.
+        """Return the moments of the rows below `max_norm_multiple` times the median norm; 0 keeps all finite rows.
 
-        0 means every finite row. `norm_limit` is the edge as a norm (inf for 0): a row belongs when ||x|| < norm_limit.
+        The limit is raised to the next edge of a bin: rows with ||x|| < `norm_limit` are kept (infinity for 0).
         """
         median_bin = int(self.bins[np.searchsorted(np.cumsum(self.counts), (self.rows + 1) // 2)]) if self.rows else 0
         median = float(np.sqrt(bin_edge(median_bin + 0.5)))
@@ -114,7 +114,7 @@ class Moments:
         )
 
     def to_record(self) -> "MomentsRecord":
-        """Return the form in which a record or manifest keeps them."""
+        """Return the moments as they stand in a record or manifest."""
         return MomentsRecord(
             bins=tuple(self.bins.tolist()),
             counts=tuple(self.counts.tolist()),
@@ -125,7 +125,7 @@ class Moments:
 
 
 @dataclass(frozen=True)
-class ByNorm:
+class RowsByNorm:
     """The rows of a part sorted by bin, in stored order inside a bin.
 
     Rows order[starts[i]] up to order[starts[i + 1]] are in bins[i].
@@ -138,7 +138,7 @@ class ByNorm:
     non_finite: int
 
 
-def by_norm(rows: NDArray[Any], dtype: str) -> ByNorm:
+def sort_by_norm(rows: NDArray[Any], dtype: str) -> RowsByNorm:
     """Sort rows (rows, d_in), bit patterns or values of a float `dtype`, by the bin of their norm."""
     norms = np.empty(len(rows), np.float64)
     squared_norms(float_bits(rows, dtype), norms)
@@ -146,13 +146,13 @@ def by_norm(rows: NDArray[Any], dtype: str) -> ByNorm:
     of_row = bin_of(norms[finite])
     order = np.argsort(of_row, kind="stable")
     bins, first = np.unique(of_row[order], return_index=True)
-    return ByNorm(finite[order], np.append(first, len(finite)), bins, len(rows) - len(finite))
+    return RowsByNorm(finite[order], np.append(first, len(finite)), bins, len(rows) - len(finite))
 
 
-class Sums:
-    """Moments in the making: parts are added in stored order, and where one part ends and the next begins is no matter.
+class MomentsBuilder:
+    """Adds up moments. Parts are added in stored order; where rows are cut into parts does not change a bit.
 
-    A bin's row in the sums is given out when the bin first occurs.
+    A bin gets its row of the sums when it first occurs.
     """
 
     def __init__(self, d_in: int, dtype: str) -> None:
@@ -162,8 +162,8 @@ class Sums:
         self._counts = np.zeros(0, np.int64)
         self._sums, self._squares = np.zeros((0, d_in)), np.zeros((0, d_in))
 
-    def add(self, rows: NDArray[Any], sorted_rows: ByNorm) -> None:
-        """Add rows (rows, d_in), which `by_norm` sorted."""
+    def add(self, rows: NDArray[Any], sorted_rows: RowsByNorm) -> None:
+        """Add rows (rows, d_in); sorted_rows: what `sort_by_norm` returned for them."""
         slots = np.array([self._slot.setdefault(b, len(self._slot)) for b in sorted_rows.bins.tolist()], np.int64)
         if len(self._slot) > len(self._counts):
             self._grow(2 * len(self._slot))
@@ -173,7 +173,7 @@ class Sums:
         binned_sums(bits, sorted_rows.order, sorted_rows.starts, slots, self._sums, self._squares)
 
     def moments(self) -> Moments:
-        """Return the moments of what was added."""
+        """Return the moments of all rows that were added."""
         bins = np.array(sorted(self._slot), np.int64)
         slots = np.array([self._slot[b] for b in bins.tolist()], np.int64)
         return Moments(bins, self._counts[slots], self._sums[slots], self._squares[slots], self._non_finite)
@@ -185,8 +185,8 @@ class Sums:
         self._sums, self._squares = np.concatenate([self._sums, none]), np.concatenate([self._squares, none])
 
 
-class MomentsRecord(Frozen):
-    """Moments in JSON; sums and squares are base64 of little-endian float64, so that no digit is lost."""
+class MomentsRecord(StoredValue):
+    """Moments in JSON. Sums and squares are base64 of little-endian float64, which keeps every digit."""
 
     bins: tuple[Annotated[int, Field(ge=ZERO_BIN, lt=-ZERO_BIN)], ...]
     counts: tuple[Count, ...]
@@ -195,7 +195,7 @@ class MomentsRecord(Frozen):
     non_finite: Count
 
     def read(self, d_in: int) -> Moments:
-        """Return the moments of a site of width d_in; raises CorruptError when sizes disagree."""
+        """Return the moments of a site of width d_in. Raises CorruptError if sizes disagree."""
         shape = (len(self.bins), d_in)
         if len(self.counts) != len(self.bins) or list(self.bins) != sorted(set(self.bins)):
             raise CorruptError("the norm bins of a site's moments are not ascending, or lack counts.")
@@ -217,7 +217,7 @@ def bin_of(squares: F64) -> I64:
 
 
 def bin_edge(number: float) -> float:
-    """Return the lower edge of bin `number` as ||x||^2, from the same constants as `bin_of`; halves lie between."""
+    """Return the lower edge of bin `number` as ||x||^2, from the constants of `bin_of`; k + 0.5 is the middle of k."""
     whole = int(np.floor(number))
     if whole <= ZERO_BIN:
         return 0.0
@@ -236,5 +236,5 @@ def _floats(text: str, shape: tuple[int, int]) -> F64:
     except ValueError:
         raise CorruptError("the sums of a site's moments are not base64.") from None
     if len(raw) != 8 * shape[0] * shape[1]:
-        raise CorruptError(f"the sums of a site's moments have {len(raw)} bytes; {8 * shape[0] * shape[1]} are due.")
+        raise CorruptError(f"the sums of a site's moments have {len(raw)} bytes; {8 * shape[0] * shape[1]} are needed.")
     return np.frombuffer(raw, "<f8").reshape(shape).astype(np.float64)

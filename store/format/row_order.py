@@ -1,8 +1,8 @@
-"""Which rows exist, in which order, and in which batches the language model sees them: pure functions.
+"""Which rows exist, in which order, and in which batches the language model runs over them: pure functions.
 
-Everything follows from (tokens, seed, window number), so a window can be made by any worker, at any time, without
-scratch space, and a verifier can say what must stand where. The randomness is `Philox(key, counter).random_raw`
-and a stable argsort, both fixed by numpy for ever. It costs one sort of a window's rows.
+Everything follows from (tokens, seed, window number), so any worker can make a window at any time without scratch
+space, and a verifier can compute what must stand where. Randomness is `Philox(key, counter).random_raw` and a stable
+argsort, which numpy does not change. It costs one sort of the rows of a window.
 """
 
 import itertools
@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 Ints = NDArray[np.int64]
 Mask = NDArray[np.bool_]
 Split = Literal["train", "heldout"]
-# A split's number in `contexts/split` and `documents/split` is its place here.
+# The index of a split here is its number in `contexts/split` and `documents/split`.
 SPLITS: tuple[Split, ...] = ("train", "heldout")
 
 
 class Stream(IntEnum):
-    """The independent uses of one seed; part of the format, so numbers are never reused."""
+    """The independent uses of one seed. The numbers are part of the format and are never reused."""
 
     HELDOUT = 1
     TRAIN_CONTEXTS = 2
@@ -54,7 +54,7 @@ def permutation(n: int, seed: int, stream: Stream, index: int = 0, epoch: int = 
 
 
 def row_mask(tokens: NDArray[np.int32], excluded_ids: tuple[int, ...], dropped_positions: tuple[int, ...]) -> Mask:
-    """Say which positions of `tokens` (contexts, context_size) are rows: no special token, no dropped position."""
+    """Return which positions of `tokens` (contexts, context_size) are rows: not special and not dropped."""
     mask: Mask = ~np.isin(tokens, np.asarray(excluded_ids, dtype=np.int32))
     mask[:, [p for p in dropped_positions if p < tokens.shape[1]]] = False
     return mask
@@ -62,7 +62,7 @@ def row_mask(tokens: NDArray[np.int32], excluded_ids: tuple[int, ...], dropped_p
 
 @dataclass(frozen=True)
 class Window:
-    """One window of a split: its contexts in laid order, and the part of their rows that falls into it."""
+    """One window of a split: its contexts in laid order, and how many of their rows it skips and takes."""
 
     index: int
     contexts: Ints
@@ -81,10 +81,10 @@ class Window:
 
 @dataclass(frozen=True)
 class Layout:
-    """The contexts of a split in their permuted order, laid end to end.
+    """The contexts of a split in permuted order, laid end to end and cut into windows.
 
-    contexts: (contexts,) indices in laid order. starts: (contexts + 1,) rows that lie before each. The last window
-    is shorter; rows beyond `rows` (a text's surplus over the budget) belong to no window.
+    contexts: (contexts,) indices in laid order. starts: (contexts + 1,) number of rows before each. The last window
+    may be shorter; rows beyond `rows` (more text than was needed) belong to no window.
     """
 
     contexts: Ints
@@ -111,8 +111,8 @@ def layout(
 ) -> Layout:
     """Lay the contexts of a split end to end in seeded order.
 
-    splits, counts: (contexts,) the split (0 train, 1 held out) and the number of rows of each context. rows: the
-    budget, None for all.
+    splits, counts: (contexts,) the split (0 train, 1 held out) and the number of rows of each context. rows: how many
+    rows to lay at most; None for all.
     """
     mine = np.flatnonzero(splits == SPLITS.index(split)).astype(np.int64)
     stream = Stream.TRAIN_CONTEXTS if split == "train" else Stream.HELDOUT_CONTEXTS
@@ -123,22 +123,22 @@ def layout(
 
 
 def stored_order(window: Window, split: Split, seed: int) -> Ints:
-    """Return the laid row that stands at each stored place of a window, (rows,)."""
+    """Return the laid row at each stored position of a window, (rows,)."""
     stream = Stream.TRAIN_ROWS if split == "train" else Stream.HELDOUT_ROWS
     return permutation(window.rows, seed, stream, window.index)
 
 
 def inverse(order: Ints) -> Ints:
-    """Return the stored place of each laid row, (rows,): the inverse permutation."""
-    places = np.empty_like(order)
-    places[order] = np.arange(len(order))
-    return places
+    """Return the stored position of each laid row, (rows,): the inverse permutation."""
+    positions = np.empty_like(order)
+    positions[order] = np.arange(len(order))
+    return positions
 
 
 def context_batches(contexts: int, batch_size: int) -> Iterator[slice]:
     """Split `contexts` contexts into ceil(contexts / batch_size) batches whose sizes differ by at most one.
 
-    Part of the format: a model's bits may depend on what shares its batch, so a window is always run like this.
+    Part of the format: the bits of a row may depend on the other contexts of its batch, so batches never change.
     """
     count = -(-contexts // batch_size)
     bounds = [contexts * i // count for i in range(count + 1)] if count else [0]

@@ -1,9 +1,9 @@
 """Copying a store, whole or in part, between folders and URLs: in parallel, checked, and resumable.
 
-A whole copy moves bytes. plan.json goes first, so that what is begun says what it is; then the other files, each
-checked against the manifest while it passes; then the records; the manifest last, so a copy is no store before it is
-whole. What is there already with the right size and sum is not sent again. Another codec or a part of the store is
-written by `rewrite.py`, window by window.
+A whole copy moves files as they are. plan.json goes first, so that an unfinished copy can be recognised; then the other
+files, each checked against the manifest while it passes; then the records; the manifest last, so that a copy is not a
+store before it is complete. A file that the target has already, with the same size and sha256, is not sent again.
+Another codec or a part of the store is written by `rewrite.py`, window by window.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,16 +13,18 @@ from pathlib import Path
 from gsae.files import sweep
 from gsae.store.codec.chunks import Codec
 from gsae.store.format.manifest import MANIFEST, PLAN, FileEntry, Manifest, every_file
-from gsae.store.places.folder import STREAMS, Folder, Place, place, put_bytes, send
+from gsae.store.places.folder import Folder
+from gsae.store.places.place import Place, place_at
+from gsae.store.places.transfer import STREAMS, put_bytes, send
 from gsae.store.read.store import find_manifest, open_store
 from gsae.store.write.shard_writer import all_cores
 
-from .rewrite import changed_plan, kept_windows, rewrite
+from .rewrite import Rewriter, changed_plan, kept_windows
 
 
 @dataclass(frozen=True)
-class Copied:
-    """Progress of a copy: files and bytes of the source that are done, of how many; sent: bytes that were written."""
+class CopyProgress:
+    """Files and bytes of the source that are done, and of how many. sent: bytes that were written."""
 
     files: int
     all_files: int
@@ -31,12 +33,12 @@ class Copied:
     sent: int
 
 
-class _Tally:
-    """Counts what is done and tells a listener."""
+class _Counter:
+    """Counts files that are done and calls a listener with the progress."""
 
-    def __init__(self, entries: list[FileEntry], listen: Callable[[Copied], None]) -> None:
+    def __init__(self, entries: list[FileEntry], listen: Callable[[CopyProgress], None]) -> None:
         self._listen = listen
-        self._now = Copied(0, len(entries), 0, sum(e.size for e in entries), 0)
+        self._now = CopyProgress(0, len(entries), 0, sum(e.size for e in entries), 0)
 
     def __call__(self, entry: FileEntry, sent: int) -> None:
         now = self._now
@@ -52,28 +54,46 @@ def copy(
     level: int | None = None,
     sites: Sequence[str] | None = None,
     windows: int | None = None,
-    listen: Callable[[Copied], None] = lambda _: None,
+    listen: Callable[[CopyProgress], None] = lambda _: None,
     streams: int = STREAMS,
 ) -> str:
-    """Copy the store at `src`, a folder or URL, to `dst`, and return the digest of what is there then.
+    """Copy the store at `src`, a folder or URL, to `dst`, and return the digest of the copy.
 
-    codec, level: encode the rows anew (same digest). sites, windows: take these sites, or the first train windows and
-    all held-out ones (a digest of its own; the plan names the parent's). streams: files that move at a time. The same
-    call goes on with what it began.
+    Parameters
+    ----------
+    codec, level : optional
+        Encode the rows again. The digest stays the same.
+    sites, windows : optional
+        Take these sites, or the first train windows and all held-out ones. The copy has another digest, and its plan
+        names the digest of the source as its parent.
+    listen : callable
+        Called with the progress after each file.
+    streams : int
+        Files that are moved at a time.
 
-    Raises NotFoundError or IncompatibleError for a source that is no finished store, CorruptError for a source file
-    that is not what its manifest says, IncompatibleError for a destination that holds something else, SpaceError,
-    RemoteError, and UsageError for a part or codec that cannot be.
+    Raises
+    ------
+    NotFoundError, IncompatibleError
+        If the source is not a complete store.
+    CorruptError
+        If a file of the source is not that of its manifest.
+    IncompatibleError
+        If a file of the destination exists with different content.
+    UsageError
+        For a part or codec that is not possible.
+    SpaceError, RemoteError
+        If the destination is full, or a server does not answer. The same call continues the copy.
     """
-    source, target = place(src), place(dst, create=True)
+    source, target = place_at(src), place_at(dst, create=True)
     manifest, data = find_manifest(source)
     plan = changed_plan(manifest, codec, level, sites, windows)
     if plan == manifest.plan:
         digest = _copy_whole(source, target, manifest, data, listen, streams)
     else:
         taken = kept_windows(manifest, plan)
-        tally = _Tally([a.file for w in taken for a in w.arrays], listen)
-        digest = rewrite(open_store(src), source, target, plan, taken, tally, min(streams, all_cores()))
+        done = _Counter([a.file for w in taken for a in w.arrays], listen)
+        rewriter = Rewriter(open_store(src), source, target, plan, done, min(streams, all_cores()))
+        digest = rewriter.write(taken)
     if isinstance(target, Folder):
         sweep(target.root)
     return digest
@@ -84,17 +104,18 @@ def _copy_whole(
     target: Place,
     manifest: Manifest,
     data: bytes,
-    listen: Callable[[Copied], None],
+    listen: Callable[[CopyProgress], None],
     streams: int,
 ) -> str:
+    """Copy all files of `manifest`, with the bytes `data`, in their order; return the digest."""
     every = every_file(manifest)
-    tally = _Tally(every, listen)
+    done = _Counter(every, listen)
     records = {w.record.path for w in manifest.windows}
     for phase in (
         [e for e in every if e.path == PLAN],
         [e for e in every if e.path != PLAN and e.path not in records],
         [e for e in every if e.path in records],
     ):
-        send(source, target, phase, tally, streams)
+        send(source, target, phase, done, streams)
     put_bytes(target, MANIFEST, data)
     return manifest.digest

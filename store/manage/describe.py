@@ -1,7 +1,7 @@
-"""What a colleague asks of a store, as one JSON-ready value: what it holds, from what, how large, how far it is.
+"""A description of a store as one JSON-ready value: its content, origin, size and state.
 
-Everything comes from the plan and the manifest, so it costs two small files. Norms are known by bins of an eighth of
-an octave of ||x||^2: a percentile is the root mean square of the norms in its bin, within 4.4 % of the row's own.
+It needs only the plan and the manifest, two small files. Norms are known by bins of an eighth of an octave of
+||x||^2: a percentile is the root mean square of the norms in its bin, within 4.4 % of the exact one.
 """
 
 import itertools
@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 
 from gsae.errors import NotFoundError
-from gsae.store.format.arrays import rows_of, window_arrays
+from gsae.store.format.arrays import split_rows, window_arrays
+from gsae.store.format.json_files import parse
 from gsae.store.format.manifest import MANIFEST, PLAN, all_windows
 from gsae.store.format.moments import Moments
-from gsae.store.format.plan import Plan, parse
+from gsae.store.format.plan import Plan
 from gsae.store.format.row_order import SPLITS
-from gsae.store.places.folder import Place, place
 from gsae.store.places.pending_tokens import TOKENS_ONLY, UNFINISHED_TOKENS, read_tokens
+from gsae.store.places.place import Place, place_at
 from gsae.store.read.site import Site
 from gsae.store.read.store import Store, open_store, recorded
 
@@ -26,8 +27,8 @@ LARGEST_SHARE = 0.001
 
 
 def describe(path: str | Path) -> dict[str, Any]:
-    """Describe the store in a folder or at a URL, finished or not; raises NotFoundError where there is none."""
-    where = place(path)
+    """Describe the store in a folder or at a URL, finished or not. Raises NotFoundError if there is no store."""
+    where = place_at(path)
     files = where.children("")[1]
     if MANIFEST in files:
         store = open_store(path)
@@ -39,7 +40,7 @@ def describe(path: str | Path) -> dict[str, Any]:
 
 
 def _tokens_facts(where: Place) -> dict[str, Any]:
-    """What is known before there is a plan."""
+    """Describe a store without a plan."""
     plan, made = read_tokens(where)
     if plan is None:
         raise NotFoundError(f"{where.name} is no gsae store: it has no {MANIFEST} and no {PLAN}.")
@@ -82,7 +83,7 @@ def _plan_facts(plan: Plan) -> dict[str, Any]:
         "context_size": plan.context_size,
         "text_ended_early": plan.contexts.ended_early,
         "seed": plan.seed,
-        "rows": {split: rows_of(plan, split) for split in SPLITS},
+        "rows": {split: split_rows(plan, split) for split in SPLITS},
         "windows": {"train": plan.windows, "heldout": plan.heldout_windows},
         "window_rows": plan.window_rows,
         "chunk_rows": plan.chunk_rows,
@@ -93,19 +94,19 @@ def _plan_facts(plan: Plan) -> dict[str, Any]:
     }
 
 
-def _unfinished_facts(plan: Plan, there: set[Any]) -> dict[str, Any]:
-    """What is missing, and how many rows are there."""
+def _unfinished_facts(plan: Plan, finished: set[Any]) -> dict[str, Any]:
+    """Return the missing windows and the rows of the finished ones."""
     rows = {split: window_arrays(plan, split)[0].rows_of_shard for split in SPLITS}
     return {
         "state": "unfinished",
-        "finished_rows": {split: sum(rows[split](w) for s, w in there if s == split) for split in SPLITS},
-        **_missing(plan, there),
+        "finished_rows": {split: sum(rows[split](w) for s, w in finished if s == split) for split in SPLITS},
+        **_missing(plan, finished),
     }
 
 
-def _missing(plan: Plan, there: set[Any]) -> dict[str, Any]:
-    """The windows that are not there, runs of them as one: `train 3 to 17`."""
-    missing = [window for window in all_windows(plan) if window not in there]
+def _missing(plan: Plan, finished: set[Any]) -> dict[str, Any]:
+    """Return the missing windows; consecutive ones are one item: `train 3 to 17`."""
+    missing = [window for window in all_windows(plan) if window not in finished]
     runs = []
     for (split, _), run in itertools.groupby(enumerate(missing), lambda at: (at[1][0], at[1][1] - at[0])):
         numbers = [window for _, (_, window) in run]
@@ -114,11 +115,11 @@ def _missing(plan: Plan, there: set[Any]) -> dict[str, Any]:
 
 
 def _complete_facts(store: Store) -> dict[str, Any]:
-    there = {(split, window) for split in SPLITS for window in store.windows(split)}
+    finished = {(split, window) for split in SPLITS for window in store.windows(split)}
     parent = {"parent": store.plan.parent} if store.plan.parent else {}
     return {
         "state": "sealed" if store.sealed else "complete",
-        **(_missing(store.plan, there) if store.sealed else {}),
+        **(_missing(store.plan, finished) if store.sealed else {}),
         "rows": {split: store.site(store.plan.sites[0].name, split).rows for split in SPLITS},
         "digest": store.digest,
         "files_digest": store.manifest.files_digest,
@@ -129,8 +130,8 @@ def _complete_facts(store: Store) -> dict[str, Any]:
 
 
 def _site_facts(store: Store, site: Site) -> dict[str, Any]:
-    """Size of a site in both splits, and the norms of its train rows."""
-    size = sum(sum(store.array_files(store.array(site.spec, split), split)) for split in SPLITS)
+    """Return the size of a site in both splits, and the norms of its train rows."""
+    size = sum(sum(store.file_sizes(store.array(site.spec, split), split)) for split in SPLITS)
     raw = sum(store.site(site.name, split).raw_bytes for split in SPLITS)
     every, usual = site.moments.within(0), site.moments.within(10)
     total = every.rows * every.mean_square_norm
@@ -148,10 +149,10 @@ def _site_facts(store: Store, site: Site) -> dict[str, Any]:
 
 
 def norm_facts(moments: Moments) -> dict[str, Any]:
-    """Return the distribution of ||x|| over the finite rows; {} where there is none.
+    """Return the distribution of ||x|| over the finite rows; {} if there are none.
 
-    mean_norm is within 0.1 %, percentiles (nearest rank) and the largest within 4.4 %. largest_share_of_squares is the
-    part of the sum of ||x||^2 in the largest 0.1 % of rows, the last of them counted at their bin's mean.
+    mean_norm is within 0.1 %, percentiles (nearest rank) and the largest norm within 4.4 %. largest_share_of_squares is
+    the share of the sum of ||x||^2 that the largest 0.1 % of rows have; rows of the last bin count with its mean.
     """
     if not moments.rows:
         return {}
@@ -159,7 +160,7 @@ def norm_facts(moments: Moments) -> dict[str, Any]:
     norms, below = np.sqrt(squares / counts), np.cumsum(counts)
     ranks = {f"{p:g}": -(-int(p * 10) * moments.rows // 1000) for p in PERCENTILES}
     above = np.minimum(np.cumsum(counts[::-1]), -(-moments.rows // round(1 / LARGEST_SHARE)))[::-1]
-    taken = -np.diff(np.append(above, 0))  # of the largest rows, those in each bin
+    taken = -np.diff(np.append(above, 0))  # how many of the largest rows are in each bin
     total = float(squares.sum())
     return {
         "mean_norm": float((counts * norms).sum() / moments.rows),

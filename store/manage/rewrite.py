@@ -1,22 +1,25 @@
 """A store made from another one: the same rows in another codec, or a part of them.
 
-Window by window: files whose encoding stays are copied as they are, the others are decoded and written anew, and both
-are held against the sums of the raw rows; moments come from the source's records, since rows do not change. For a URL
-a window is encoded in a local temp folder (TMPDIR), sent, and removed: one window of room is enough. A window whose
-record is there is done, so the same call goes on with what it began.
+It is written window by window. Files that keep their encoding are copied; the others are decoded and encoded again, and
+their rows compared with the sha256 of the raw rows. Moments come from the records of the source, since rows do not
+change. For a URL, a window is encoded in a local temporary folder (TMPDIR), sent and removed, so it needs room for one
+window. A window with a record in the target is finished, so the same call continues after an interruption.
 """
 
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from gsae.errors import CorruptError, IncompatibleError, NotFoundError, UsageError
+from gsae.settings import first_fault
 from gsae.store.codec.chunks import ArraySpec, Codec
 from gsae.store.format.arrays import metadata_files, window_arrays
+from gsae.store.format.json_files import canonical_json, parse, to_json
 from gsae.store.format.manifest import (
     MANIFEST,
     PLAN,
@@ -29,11 +32,13 @@ from gsae.store.format.manifest import (
     listed_files,
     record_name,
 )
-from gsae.store.format.plan import Plan, canonical_json, first_fault, parse
+from gsae.store.format.plan import Plan
 from gsae.store.format.row_order import Split
-from gsae.store.places.folder import Folder, Place, checked, put_bytes, send
+from gsae.store.places.folder import Folder
+from gsae.store.places.place import Place
+from gsae.store.places.transfer import checked_blocks, put_bytes, send
 from gsae.store.read.store import Store
-from gsae.store.write.shard_writer import NewShard, write_shards
+from gsae.store.write.shard_writer import ShardRows, write_shards
 
 LEVELS = {"planes": (0, 1), "zstd": (1, 22)}
 DEFAULT_LEVEL = 1
@@ -42,9 +47,9 @@ DEFAULT_LEVEL = 1
 def changed_plan(
     manifest: Manifest, codec: Codec | None, level: int | None, sites: Sequence[str] | None, windows: int | None
 ) -> Plan:
-    """Return the plan of a copy; that of `manifest` when nothing is to be changed.
+    """Return the plan of a copy: that of `manifest` if nothing is to be changed.
 
-    A part's plan names the digest that it was taken from. Raises UsageError for what cannot be.
+    The plan of a part names the digest of the source. Raises UsageError for a part or codec that is not possible.
     """
     plan = manifest.plan
     changes = _encoding(plan, codec, level)
@@ -56,7 +61,7 @@ def changed_plan(
     try:
         return Plan.model_validate_json(canonical_json(plan.model_dump(mode="json") | changes))
     except ValidationError as error:
-        raise UsageError(f"No store can be made like this: {first_fault(error)}.") from None
+        raise UsageError(f"A store cannot be like this: {first_fault(error)}.") from None
 
 
 def _encoding(plan: Plan, codec: Codec | None, level: int | None) -> dict[str, Any]:
@@ -79,7 +84,7 @@ def _fewer_sites(plan: Plan, sites: Sequence[str] | None) -> dict[str, Any]:
 
 
 def _fewer_windows(manifest: Manifest, windows: int | None) -> dict[str, Any]:
-    """Cut the train rows at a window's end: a window is a random sample, so the first ones are as good as any."""
+    """Cut the train rows at the end of a window. A window is a random sample, so the first ones represent all."""
     train = [w.window for w in manifest.windows if w.split == "train"]
     if windows is None or windows == len(train):
         return {}
@@ -90,7 +95,7 @@ def _fewer_windows(manifest: Manifest, windows: int | None) -> dict[str, Any]:
 
 
 def kept_windows(manifest: Manifest, plan: Plan) -> list[WindowEntry]:
-    """Return the windows of `manifest` that a copy with `plan` has, with the arrays that it has."""
+    """Return the windows of `manifest` that are in `plan`, with their arrays that are in it."""
     kept = []
     for window in manifest.windows:
         specs = {spec.path: spec for spec in window_arrays(plan, window.split)}
@@ -100,72 +105,54 @@ def kept_windows(manifest: Manifest, plan: Plan) -> list[WindowEntry]:
     return kept
 
 
-def rewrite(
-    store: Store,
-    source: Place,
-    target: Place,
-    plan: Plan,
-    windows: list[WindowEntry],
-    done: Callable[[FileEntry, int], None],
-    threads: int,
-) -> str:
-    """Write the store of `plan` from `windows` of `store`, and return its digest.
+@dataclass(frozen=True)
+class Rewriter:
+    """Writes the store of `plan` to `target`, from `store` and its files in `source`.
 
-    source: where the files of `store` are. done: told of each of their files, with the bytes written for it.
-    threads: those that encode. Raises as `copy`.
+    done: called for each file of `store` with the bytes written for it. threads: those that encode.
     """
-    files = _small_files(store.manifest, source, target, plan)
-    with _stage(target) as stage:
-        writer = _Rewriter(store, source, target, plan, stage, done, threads)
-        records = [writer.window(window) for window in windows]
-    manifest = build(plan, files, records)
-    put_bytes(target, MANIFEST, canonical_json(manifest.model_dump(mode="json")))
-    return manifest.digest
 
+    store: Store
+    source: Place
+    target: Place
+    plan: Plan
+    done: Callable[[FileEntry, int], None]
+    threads: int
 
-def _small_files(manifest: Manifest, source: Place, target: Place, plan: Plan) -> list[FileEntry]:
-    """Write the plan, then Zarr metadata, then tokens and documents as they are."""
-    made = {PLAN: canonical_json(plan.model_dump(mode="json"))} | metadata_files(plan)
-    entries = [put_bytes(target, name, data) for name, data in made.items()]
-    wanted = set(listed_files(plan)) - set(made)
-    copied = [entry for entry in manifest.files if entry.path in wanted]
-    send(source, target, copied)
-    return entries + copied
+    def write(self, windows: list[WindowEntry]) -> str:
+        """Write these windows and everything else, and return the digest. Raises as `copy`."""
+        files = self._small_files()
+        with self._stage() as stage:
+            records = [self._window(window, stage) for window in windows]
+        manifest = build(self.plan, files, records)
+        put_bytes(self.target, MANIFEST, to_json(manifest))
+        return manifest.digest
 
+    def _small_files(self) -> list[FileEntry]:
+        """Write the plan, then Zarr metadata, then copy tokens and documents; return their entries."""
+        made = {PLAN: to_json(self.plan)} | metadata_files(self.plan)
+        entries = [put_bytes(self.target, name, data) for name, data in made.items()]
+        wanted = set(listed_files(self.plan)) - set(made)
+        copied = [entry for entry in self.store.manifest.files if entry.path in wanted]
+        send(self.source, self.target, copied)
+        return entries + copied
 
-@contextmanager
-def _stage(target: Place) -> Iterator[Path]:
-    """Where shard files are written: the folder itself, or a temp folder before they are sent."""
-    if isinstance(target, Folder):
-        yield target.root
-        return
-    with tempfile.TemporaryDirectory(prefix="gsae-copy-") as folder:
-        yield Path(folder)
+    @contextmanager
+    def _stage(self) -> Iterator[Path]:
+        """Yield the folder in which shard files are written: the target itself, or a temporary one for a URL."""
+        if isinstance(self.target, Folder):
+            yield self.target.root
+            return
+        with tempfile.TemporaryDirectory(prefix="gsae-copy-") as folder:
+            yield Path(folder)
 
-
-class _Rewriter:
-    """Writes windows one after the other; see `rewrite`."""
-
-    def __init__(
-        self,
-        store: Store,
-        source: Place,
-        target: Place,
-        plan: Plan,
-        stage: Path,
-        done: Callable[[FileEntry, int], None],
-        threads: int,
-    ) -> None:
-        self.store, self.source, self.target, self.plan = store, source, target, plan
-        self.stage, self.done, self.threads = stage, done, threads
-
-    def window(self, window: WindowEntry) -> tuple[FileEntry, Record]:
-        """Write a window unless its record is there, and return its record."""
+    def _window(self, window: WindowEntry, stage: Path) -> tuple[FileEntry, Record]:
+        """Write a window unless the target has its record; return the record and its entry."""
         name = record_name(window.split, window.window)
         try:
             data = self.target.read(name)
         except NotFoundError:
-            data = canonical_json(self._made(window).model_dump(mode="json"))
+            data = to_json(self._write_window(window, stage))
         else:
             for entry in window.arrays:
                 self.done(entry.file, 0)
@@ -174,30 +161,31 @@ class _Rewriter:
             raise IncompatibleError(f"{self.target.name}/{name} records other rows than those of {self.store.name}.")
         return put_bytes(self.target, name, data), record
 
-    def _made(self, window: WindowEntry) -> Record:
+    def _write_window(self, window: WindowEntry, stage: Path) -> Record:
         """Write the files of a window and return its record."""
-        data = b"".join(map(bytes, checked(self.source, window.record)))
+        data = b"".join(map(bytes, checked_blocks(self.source, window.record)))
         old = parse(Record, data, f"{self.source.name}/{window.record.path}")
-        arrays = tuple(self._array(window.split, window.window, entry) for entry in window.arrays)
+        arrays = tuple(self._write_array(window, entry, stage) for entry in window.arrays)
         moments = {site.name: old.moments[site.name] for site in self.plan.sites}
         return old.model_copy(update={"arrays": arrays, "moments": moments})
 
-    def _array(self, split: Split, window: int, entry: ArrayEntry) -> ArrayEntry:
-        before, after = (_spec(plan, split, entry.array) for plan in (self.store.plan, self.plan))
+    def _write_array(self, window: WindowEntry, entry: ArrayEntry, stage: Path) -> ArrayEntry:
+        """Copy or encode one array of a window and return its new entry."""
+        before, after = (_spec(plan, window.split, entry.array) for plan in (self.store.plan, self.plan))
         if (before.codec, before.level) == (after.codec, after.level):
             send(self.source, self.target, [entry.file], self.done)
             return entry
-        with self.store.shard(before, window, "pread") as shard:
+        with self.store.shard(before, window.window, "pread") as shard:
             rows = shard.read()
         shaped = rows.reshape(len(rows), *after.shape[1:])
-        (made,) = write_shards(self.stage, [NewShard(after, window, shaped)], self.threads)
-        if made.entry.raw_sha256 != entry.raw_sha256:
-            raise CorruptError(f"The rows of {self.store.name}/{entry.file.path} are not those that its record sums.")
+        (written,) = write_shards(stage, [ShardRows(after, window.window, shaped)], self.threads)
+        if written.entry.raw_sha256 != entry.raw_sha256:
+            raise CorruptError(f"The rows of {self.store.name}/{entry.file.path} are not those of its record.")
         if not isinstance(self.target, Folder):
-            send(Folder(self.stage), self.target, [made.entry.file])
-            (self.stage / made.entry.file.path).unlink()
-        self.done(entry.file, made.entry.file.size)
-        return made.entry
+            send(Folder(stage), self.target, [written.entry.file])
+            (stage / written.entry.file.path).unlink()
+        self.done(entry.file, written.entry.file.size)
+        return written.entry
 
 
 def _spec(plan: Plan, split: Split, array: str) -> ArraySpec:

@@ -1,8 +1,8 @@
-"""Making a complete store of a harvest that was cut short: the manifest of the windows that are finished.
+"""Making a complete store of an interrupted harvest, from the windows that are finished.
 
-The plan stays as it was written; the manifest lists the windows there are and is marked sealed, and from then on the
-store never changes. Every window is a random sample of contexts, so any of them are a fair, smaller data set. In Zarr
-the rows of the missing windows read as NaN.
+The plan stays as it is; the manifest lists the finished windows and is marked as sealed, and the store never changes
+after that. Every window is a random sample of contexts, so any of them are a representative, smaller data set. Zarr
+readers see NaN for the rows of the missing windows.
 """
 
 from contextlib import suppress
@@ -19,16 +19,16 @@ from gsae.store.write.window_writer import read_plan, unfinished, write_manifest
 
 
 def seal(root: Path) -> Store:
-    """Publish the finished windows of the harvest at `root` as a complete store, and return it.
+    """Publish the finished windows of the harvest in `root` as a complete store, and return it.
 
-    A store that is complete already is returned as it is. Stop the harvest first: what it would still write is
-    refused. Raises NotFoundError where no harvest was begun, IncompatibleError when it has no train window yet.
+    A complete store is returned unchanged. Stop the harvest first: it cannot write more windows afterwards. Raises
+    NotFoundError if there is no harvest, IncompatibleError if no train window is finished.
     """
     plan = read_plan(root)
     if plan is None:
         if read_tokens(root)[0] is not None:
             raise IncompatibleError(
-                f"{root} has only its tokens by now, and no window to seal. Run its `gsae harvest`."
+                f"{root} has only its tokens so far, and no window to seal. Run its `gsae harvest`."
             )
         raise NotFoundError(f"{root} holds no harvest: it has no {PLAN}.")
     if not is_complete(root):
@@ -46,7 +46,7 @@ def seal(root: Path) -> Store:
 
 
 def _remove_unfinished(store: Store) -> None:
-    """Remove what a window that is not in the manifest left: some of its arrays without the others."""
+    """Remove the files of windows that are not in the manifest: some arrays of each, without the others."""
     listed = {(w.split, w.window) for w in store.manifest.windows}
     for split, window in all_windows(store.plan):
         if (split, window) not in listed:
@@ -61,5 +61,5 @@ def _names(store: Store, split: Split, window: int) -> list[str]:
 def _remove(path: Path) -> None:
     with suppress(FileNotFoundError):
         path.unlink()
-    with suppress(OSError):  # the folder of a site's shard has no other file
+    with suppress(OSError):  # the folder of a shard is removed if it is empty
         path.parent.rmdir()

@@ -1,1 +1,1 @@
-"""Where the files of a store are: a local folder, an object store, a local cache of it; one mapped shard file."""
+"""Where the files of stores are: local folders, object stores and a cache of them; transfer; open shard files."""

@@ -1,9 +1,9 @@
 """A prefix of an object store as a place for the files of a store: s3://, gs://, az:// (and file://).
 
-Objects appear whole or not at all, so there is nothing to publish; a file's sha256 travels as metadata of its object,
-so that a copy that goes on need not read it back. Bodies move in parts, a few at a time, each tried again for a while
-(GSAE_RETRY_SECONDS, 120) when the server does not answer. Credentials come from the environment by the client
-library's own chain; none is kept, written or shown, which is why its messages are cut before they are passed on.
+Objects appear whole or not at all. The sha256 of a file is stored as metadata of its object, so that a copy that is
+resumed need not read the object. Large files move in parts, a few at a time; a request without an answer is repeated
+for GSAE_RETRY_SECONDS (120). The client library takes credentials from the environment. They are never stored, and the
+library's messages are shortened before they are shown, because they may contain signatures.
 """
 
 import hashlib
@@ -33,25 +33,25 @@ PART_BYTES = 8 << 20
 PARTS_IN_FLIGHT = 4
 RETRY_SECONDS = 120.0
 PAUSE_SECONDS = 0.5
-SUM = "gsaesha256"  # letters and digits only: every service takes such a name
+SUM = "gsaesha256"  # letters and digits only, which every service accepts in a name
 CLIENT_FAULT = re.compile(r"status code: 4(?!08|29)\d\d")
 
 T = TypeVar("T")
 
 
 def is_url(path: str | Path) -> bool:
-    """Whether a store is named by a URL rather than by a folder."""
+    """Whether `path` is a URL and not a local folder."""
     return "://" in str(path)
 
 
 class Remote:
-    """The objects under a URL; `read`, `blocks`, `put`, `holds` and `children` are those of `places.Place`.
+    """The objects under a URL; its methods are those of `place.Place`.
 
-    Every method raises RemoteError when the server does not answer for GSAE_RETRY_SECONDS, UsageError when it refuses.
+    Each raises RemoteError if the server does not answer for GSAE_RETRY_SECONDS, UsageError if it refuses the request.
     """
 
     def __init__(self, url: str, create: bool = False) -> None:
-        """Name a prefix; nothing is asked of the server yet. create: make the folder of a file:// URL."""
+        """Name a prefix; no request is sent yet. create: make the folder of a file:// URL. Raises UsageError."""
         self.name = url.rstrip("/")
         parts = urlsplit(self.name)
         if parts.scheme not in SCHEMES or parts.query or parts.username or parts.password:
@@ -68,29 +68,29 @@ class Remote:
         self._declares = parts.scheme != "file"
 
     def read(self, name: str) -> bytes:
-        """Return a small object whole; raises NotFoundError."""
+        """As `Place.read`."""
         return self._patiently(name, lambda: bytes(obstore.get(self._store, name).bytes()))
 
     def blocks(self, entry: FileEntry) -> Iterator[Any]:
-        """Yield the bytes of an object, `PART_BYTES` at a time, the next ones being fetched; raises NotFoundError."""
+        """As `Place.blocks`: `PART_BYTES` at a time, while the next parts are being fetched."""
         pool = ThreadPoolExecutor(PARTS_IN_FLIGHT, thread_name_prefix="gsae-fetch")
 
-        def ask(first: int) -> Future[Any]:
+        def request(first: int) -> Future[Any]:
             size = min(PART_BYTES, entry.size - first)
             part = lambda: obstore.get_range(self._store, entry.path, start=first, length=size)  # noqa: E731
             return pool.submit(self._patiently, entry.path, part)
 
         try:
             firsts = iter(range(0, entry.size, PART_BYTES))
-            flying = deque(map(ask, itertools.islice(firsts, PARTS_IN_FLIGHT)))
-            while flying:
-                yield flying.popleft().result()
-                flying.extend(map(ask, itertools.islice(firsts, 1)))
+            requested = deque(map(request, itertools.islice(firsts, PARTS_IN_FLIGHT)))
+            while requested:
+                yield requested.popleft().result()
+                requested.extend(map(request, itertools.islice(firsts, 1)))
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
     def put(self, entry: FileEntry, blocks: Iterator[Any]) -> None:
-        """Store an object; when `blocks` raises, nothing appears under its name."""
+        """As `Place.put`."""
         with self._translated(entry.path):
             obstore.put(
                 self._store,
@@ -103,10 +103,7 @@ class Remote:
             )
 
     def holds(self, entry: FileEntry) -> bool:
-        """Whether an object of that name, size and sha256 is there; raises IncompatibleError for another content.
-
-        The sum is the one that was stored with it; an object that something else put there is read.
-        """
+        """As `Place.holds`. The sha256 is the one stored with the object; an object without one is read."""
         try:
             found = self._patiently(entry.path, lambda: obstore.get(self._store, entry.path, options={"head": True}))
         except NotFoundError:
@@ -119,17 +116,17 @@ class Remote:
             declared = digest.hexdigest()
         if declared != entry.sha256:
             raise IncompatibleError(
-                f"{self.name}/{entry.path} is there with other content; it was kept. Use another URL."
+                f"{self.name}/{entry.path} already exists with different content; left unchanged. Use another URL."
             )
         return True
 
     def children(self, folder: str) -> tuple[list[str], dict[str, int]]:
-        """Return the folders directly in `folder` ("" for the URL itself) and the bytes of the files there, by path."""
+        """As `Place.children`; "" is the URL itself."""
         found = self._patiently(folder, lambda: obstore.list_with_delimiter(self._store, folder or None))
         return sorted(found["common_prefixes"]), {o["path"]: o["size"] for o in found["objects"]}
 
     def _patiently(self, name: str, call: Callable[[], T]) -> T:
-        """Call until it succeeds; a body that breaks off is no request that the library repeats."""
+        """Repeat a call until it succeeds: the client library does not repeat one that broke off in the body."""
         deadline = time.monotonic() + self._patience
         while True:
             try:
@@ -145,7 +142,7 @@ class Remote:
         where = f"{self.name}/{name}" if name else self.name
         if _first_process() != os.getpid():
             raise UsageError(
-                f"{where} cannot be read in a process forked from one that read remote stores. "
+                f"{where} cannot be read in a process that was forked from one that reads remote stores. "
                 "Start workers by `spawn` or `forkserver` (DataLoader: multiprocessing_context)."
             )
         try:
@@ -172,7 +169,7 @@ def _folder(url: str) -> Any:
 
 @cache
 def _first_process() -> int:
-    """Return the process that used the client library first: its threads do not live on in forked children."""
+    """Return the process that used the client library first: forked children do not have its threads."""
     return os.getpid()
 
 
@@ -185,6 +182,6 @@ def _retry_seconds() -> float:
 
 
 def _reason(error: Exception) -> str:
-    """Return what a message of the client library says, without addresses: their queries may hold signatures."""
+    """Return the message of the client library without addresses, because their queries may hold signatures."""
     line = str(error).split("\n")[0].rsplit(" - ", 1)[-1].split("<")[0]
     return re.sub(r"\S*://\S*", "…", line)[:200].strip(" :.")

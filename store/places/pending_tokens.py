@@ -1,9 +1,9 @@
-"""What is known of a store that has no plan yet: what its tokens are made from and, once written, what they are.
+"""A store without a plan: what its tokens are made from and, once they are written, their sizes and sums.
 
 The plan needs the language model; tokens need only its tokenizer, and may be made days before, on another machine.
-Until plan.json takes their place, two small files in `tokens/` stand for it: `begun.json`, published before the first
-token, so that a command with other settings is refused, and `made.json`, published after the last. The parts that a
-harvest keeps there meanwhile are its own affair.
+Until there is a plan.json, two small files in `tokens/` replace it: `begun.json`, published before the first token, so
+that a command with other settings is refused, and `made.json`, published after the last. A harvest may keep temporary
+files in the same folder; `clear_tokens` removes all of it.
 """
 
 from contextlib import suppress
@@ -14,27 +14,19 @@ from pydantic import Field
 
 from gsae.errors import NotFoundError
 from gsae.files import publish_bytes
-from gsae.store.format.plan import (
-    ContextsSpec,
-    Count,
-    DatasetSource,
-    Frozen,
-    Positive,
-    T,
-    TokenizerSource,
-    canonical_json,
-    parse,
-)
+from gsae.store.format.json_files import Count, Positive, StoredValue, T, parse, to_json
+from gsae.store.format.plan import ContextsSpec, DatasetSource, TokenizerSource
 
-from .folder import Folder, Place
+from .folder import Folder
+from .place import Place
 
 TOKENS = "tokens"
 TOKENS_ONLY, UNFINISHED_TOKENS = "tokens only", "unfinished tokens"
 TOKENS_BEGUN, TOKENS_MADE = f"{TOKENS}/begun.json", f"{TOKENS}/made.json"
 
 
-class TokensPlan(Frozen):
-    """Everything that determines the tokens of a store; each field is as in its plan."""
+class TokensPlan(StoredValue):
+    """Everything that determines the tokens of a store; the fields are those of its plan."""
 
     schema_version: str
     tokenizer: TokenizerSource
@@ -47,8 +39,8 @@ class TokensPlan(Frozen):
     versions: dict[str, str]
 
 
-class TokensMade(Frozen):
-    """The finished tokens, and the rows that they give."""
+class TokensMade(StoredValue):
+    """The finished tokens, and the numbers of rows that they give."""
 
     schema_version: str
     contexts: ContextsSpec
@@ -57,23 +49,23 @@ class TokensMade(Frozen):
 
 
 def write_tokens_plan(root: Path, plan: TokensPlan) -> None:
-    """Publish what the tokens of `root` are made from; raises IncompatibleError where others were begun."""
-    publish_bytes(root, TOKENS_BEGUN, canonical_json(plan.model_dump(mode="json")))
+    """Publish what the tokens of `root` are made from. Raises IncompatibleError if other tokens were begun."""
+    publish_bytes(root, TOKENS_BEGUN, to_json(plan))
 
 
 def write_tokens_made(root: Path, made: TokensMade) -> None:
-    """Publish what the finished tokens of `root` are."""
-    publish_bytes(root, TOKENS_MADE, canonical_json(made.model_dump(mode="json")))
+    """Publish the sizes and sums of the finished tokens of `root`."""
+    publish_bytes(root, TOKENS_MADE, to_json(made))
 
 
 def read_tokens(where: Place | Path) -> tuple[TokensPlan | None, TokensMade | None]:
-    """Return what the tokens of a store without a plan are made from and what they are; None for what is not there."""
+    """Return the two files of a store that has no plan; None for each that does not exist."""
     where = Folder(where) if isinstance(where, Path) else where
     return _read(where, TOKENS_BEGUN, TokensPlan), _read(where, TOKENS_MADE, TokensMade)
 
 
 def clear_tokens(root: Path) -> None:
-    """Remove all of `tokens/`: the store has a plan, which says the same."""
+    """Remove `tokens/`, because the plan has the same content."""
     for path in (root / TOKENS).glob("*"):
         with suppress(FileNotFoundError):
             path.unlink()

@@ -1,6 +1,6 @@
-"""Batches on a GPU: copied from page-locked memory, one ahead, on a stream of their own, while the consumer computes.
+"""Batches on a GPU: the next one is copied on a separate CUDA stream while the consumer uses the current one.
 
-The price is that the reader's memory is page-locked, and one more batch on the GPU.
+It costs page-locked memory for the reader, and one more batch on the GPU.
 """
 
 from collections import deque
@@ -10,16 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .batches import Batches, Position, Reading
+from .batches import Batches
+from .read_order import Position
+from .reading import Reading
 
 Copy = tuple[Tensor, torch.cuda.Event, Position]
 
 
 class CudaBatches(Batches):
-    """`Batches` whose tensors are on a CUDA device, ready for the stream that is current when they are asked for."""
+    """`Batches` on a CUDA device. A batch is ready for the CUDA stream that is current when it is taken."""
 
     def __init__(self, reading: Reading, position: Position | None, device: torch.device) -> None:
-        """Read as `Batches` do; device: a CUDA device."""
+        """Read as `Batches` does; device: a CUDA device."""
         super().__init__(replace(reading, pinned=True), position)
         self._device = device
         self._stream: torch.cuda.Stream | None = None
@@ -34,11 +36,11 @@ class CudaBatches(Batches):
             self._coming = None
         consumer = torch.cuda.current_stream(self._device)
         consumer.wait_event(copied)
-        rows.record_stream(consumer)  # its memory is not used again before the consumer is through with it
+        rows.record_stream(consumer)  # its memory is reused after the consumer's kernels only
         return rows
 
     def _copy(self) -> Copy:
-        """Start to copy the next batch; its slot is held until that is done."""
+        """Start to copy the next batch; its slot is held until the copy is done."""
         host, position = self._take()
         while self._on_host and self._on_host[0][1].query():  # type: ignore[no-untyped-call]
             self._on_host.popleft()

@@ -1,7 +1,7 @@
 """Rows by number: any rows of an array, in any order, from the chunks that hold them.
 
-Each chunk that is touched is decoded once, on a few threads, so rows that lie together are cheap and a thousand
-scattered rows cost a thousand chunks: for whole passes there are `batches` and `in_order`.
+Each chunk that holds a row is decoded once, on a few threads. So rows that lie together are cheap, and a thousand
+scattered rows cost a thousand chunks; for whole passes use `Site.batches` or `Site.in_order`.
 """
 
 import threading
@@ -16,13 +16,13 @@ from numpy.typing import ArrayLike, NDArray
 from gsae.store.codec.chunks import unsigned
 from gsae.store.format.row_order import Ints
 
-from .decoding import ShardFile
+from .shard_file import ShardFile
 
 Index = int | slice | ArrayLike  # a torch.Tensor of integers is an ArrayLike too
 
 
-def numbers(index: Index, rows: int) -> Ints:
-    """Return the row numbers (n,) that an index of an array of `rows` rows means; raises IndexError.
+def resolve_index(index: Index, rows: int) -> Ints:
+    """Return the row numbers (n,) that an index of an array of `rows` rows means. Raises IndexError.
 
     index: an integer, a slice, an array or tensor of integers (negative ones count from the end), or of `rows` bools.
     """
@@ -33,17 +33,17 @@ def numbers(index: Index, rows: int) -> Ints:
         return np.flatnonzero(given)
     if (given.size and given.dtype.kind not in "iu") or given.ndim > 1:
         raise IndexError(f"Rows are an integer, a slice or a list of integers; got {given.dtype} {given.shape}.")
-    found = given.reshape(-1).astype(np.int64)
-    outside = (found < -rows) | (found >= rows)
+    numbers = given.reshape(-1).astype(np.int64)
+    outside = (numbers < -rows) | (numbers >= rows)
     if outside.any():
-        raise IndexError(f"Row {found[outside][0]} is not there: there are {rows} rows.")
-    return np.where(found < 0, found + rows, found)
+        raise IndexError(f"Row {numbers[outside][0]} does not exist: there are {rows} rows.")
+    return np.where(numbers < 0, numbers + rows, numbers)
 
 
 def take(files: Sequence[ShardFile], rows: Ints, threads: int) -> NDArray[Any]:
-    """Return rows (n,), counted through `files`, as bit patterns (n, width) in the order asked.
+    """Return rows (n,), counted through `files`, as bit patterns (n, width) in the given order.
 
-    Raises as `Shard` does.
+    Raises as `ShardFile.open` and `ShardReader`.
     """
     spec = files[0].spec
     out = np.empty((len(rows), spec.width), unsigned(spec.dtype))
@@ -59,7 +59,7 @@ def take(files: Sequence[ShardFile], rows: Ints, threads: int) -> NDArray[Any]:
 
 
 def _take_of_file(file: ShardFile, rows: Ints, to: Ints, out: NDArray[Any], pool: ThreadPoolExecutor) -> None:
-    """Put rows (n,), ascending, of one file to rows `to` (n,) of out."""
+    """Put rows (n,), ascending, of one file into rows `to` (n,) of out."""
     chunks, first = np.unique(rows // file.spec.chunk_rows, return_index=True)
     parts = list(
         zip(chunks.tolist(), np.split(rows % file.spec.chunk_rows, first[1:]), np.split(to, first[1:]), strict=True)
@@ -68,14 +68,14 @@ def _take_of_file(file: ShardFile, rows: Ints, to: Ints, out: NDArray[Any], pool
     with ExitStack() as stack:
         shard = stack.enter_context(file.open())
 
-        def one(part: tuple[int, Ints, Ints]) -> None:
+        def take_part(part: tuple[int, Ints, Ints]) -> None:
             chunk, within, places = part
-            held = shard.chunk_rows(chunk)
-            if not hasattr(scratch, "rows") or len(scratch.rows) != held:
-                scratch.rows = np.empty((held, out.shape[1]), out.dtype)
-            shard.decode_into(chunk, scratch.rows, np.arange(held))
+            chunk_rows = shard.rows_of_chunk(chunk)
+            if not hasattr(scratch, "rows") or len(scratch.rows) != chunk_rows:
+                scratch.rows = np.empty((chunk_rows, out.shape[1]), out.dtype)
+            shard.decode_into(chunk, scratch.rows, np.arange(chunk_rows))
             out[places] = scratch.rows[within]
 
         for chunk, _, _ in parts:
             shard.will_need(chunk)
-        list(pool.map(one, parts))
+        list(pool.map(take_part, parts))

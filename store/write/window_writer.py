@@ -1,7 +1,7 @@
-"""Writing a store: the plan first, then windows in any order by anyone, the manifest last.
+"""Writing a store: the plan first, then windows in any order by any worker, the manifest last.
 
-Each function may be killed anywhere and called again: what is published stays, what is not leaves no trace. A record
-is made after the files of its window, and from them; the manifest is made from the records.
+Each function may be killed at any moment and called again: published files stay, and temporary files are removed. A
+record is written after the files of its window; the manifest is made from the records.
 """
 
 from collections.abc import Mapping
@@ -15,6 +15,7 @@ from gsae.errors import IncompatibleError
 from gsae.files import hash_file, publish_bytes, read_file
 from gsae.store.codec.chunks import ArraySpec, unsigned
 from gsae.store.format.arrays import context_arrays, metadata_files, window_arrays
+from gsae.store.format.json_files import SCHEMA_VERSION, parse, to_json
 from gsae.store.format.manifest import (
     MANIFEST,
     PLAN,
@@ -27,26 +28,26 @@ from gsae.store.format.manifest import (
     read_manifest,
     record_name,
 )
-from gsae.store.format.plan import SCHEMA_VERSION, Plan, canonical_json, parse
+from gsae.store.format.plan import Plan
 from gsae.store.format.row_order import Split
 from gsae.store.places.pending_tokens import clear_tokens
 
-from .shard_writer import NewShard, all_cores, write_shards
+from .shard_writer import ShardRows, all_cores, write_shards
 
 
 def write_plan(root: Path, plan: Plan) -> None:
-    """Publish plan.json and all Zarr metadata, which stand for `tokens/` from now on.
+    """Publish plan.json and all Zarr metadata, and remove `tokens/`, which the plan replaces.
 
-    Raises IncompatibleError when another plan is there.
+    Raises IncompatibleError if the folder has another plan.
     """
-    publish_bytes(root, PLAN, canonical_json(plan.model_dump(mode="json")))
+    publish_bytes(root, PLAN, to_json(plan))
     for name, data in metadata_files(plan).items():
         publish_bytes(root, name, data)
     clear_tokens(root)
 
 
 def read_plan(root: Path) -> Plan | None:
-    """Return the plan of the store that was begun at `root`; None where there is none."""
+    """Return the plan of the store in `root`, finished or not; None if there is no plan. Raises CorruptError."""
     if not (root / PLAN).exists():
         return None
     return parse(Plan, read_file(root / PLAN), str(root / PLAN))
@@ -65,31 +66,31 @@ def write_window(
 
     rows: for each site's name its rows (rows, d_in) in stored order, values or bit patterns.
     source: (rows,) context * context_size + position. threads: None for all cores; bytes do not depend on it.
-    Raises SpaceError when the disk is full, IncompatibleError when the store was sealed without this window.
+    Raises SpaceError if the disk is full, IncompatibleError if the store was sealed without this window.
     """
-    _check_open(root, split, window)
+    _check_unsealed(root, split, window)
     values = [*(rows[site.name] for site in plan.sites), source]
     new = [
-        NewShard(spec, window, _bits(spec, array), summed=array is not source)
+        ShardRows(spec, window, _bits(spec, array), has_moments=array is not source)
         for spec, array in zip(window_arrays(plan, split), values, strict=True)
     ]
     *sites, sources = write_shards(root, new, threads or all_cores())
     moments = {
         site.name: p.moments.to_record() for site, p in zip(plan.sites, sites, strict=True) if p.moments is not None
     }
-    entries = tuple(published.entry for published in (*sites, sources))
+    entries = tuple(written.entry for written in (*sites, sources))
     record = Record(schema_version=SCHEMA_VERSION, split=split, window=window, arrays=entries, moments=moments)
-    _check_open(root, split, window)
-    publish_bytes(root, record_name(split, window), canonical_json(record.model_dump(mode="json")))
+    _check_unsealed(root, split, window)
+    publish_bytes(root, record_name(split, window), to_json(record))
     return record
 
 
-def _check_open(root: Path, split: Split, window: int) -> None:
-    """A sealed store takes no more windows; one that others completed has this one."""
+def _check_unsealed(root: Path, split: Split, window: int) -> None:
+    """Raise IncompatibleError if the store has a manifest without this window."""
     if (root / MANIFEST).exists():
         manifest = read_manifest(read_file(root / MANIFEST), str(root / MANIFEST))
         if all((w.split, w.window) != (split, window) for w in manifest.windows):
-            raise IncompatibleError(f"{root} was sealed without {split} window {window}; it never changes again.")
+            raise IncompatibleError(f"{root} was sealed without {split} window {window}; a sealed store never changes.")
 
 
 def _bits(spec: ArraySpec, rows: NDArray[Any]) -> NDArray[Any]:
@@ -99,20 +100,20 @@ def _bits(spec: ArraySpec, rows: NDArray[Any]) -> NDArray[Any]:
 def write_shard(
     root: Path, spec: ArraySpec, shard: int, rows: NDArray[Any], threads: int | None = None
 ) -> tuple[ArrayEntry, NDArray[Any]]:
-    """Write one shard file and return its entry and the rows that are now in it, as `write_shards` does."""
-    published = write_shards(root, [NewShard(spec, shard, rows)], threads or all_cores())[0]
-    return published.entry, published.rows
+    """Write one shard file; return its entry, and the rows in the published file, as `write_shards` does."""
+    written = write_shards(root, [ShardRows(spec, shard, rows)], threads or all_cores())[0]
+    return written.entry, written.rows
 
 
 def unfinished(root: Path, plan: Plan) -> list[tuple[Split, int]]:
-    """List the windows that have no record yet, in the order of work."""
+    """List the windows of the plan that have no record in `root` yet, in the order of work."""
     return [(split, w) for split, w in all_windows(plan) if not (root / record_name(split, w)).exists()]
 
 
 def write_manifest(root: Path, plan: Plan, windows: list[tuple[Split, int]] | None = None) -> Manifest:
     """Publish the manifest of a store with these windows (None: all of the plan's), and return it.
 
-    All must have their record; NotFoundError names the first that has none.
+    Raises NotFoundError for the first window without a record.
     """
     c = plan.contexts
     shards = [
@@ -128,7 +129,7 @@ def write_manifest(root: Path, plan: Plan, windows: list[tuple[Split, int]] | No
         records.append((_entry(root, name), parse(Record, data, str(root / name))))
     manifest = build(plan, files, records)
     clear_tokens(root)
-    publish_bytes(root, MANIFEST, canonical_json(manifest.model_dump(mode="json")))
+    publish_bytes(root, MANIFEST, to_json(manifest))
     return manifest
 
 

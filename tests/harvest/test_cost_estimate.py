@@ -50,7 +50,7 @@ def test_an_estimate_from_a_probe_agrees_with_the_store(tiny_llama: Path, tmp_pa
     assert told["raw_bytes"] == foretold * 128
     for name, ratio in told["ratio"].items():
         site = store.site(name)
-        size = sum(store.array_files(store.array(site.spec, "train"), "train"))
+        size = sum(store.file_sizes(store.array(site.spec, "train"), "train"))
         assert ratio == pytest.approx(size / site.raw_bytes, rel=0.1)
     assert told["seconds"] == pytest.approx(told["contexts"] * 64 / told["tokens_per_second"])
     assert told["memory_bytes"] > told["model_bytes"] + told["window_memory_bytes"] > told["window_memory_bytes"]

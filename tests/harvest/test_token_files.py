@@ -286,10 +286,10 @@ def test_every_command_recognises_a_folder_that_has_only_tokens(tiny_llama: Path
     assert facts == json.loads(gsae(*command, "--only-tokens", "--json").stdout)
     (listed,) = list_stores(tmp_path)
     assert (listed.path, listed.state, listed.rows["train"]) == (str(out), "tokens only", 12_000)
-    refused(5, "has only its tokens by now", "seal", out)
-    refused(5, "has only its tokens by now", "verify", out)
-    refused(5, "has only its tokens by now", "copy", out, tmp_path / "copy")
-    refused(5, "has only its tokens by now", "train", out, "--site", "mlp.1", "--steps", 5, "--out", tmp_path / "run",
+    refused(5, "has only its tokens so far", "seal", out)
+    refused(5, "has only its tokens so far", "verify", out)
+    refused(5, "has only its tokens so far", "copy", out, tmp_path / "copy")
+    refused(5, "has only its tokens so far", "train", out, "--site", "mlp.1", "--steps", 5, "--out", tmp_path / "run",
             "--sae", "gated width=8 l1=.1")  # fmt: skip
     (out / "tokens/made.json").unlink()
     assert json.loads(gsae("info", out, "--json").stdout)["state"] == "unfinished tokens"

@@ -1,4 +1,4 @@
-"""A store and SAEs that were written by format version 1.0, and are never written again, read as they did then."""
+"""A store and SAEs written by format version 1.0: they are never written again, and must be read unchanged."""
 
 import hashlib
 from collections.abc import Iterable
@@ -25,12 +25,12 @@ def test_the_golden_store_is_good() -> None:
     assert verify(store, deep=True) == []
 
 
-def test_its_rows_are_what_they_were() -> None:
+def test_its_rows_are_the_same() -> None:
     site = open_store(GOLDEN / "store").site("mlp.1")
     assert digest_of([site[:]]) == "7d4623f33d74ac6bcb2f36dbb2e9f264392a49421b76f7b223adf3bc218247cf"
 
 
-def test_its_batches_come_in_the_order_in_which_they_came() -> None:
+def test_its_batches_come_in_the_same_order() -> None:
     batches = open_store(GOLDEN / "store").site("mlp.1").batches(50, seed=1, epochs=2, mix=2, open_windows=2)
     assert digest_of(batches) == "c6eae88094f72e57c3a4ec33a21a37c829aa5ea6c35de0fb014ddda02bf99beb"
 
@@ -42,7 +42,7 @@ def test_its_batches_come_in_the_order_in_which_they_came() -> None:
         ("relu-w12-l1_0.05-seed0", [5, 9], [6.1871867179870605, 7.983111381530762], -2.674267053604126),
     ],
 )
-def test_the_golden_saes_compute_what_they_did(name: str, l0: list[int], l1: list[float], start: float) -> None:
+def test_the_golden_saes_compute_the_same(name: str, l0: list[int], l1: list[float], start: float) -> None:
     sae = load_sae(GOLDEN / "saes" / name)
     f = sae.encode(torch.linspace(-2, 2, 16).reshape(2, 8))
     assert (f > 0).sum(1).tolist() == l0

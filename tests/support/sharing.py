@@ -1,4 +1,4 @@
-"""What the tests of copies and caches run in processes of their own."""
+"""What the tests of copies and caches run in separate processes."""
 
 import os
 import time
@@ -9,7 +9,7 @@ from typing import Any
 from gsae.errors import GsaeError, IncompatibleError, NotFoundError
 from gsae.store import open_store
 from gsae.store.manage.copy import copy
-from gsae.store.places.cache import Cache, Fetched
+from gsae.store.places.cache import Cache, FetchedFile
 from gsae.train import RunConfig, parse_sae, train
 
 SITE = "mlp.1"
@@ -18,15 +18,15 @@ SITE = "mlp.1"
 def counted(folder: Path, log: Path, max_bytes: int | None = None) -> Cache:
     """Return a cache that adds the path of every file it fetches as a line to `log`."""
 
-    def note(fetched: Fetched) -> None:
+    def note(fetched: FetchedFile) -> None:
         with log.open("a") as file:
             file.write(fetched.path + "\n")
 
     return Cache(folder, max_bytes, listen=note)
 
 
-def read_epochs(url: str, folder: Path, log: Path, seed: int, epochs: int = 1) -> None:
-    """Read a remote store to the end and check that every row came."""
+def assert_every_row_is_read(url: str, folder: Path, log: Path, seed: int, epochs: int = 1) -> None:
+    """Read a remote store to the end and check the number of rows."""
     site = open_store(url, counted(folder, log)).site(SITE)
     with site.batches(64, seed=seed, epochs=epochs, mix=2, open_windows=3) as batches:
         assert sum(len(rows) for rows in batches) == epochs * site.rows
@@ -41,7 +41,7 @@ def train_from(url: str, folder: Path, log: Path, out: Path) -> None:
 
 
 def fetch_for_ever(url: str, folder: Path, begun: Path) -> None:
-    """Begin to fetch a shard, say so, and never come to its end."""
+    """Start to fetch a shard, create `begun`, and never finish."""
     store = open_store(url, Cache(folder))
     entry = store.manifest.windows[0].arrays[0].file
 
@@ -56,8 +56,8 @@ def fetch_for_ever(url: str, folder: Path, begun: Path) -> None:
     store.place.cache.open(entry, Endless())  # type: ignore[attr-defined,arg-type]
 
 
-def read_while_copied(dst: Path, digest: str, ready: Path) -> None:
-    """Open a store again and again while it is being copied, until it is there; then read all of it."""
+def assert_opened_whole_during_a_copy(dst: Path, digest: str, ready: Path) -> None:
+    """Try to open a store that is being copied until it is complete; then check that all rows can be read."""
     ready.touch()
     while True:
         try:
@@ -72,7 +72,7 @@ def read_while_copied(dst: Path, digest: str, ready: Path) -> None:
 
 
 def in_environment(environment: dict[str, str], target: Callable[..., None], *arguments: Any) -> None:
-    """Run `target` with another environment than that of the server which started this process."""
+    """Run `target` with `environment` in place of that of the server that started this process."""
     os.environ.clear()
     os.environ.update(environment)
     target(*arguments)
@@ -87,7 +87,7 @@ def copy_or_exit(src: str, dst: str) -> None:
 
 
 def copy_beside(root: Path) -> None:
-    """Copy the store `source` that stands two folders up, one file at a time."""
+    """Copy the store `source` two folders up, one file at a time."""
     copy(root.parent.parent / "source", root, streams=1)
 
 

@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 
 from gsae.store import ContextsSpec, DatasetSource, ModelSource, Plan, SiteSpec, Store, TokenizerSource, open_store
 from gsae.store.format import row_order as order
+from gsae.store.format.json_files import SCHEMA_VERSION
 from gsae.store.format.manifest import all_windows
-from gsae.store.format.plan import SCHEMA_VERSION, chunk_rows
+from gsae.store.format.plan import chunk_rows
 from gsae.store.write.contexts_writer import write_contexts
 from gsae.store.write.window_writer import write_manifest, write_plan, write_window
 

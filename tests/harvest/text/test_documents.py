@@ -27,7 +27,7 @@ from gsae.harvest.model.model_files import ModelFiles
 from gsae.harvest.text.packing import is_held_out
 from gsae.store import read_tokens, verify
 from gsae.store.format import row_order as order
-from gsae.store.write import contexts_writer as contexts
+from gsae.store.read import contexts_reader as contexts
 from gsae.tests.support.texts import contexts_of, joined
 
 TEXTS = [f"document {i} of many" for i in range(50)]

@@ -1,4 +1,4 @@
-"""Chunks that were changed by someone: one clear error, or other values; never a crash, a stray write, a big buffer."""
+"""Forged chunks: one clear error, or other values; never a crash, a write outside the rows, or a large buffer."""
 
 import struct
 import tracemalloc
@@ -35,7 +35,7 @@ def _compiled() -> None:
         planes.decode_into(encoded, out, np.arange(ROWS))
 
 
-def decode_between_guards(forged: bytes) -> None:
+def assert_decoding_stays_inside(forged: bytes) -> None:
     """Decode into the middle rows of an array; whatever the outcome, the rows around them stay as they were."""
     around = np.full((ROWS + 2 * GUARD, CHANNELS), 0xABCD, np.uint16)
     places = np.random.default_rng(1).permutation(ROWS)
@@ -75,7 +75,7 @@ def test_a_forged_header_is_an_error_or_harmless(
     for field, value in {1: form, 2: packing, 4: rows, 5: channels, 6: block_rows, 7: exceptions}.items():
         if field < 3 or not keep >> (field - 4) & 1:
             forged[field] = value
-    decode_between_guards(HEADER.pack(*forged) + original[HEADER.size :])
+    assert_decoding_stays_inside(HEADER.pack(*forged) + original[HEADER.size :])
 
 
 @settings(deadline=None, max_examples=150)
@@ -83,7 +83,7 @@ def test_a_forged_header_is_an_error_or_harmless(
 def test_forged_tables_positions_and_blocks_are_errors_or_harmless(level: int, at: int, values: bytes) -> None:
     forged = bytearray(chunk(level))
     forged[at : at + len(values)] = values
-    decode_between_guards(bytes(forged))
+    assert_decoding_stays_inside(bytes(forged))
 
 
 @pytest.mark.parametrize("level", [0, 1])
@@ -93,7 +93,7 @@ def test_any_single_bit_changed_is_an_error_or_harmless(level: int) -> None:
     for at in np.r_[0:400, rng.integers(0, len(original), 200)]:
         forged = bytearray(original)
         forged[at] ^= 1 << int(rng.integers(8))
-        decode_between_guards(bytes(forged))
+        assert_decoding_stays_inside(bytes(forged))
 
 
 @pytest.mark.parametrize("level", [0, 1])
@@ -120,7 +120,7 @@ def test_a_chunk_cut_short_is_named_corrupt(cut: int) -> None:
 
 
 def test_a_chunk_of_another_shape_is_refused_before_anything_is_decoded() -> None:
-    with pytest.raises(CorruptError, match="300 x 96 values; 200 x 96 are due"):
+    with pytest.raises(CorruptError, match="300 x 96 values; 200 x 96 are needed"):
         planes.decode_into(chunk(1), np.zeros((200, 96), np.uint16), np.arange(200))
 
 
@@ -151,17 +151,17 @@ def test_a_frame_written_by_hand_is_read() -> None:
 @pytest.mark.parametrize(
     ("frame", "why"),
     [
-        (zstd_frame(2**60, [(7, 1000)]), "says it holds 1152921504606846976 bytes; 1000 bytes are due"),
-        (zstd_frame(400, [(7, 400)]), "says it holds 400 bytes"),
-        (zstd_frame(None, [(7, 1 << 17)] * 5000), "does not say how much"),
+        (zstd_frame(2**60, [(7, 1000)]), "declares 1152921504606846976 bytes; 1000 bytes are needed"),
+        (zstd_frame(400, [(7, 400)]), "declares 400 bytes"),
+        (zstd_frame(None, [(7, 1 << 17)] * 5000), "does not declare its size"),
         (zstd_frame(1000, [(7, 1 << 17)] * 5000), "does not decompress to 1000"),
         (zstd_frame(1000, [(7, 400)]), "does not decompress to 1000"),
         (np.concatenate([zstd_frame(1000, [(7, 400)]), zstd_frame(600, [(8, 600)])]), "does not decompress"),
         (np.frombuffer(frames.compress(bytes(1000), 1) + b"x", np.uint8), "does not decompress"),
         (np.frombuffer(frames.compress(bytes(1000), 1)[:-1], np.uint8), "does not decompress"),
-        (np.frombuffer(b"PK\x03\x04" + bytes(100), np.uint8), "does not say how much"),
-        (np.frombuffer(frames.MAGIC, np.uint8), "does not say how much"),
-        (np.empty(0, np.uint8), "does not say how much"),
+        (np.frombuffer(b"PK\x03\x04" + bytes(100), np.uint8), "does not declare its size"),
+        (np.frombuffer(frames.MAGIC, np.uint8), "does not declare its size"),
+        (np.empty(0, np.uint8), "does not declare its size"),
     ],
 )
 def test_a_frame_that_does_not_hold_what_is_due_is_refused(frame: NDArray[np.uint8], why: str) -> None:

@@ -1,4 +1,4 @@
-"""Other people's readers: zarr-python with our two types registered, tensorstore with nothing of ours."""
+"""Other readers: zarr-python with the two types of gsae registered, tensorstore without any code of gsae."""
 
 import json
 import subprocess
@@ -59,7 +59,7 @@ def test_an_unwritten_window_reads_as_nan_never_as_zeros(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("codec", ["zstd", "none"])
-def test_tensorstore_reads_standard_codecs_with_nothing_of_ours(tmp_path: Path, codec: str) -> None:
+def test_tensorstore_reads_standard_codecs_without_gsae(tmp_path: Path, codec: str) -> None:
     store = make_store(tmp_path / "store", rows=every_pattern, codec=codec)
     script = (
         "import json, sys, hashlib, tensorstore as ts\n"
@@ -82,7 +82,7 @@ def raw_sha256(store: Store) -> str:
     return hashlib.sha256(b"".join(rows)).hexdigest()
 
 
-def test_zarr_itself_can_write_our_types(tmp_path: Path) -> None:
+def test_zarr_can_write_the_types_of_gsae(tmp_path: Path) -> None:
     from gsae.store.codec.zarr_plugin import PlanesCodec
 
     rows = every_pattern(100, 24)

@@ -1,7 +1,7 @@
-"""docs/format.md, followed to the letter: a reader of its own, with nothing but JSON, arrays, sha256 and zstd.
+"""docs/format.md as a program: an independent reader that needs only JSON, arrays, sha256 and zstd.
 
-It shares no code with gsae and decodes every byte of a store per codec. What it finds must be the rows that were
-written, in the order that the page derives from plan and tokens, under the sums that the page defines.
+It shares no code with gsae and decodes every byte of a store for each codec. It must find the rows that were written,
+in the order that the page derives from plan and tokens, with the sums that the page defines.
 """
 
 import base64
@@ -286,7 +286,7 @@ def test_every_sum_is_the_one_that_the_page_defines(made: tuple[PlainStore, dict
     assert sha256(b"".join(a.tobytes() for a in store.documents())) == contexts["documents_sha256"]
 
 
-def test_records_say_what_the_manifest_says_and_hold_the_moments(made: tuple[PlainStore, dict[str, Any]]) -> None:
+def test_records_agree_with_the_manifest_and_hold_the_moments(made: tuple[PlainStore, dict[str, Any]]) -> None:
     store, _ = made
     order = [("heldout", w) for w in range(9)] + [("train", w) for w in range(9)]
     listed = [(w["split"], w["window"]) for w in store.manifest["windows"]]
@@ -300,7 +300,7 @@ def test_records_say_what_the_manifest_says_and_hold_the_moments(made: tuple[Pla
         }
         for site in store.plan["sites"]:
             x = values(store.window(window["split"], site["folder"], window["window"]), store.plan["model"]["dtype"])
-            check_moments(record["moments"][site["name"]], x)
+            assert_moments_of_rows(record["moments"][site["name"]], x)
             at = (window["split"], site["name"])
             totals[at] = totals.get(at, 0) + sum(record["moments"][site["name"]]["counts"])
     for (split, site), count in totals.items():
@@ -313,7 +313,7 @@ def values(bits: np.ndarray, dtype: str) -> np.ndarray:
         return wide.view(np.float32).astype(np.float64)
 
 
-def check_moments(moments: dict[str, Any], x: np.ndarray) -> None:
+def assert_moments_of_rows(moments: dict[str, Any], x: np.ndarray) -> None:
     finite = np.isfinite(x).all(axis=1)
     assert moments["non_finite"] == (~finite).sum()
     x = x[finite]
@@ -329,7 +329,7 @@ def check_moments(moments: dict[str, Any], x: np.ndarray) -> None:
             assert (np.abs((inside**power).sum(axis=0) - total) <= 1e-9 * most).all()
 
 
-def test_zarrs_metadata_is_what_the_page_says(made: tuple[PlainStore, dict[str, Any]]) -> None:
+def test_zarr_metadata_is_as_on_the_page(made: tuple[PlainStore, dict[str, Any]]) -> None:
     store, kind = made
     root = json.loads((store.root / "zarr.json").read_bytes())
     nodes = root["consolidated_metadata"]["metadata"]
@@ -348,7 +348,7 @@ def test_zarrs_metadata_is_what_the_page_says(made: tuple[PlainStore, dict[str, 
     assert [codec["name"] for codec in sharding["codecs"]] == expected[kind["codec"]]
 
 
-def test_the_page_names_every_field_and_file(made: tuple[PlainStore, dict[str, Any]]) -> None:
+def test_the_page_names_every_field(made: tuple[PlainStore, dict[str, Any]]) -> None:
     store, _ = made
     record = json.loads((store.root / store.manifest["windows"][0]["record"]["path"]).read_bytes())
     fields = {*store.manifest, *store.plan, *record, *record["arrays"][0], *record["arrays"][0]["file"],

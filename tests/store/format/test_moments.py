@@ -1,4 +1,4 @@
-"""Moments: equal to float64 brute force, for all rows and for every cut by norm; the same bits in any grouping."""
+"""Moments: equal to float64 brute force for all rows and every norm limit; the same bits for any cut of the rows."""
 
 import ml_dtypes
 import numpy as np
@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from gsae.errors import CorruptError
 from gsae.store import Moments
 from gsae.store.codec.chunks import NUMPY_DTYPES
-from gsae.store.codec.norm_kernels import binned_sums, float_bits, squared_norms
-from gsae.store.format.moments import Sums, bin_edge, bin_of, by_norm
-from gsae.store.format.plan import canonical_json
+from gsae.store.codec.norm_kernels import binned_sums, binned_sums_plain, float_bits, squared_norms, squared_norms_plain
+from gsae.store.format.json_files import canonical_json
+from gsae.store.format.moments import MomentsBuilder, bin_edge, bin_of, sort_by_norm
 from gsae.tests.support.stores import normal_rows
 
 
@@ -41,14 +41,14 @@ def test_moments_within_a_norm_equal_brute_force(multiple: float) -> None:
         assert summary.norm_limit == np.inf
 
 
-def test_a_few_massive_rows_do_not_set_the_scale() -> None:
+def test_a_few_rows_of_huge_norm_do_not_determine_the_scale() -> None:
     x = with_outliers()
     moments = Moments.of(x, "bfloat16")
     assert moments.within(0).mean_square_norm > 10 * moments.within(10).mean_square_norm
     assert moments.within(10).skipped == 3
 
 
-def test_rows_with_a_nan_or_an_infinity_are_counted_apart() -> None:
+def test_rows_with_a_nan_or_an_infinity_are_counted_separately() -> None:
     x = with_outliers()
     x[3, 4], x[9, 0] = np.nan, np.inf
     summary = Moments.of(x, "bfloat16").within(0)
@@ -85,10 +85,10 @@ def test_merged_windows_have_the_moments_of_all_rows() -> None:
 def test_where_rows_are_cut_changes_no_bit(cuts: list[int], dtype: str) -> None:
     x = with_outliers().astype(NUMPY_DTYPES[dtype])
     x[11, 3] = np.nan
-    sums = Sums(24, dtype)
+    builder = MomentsBuilder(24, dtype)
     for part in np.split(x, sorted(cuts)):
-        sums.add(part, by_norm(part, dtype))
-    assert sums.moments().to_record() == Moments.of(x, dtype).to_record()
+        builder.add(part, sort_by_norm(part, dtype))
+    assert builder.moments().to_record() == Moments.of(x, dtype).to_record()
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
@@ -107,13 +107,13 @@ def test_compiled_sums_have_the_bits_of_the_plain_ones(channels: int, dtype: str
     x = float_bits(normal_rows(203, channels).astype(NUMPY_DTYPES[dtype]), dtype)
     ours, plain = np.empty(203), np.empty(203)
     squared_norms(x, ours)
-    squared_norms.plain(x, plain)
+    squared_norms_plain(x, plain)
     assert np.array_equal(ours, plain)
     order, starts = np.random.default_rng(0).permutation(203), np.array([0, 1, 3, 10, 100, 190])
     slots = np.array([4, 0, 6, 1, 3])
     filled = [np.zeros((7, channels)) for _ in range(4)]
     binned_sums(x, order, starts, slots, *filled[:2])
-    binned_sums.plain(x, order, starts, slots, *filled[2:])
+    binned_sums_plain(x, order, starts, slots, *filled[2:])
     assert np.array_equal(filled[0], filled[2])
     assert np.array_equal(filled[1], filled[3])
     assert not filled[0][[2, 5]].any()

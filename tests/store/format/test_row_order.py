@@ -1,4 +1,4 @@
-"""Which rows exist and where they stand: pure functions, checked by counting and by properties."""
+"""Which rows exist and in which order: pure functions, checked by counting and by properties."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ def test_a_permutation_is_the_stable_argsort_of_philox_words() -> None:
     assert order.permutation(1000, 9, Stream.TRAIN_ROWS, 7, 2).tolist() == expected
 
 
-def test_permutations_are_fixed_for_ever() -> None:
+def test_permutations_never_change() -> None:
     assert order.permutation(10, 0, Stream.TRAIN_ROWS).tolist() == [5, 6, 4, 0, 3, 2, 8, 1, 9, 7]
     assert order.word(3, Stream.HELDOUT, 12) == order.words(1, 3, Stream.HELDOUT, 12)[0]
 

@@ -1,4 +1,4 @@
-"""Copies: the same bytes, or the same rows in another codec, or a part that names its parent; resumable, never torn."""
+"""Copies: the same bytes, the same rows in another codec, or a part that names its parent; resumable and atomic."""
 
 import os
 from pathlib import Path
@@ -14,7 +14,7 @@ from gsae.store.places.folder import Folder
 from gsae.tests.support.calls import recorded
 from gsae.tests.support.children import files, start
 from gsae.tests.support.killing import Step, assert_survives_every_kill, write_three_windows
-from gsae.tests.support.sharing import SITE, copy_beside, read_while_copied, recode_beside
+from gsae.tests.support.sharing import SITE, assert_opened_whole_during_a_copy, copy_beside, recode_beside
 from gsae.tests.support.stores import make_store
 
 
@@ -25,7 +25,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     return make_store(root, contexts=100, window_rows=512, chunk_rows=64, sites={SITE: 32, "mlp.2": 16})
 
 
-def rows_of(store: Store, site: str, split: Any = "train") -> Any:
+def stored_rows(store: Store, site: str, split: Any = "train") -> Any:
     return np.concatenate([x.view(torch.int16).numpy() for _, x in store.site(site, split).in_order()])
 
 
@@ -40,7 +40,7 @@ def test_a_copy_has_the_same_bytes(store: Store, tmp_path: Path, came: str, goes
 
 
 @pytest.mark.parametrize("goes", ["", "file://"])
-def test_what_is_there_is_not_sent_again(store: Store, tmp_path: Path, goes: str) -> None:
+def test_files_that_the_target_has_are_not_sent_again(store: Store, tmp_path: Path, goes: str) -> None:
     told: list[Any] = []
     target = tmp_path / "copy"
     copy(store.path, f"{goes}{target}")
@@ -73,20 +73,22 @@ def test_a_source_file_that_was_changed_is_named_and_not_copied(tmp_path: Path, 
     assert {name, "manifest.json"}.isdisjoint(files(tmp_path / "copy"))
 
 
-def test_a_destination_that_holds_something_else_is_kept(store: Store, tmp_path: Path) -> None:
+def test_a_destination_with_different_content_is_left_unchanged(store: Store, tmp_path: Path) -> None:
     other = make_store(tmp_path / "other", contexts=60)
     before = files(other.path)
     for target in (str(other.path), f"file://{other.path}"):
-        with pytest.raises(IncompatibleError, match=r"plan\.json is there with other content; it was kept"):
+        with pytest.raises(
+            IncompatibleError, match=r"plan\.json already exists with different content; left unchanged"
+        ):
             copy(store.path, target)
     assert files(other.path) == before
     (tmp_path / "odd" / "train" / SITE / "c/0").mkdir(parents=True)
     (tmp_path / "odd" / "train" / SITE / "c/0/0").write_text("mine")
-    with pytest.raises(IncompatibleError, match="c/0/0 is there with other content"):
+    with pytest.raises(IncompatibleError, match="c/0/0 already exists with different content"):
         copy(store.path, tmp_path / "odd")
 
 
-def test_a_source_that_is_no_finished_store_is_refused(tmp_path: Path) -> None:
+def test_a_source_that_is_not_a_complete_store_is_refused(tmp_path: Path) -> None:
     with pytest.raises(NotFoundError, match="is no gsae store"):
         copy(tmp_path, tmp_path / "copy")
     unfinished = make_store(tmp_path / "s", contexts=60).path
@@ -108,7 +110,7 @@ def test_another_codec_keeps_the_digest_and_the_rows(
     assert verify(made, deep=True) == []
     assert (made.plan.codec, made.plan.level) == (codec or "planes", 1 if level is None else level)
     assert made.plan.parent is None
-    assert np.array_equal(rows_of(made, SITE), rows_of(store, SITE))
+    assert np.array_equal(stored_rows(made, SITE), stored_rows(store, SITE))
     assert (told[-1].files, told[-1].bytes) == (told[-1].all_files, told[-1].all_bytes)
     copy(store.path, target, codec=codec, level=level, listen=told.append)
     assert told[-1].sent == 0
@@ -122,8 +124,8 @@ def test_a_part_has_its_own_digest_and_names_its_parent(store: Store, tmp_path: 
     assert part.plan.parent == store.digest
     assert [site.name for site in part.plan.sites] == ["mlp.2"]
     assert part.site("mlp.2").rows == part.plan.rows == 2 * 512
-    assert np.array_equal(rows_of(part, "mlp.2"), rows_of(store, "mlp.2")[: 2 * 512])
-    assert np.array_equal(rows_of(part, "mlp.2", "heldout"), rows_of(store, "mlp.2", "heldout"))
+    assert np.array_equal(stored_rows(part, "mlp.2"), stored_rows(store, "mlp.2")[: 2 * 512])
+    assert np.array_equal(stored_rows(part, "mlp.2", "heldout"), stored_rows(store, "mlp.2", "heldout"))
     assert (tmp_path / "part/train/mlp.2/c/1/0").read_bytes() == (store.path / "train/mlp.2/c/1/0").read_bytes()
     copy(store.path, tmp_path / "whole", sites=["mlp.2", SITE], windows=len(store.windows("train")))
     assert files(tmp_path / "whole") == files(store.path)
@@ -139,7 +141,7 @@ def test_a_part_has_its_own_digest_and_names_its_parent(store: Store, tmp_path: 
         ({"codec": "planes", "level": 2}, "levels 0 to 1; got 2"),
     ],
 )
-def test_a_part_or_codec_that_cannot_be_is_refused(
+def test_a_part_or_codec_that_is_not_possible_is_refused(
     store: Store, tmp_path: Path, options: dict[str, Any], said: str
 ) -> None:
     with pytest.raises(UsageError, match=said):
@@ -156,7 +158,7 @@ def test_killed_before_or_after_any_call_the_same_copy_ends_in_the_same_files(me
 @pytest.mark.kill
 def test_readers_during_a_copy_see_no_store_or_all_of_it(store: Store, tmp_path: Path) -> None:
     ready = [tmp_path / f"ready{i}" for i in range(8)]
-    readers = [start(read_while_copied, tmp_path / "copy", store.digest, each) for each in ready]
+    readers = [start(assert_opened_whole_during_a_copy, tmp_path / "copy", store.digest, each) for each in ready]
     while not all(each.exists() for each in ready):
         assert all(reader.is_alive() for reader in readers)
     copy(store.path, tmp_path / "copy")

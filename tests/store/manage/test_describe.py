@@ -1,4 +1,4 @@
-"""`describe`: the figures are those of brute force over the rows; an unfinished store says what is missing."""
+"""`describe`: numbers equal brute force over the rows; for an unfinished store, missing windows are listed."""
 
 import json
 from pathlib import Path
@@ -62,7 +62,7 @@ def test_norms_are_those_of_the_rows_to_the_stated_resolution(store: Store, fact
     assert told["largest_share_of_squares"] == pytest.approx(share, rel=BIN**2 - 1)
 
 
-def test_sizes_rows_and_origins_are_told(store: Store, facts: dict[str, Any]) -> None:
+def test_sizes_rows_and_origins_are_described(store: Store, facts: dict[str, Any]) -> None:
     files = {path: path.stat().st_size for path in store.path.rglob("*") if path.is_file()}
     assert facts["bytes"] == sum(size for path, size in files.items() if path.name != "manifest.json")
     for name, site in facts["moments"].items():
@@ -87,7 +87,7 @@ def test_rows_that_are_all_zero_or_not_finite_are_described(tmp_path: Path) -> N
         json.dumps(told, allow_nan=False)
 
 
-def test_an_unfinished_store_says_what_is_missing(tmp_path: Path) -> None:
+def test_the_missing_windows_of_an_unfinished_store_are_listed(tmp_path: Path) -> None:
     root = make_store(tmp_path / "store", contexts=140, window_rows=512).path
     (root / "manifest.json").unlink()
     assert describe(root)["missing_windows"] == []

@@ -1,4 +1,4 @@
-"""A harvest that was cut short becomes a store of the windows it has: read, verified and named like any other."""
+"""An interrupted harvest becomes a store of its finished windows, which is read and verified like any other."""
 
 from pathlib import Path
 from typing import Any
@@ -10,9 +10,9 @@ import zarr
 
 from gsae.errors import CorruptError, IncompatibleError, NotFoundError
 from gsae.store import Store, describe, open_store, seal, verify
+from gsae.store.format.json_files import canonical_json, sha256
 from gsae.store.format.manifest import MANIFEST, all_windows, digest, read_manifest
 from gsae.store.format.moments import Moments
-from gsae.store.format.plan import canonical_json, sha256
 from gsae.store.write.contexts_writer import write_contexts
 from gsae.store.write.window_writer import write_manifest, write_plan, write_window
 from gsae.tests.support.children import files
@@ -40,7 +40,7 @@ def sealed(tmp_path: Path) -> Store:
     return seal(tmp_path / "store")
 
 
-def test_a_sealed_store_is_whole_by_every_check(sealed: Store) -> None:
+def test_a_sealed_store_passes_every_check(sealed: Store) -> None:
     assert sealed.sealed
     assert sealed.windows("train") == [0, 2, 4]
     assert verify(sealed, deep=True) == []
@@ -99,7 +99,7 @@ def test_files_of_a_window_without_a_record_are_removed(tmp_path: Path) -> None:
     assert "train/mlp.1/c/2/0" in names
 
 
-def test_a_harvest_that_is_complete_but_for_its_manifest_is_sealed_to_the_usual_store(tmp_path: Path) -> None:
+def test_sealing_a_harvest_that_lacks_only_its_manifest_gives_the_usual_store(tmp_path: Path) -> None:
     for name in ("sealed", "finished"):
         harvest_without(tmp_path / name)
     store = seal(tmp_path / "sealed")
@@ -119,7 +119,7 @@ def test_without_a_train_window_there_is_nothing_to_seal(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("changed", [{"sealed": False}, {"windows": "reversed"}, {"windows": "twice"}])
-def test_a_manifest_whose_windows_are_not_as_it_says_is_refused(sealed: Store, changed: dict[str, Any]) -> None:
+def test_a_manifest_with_inconsistent_windows_is_refused(sealed: Store, changed: dict[str, Any]) -> None:
     windows = sealed.manifest.windows
     forms = {"reversed": windows[::-1], "twice": (*windows[:1], *windows)}
     forged = sealed.manifest.model_copy(update={k: forms.get(v, v) for k, v in changed.items()})
@@ -129,7 +129,7 @@ def test_a_manifest_whose_windows_are_not_as_it_says_is_refused(sealed: Store, c
         read_manifest(canonical_json(body | {"sha256": sha256(canonical_json(body))}), MANIFEST)
 
 
-def test_a_harvest_into_a_sealed_store_says_that_it_is_sealed(tiny_llama: Path, tmp_path: Path) -> None:
+def test_a_harvest_into_a_sealed_store_is_refused(tiny_llama: Path, tmp_path: Path) -> None:
     from gsae.harvest import HarvestConfig, harvest
 
     config = HarvestConfig(

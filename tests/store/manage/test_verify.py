@@ -1,4 +1,4 @@
-"""Verification: every changed byte is found, every fault is named with file and chunk, and a wrong order is a fault."""
+"""Verification: every changed byte is found, faults name file and chunk, and a wrong order is a fault."""
 
 import json
 import shutil
@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from gsae.errors import CorruptError, GsaeError
-from gsae.store import Checked, Store, foreign_files, open_store, verify
+from gsae.store import Store, VerifyProgress, foreign_files, open_store, verify
 from gsae.store.format import row_order as order
+from gsae.store.format.json_files import canonical_json
 from gsae.store.format.manifest import PLAN
-from gsae.store.format.plan import canonical_json
 from gsae.store.write.contexts_writer import write_contexts
 from gsae.store.write.window_writer import write_manifest, write_plan, write_window
 from gsae.tests.support.children import files
@@ -57,7 +57,7 @@ def test_a_good_store_has_no_faults(store: Store) -> None:
 
 
 def read_all(root: Path) -> list[torch.Tensor]:
-    """Everything that the reader gives of a store: tokens, every site in stored order, and shuffled batches."""
+    """Return everything that can be read of a store: tokens, every site in stored order, and shuffled batches."""
     store = open_store(root)
     found = [torch.from_numpy(store.tokens())]
     for name in SITES:
@@ -94,7 +94,7 @@ def test_of_300_changed_bytes_every_one_is_found_and_none_is_read_as_something_e
     assert faults_of(store.path) == []
 
 
-def test_all_faults_are_listed_by_file_and_chunk_whatever_came_before(store: Store) -> None:
+def test_all_faults_are_listed_by_file_and_chunk(store: Store) -> None:
     root = store.path
     change(root / "train/mlp.1/c/0/0", 100)
     metadata = json.loads((root / "train/mlp.1/zarr.json").read_bytes())
@@ -140,20 +140,24 @@ def test_the_quick_check_reads_no_rows_but_finds_a_damaged_index_and_a_changed_r
 
 
 def test_progress_is_reported_to_its_end(store: Store) -> None:
-    seen: list[Checked] = []
+    seen: list[VerifyProgress] = []
     verify(store, listen=seen.append)
     assert [event.done for event in seen] == list(range(1, seen[-1].files + 1))
     assert len(seen) >= len(files(store.path)) - 1
 
 
-def forged(
+def assert_quick_check_finds_nothing(root: Path) -> None:
+    assert verify(open_store(root)) == []
+
+
+def faults_of_forged(
     root: Path,
     template: Store,
     change: Callable[[str, np.ndarray], np.ndarray] = lambda split, source: source,
     change_record: Callable[[dict[str, Any]], None] = lambda record: None,
     **documents: np.ndarray,
 ) -> list[str]:
-    """The faults of a store that is consistent in itself, with every sum right, but written by a wrong program."""
+    """Write a store with correct sums but wrong rows or records; return the faults that the deep check finds."""
     arrays = random_contexts(60, 32) | {f"documents/{name}": value for name, value in documents.items()}
     plan = template.plan.model_copy(update={"contexts": write_contexts(root, arrays, ended_early=False)})
     write_plan(root, plan)
@@ -167,7 +171,7 @@ def forged(
         change_record(record)
         path.write_bytes(canonical_json(record))
     write_manifest(root, plan)
-    assert verify(open_store(root)) == []
+    assert_quick_check_finds_nothing(root)
     return verify(open_store(root), deep=True)
 
 
@@ -190,7 +194,7 @@ def swapped(split: str, source: np.ndarray) -> np.ndarray:
 def test_rows_of_another_order_than_the_plan_dictates_are_found(
     tmp_path: Path, template: Store, wrong: Callable[[str, np.ndarray], np.ndarray], said: str
 ) -> None:
-    faults = forged(tmp_path / "s", template, wrong)
+    faults = faults_of_forged(tmp_path / "s", template, wrong)
     assert found_in(faults, said)
     assert all("/source/c/" in fault for fault in faults)
 
@@ -202,7 +206,9 @@ def test_held_out_rows_in_train_are_found(tmp_path: Path, template: Store) -> No
     def leak(split: str, source: np.ndarray) -> np.ndarray:
         return np.concatenate([held[:5], source[5:]]) if split == "train" else source
 
-    assert found_in(forged(tmp_path / "s", template, leak), "train/source/c/0: chunk 0: sources are of contexts")
+    assert found_in(
+        faults_of_forged(tmp_path / "s", template, leak), "train/source/c/0: chunk 0: sources are of contexts"
+    )
 
 
 @pytest.mark.parametrize(
@@ -217,7 +223,7 @@ def test_held_out_rows_in_train_are_found(tmp_path: Path, template: Store) -> No
 def test_documents_that_straddle_the_split_are_found(
     tmp_path: Path, template: Store, documents: dict[str, np.ndarray], said: str
 ) -> None:
-    assert found_in(forged(tmp_path / "s", template, **documents), said)
+    assert found_in(faults_of_forged(tmp_path / "s", template, **documents), said)
 
 
 def test_moments_that_are_not_those_of_the_rows_are_found(tmp_path: Path, template: Store) -> None:
@@ -226,13 +232,13 @@ def test_moments_that_are_not_those_of_the_rows_are_found(tmp_path: Path, templa
         most = counts.index(max(counts))
         counts[most], counts[most - 1] = counts[most] - 1, counts[most - 1] + 1
 
-    faults = forged(tmp_path / "s", template, change_record=wrong)
+    faults = faults_of_forged(tmp_path / "s", template, change_record=wrong)
     assert len(faults) == len(template.manifest.windows)
     assert found_in(faults, "moments of 'attn.0'", "shards/heldout-00000.json", "heldout/attn.0/c/0/0")
 
 
 def test_moments_may_be_added_up_in_any_order(tmp_path: Path, template: Store) -> None:
-    """Another writer's float64 sums differ in their last bits; that is no fault."""
+    """Another writer's float64 sums may differ in their last bits, which is not a fault."""
     import base64
 
     def nudge(record: dict[str, Any]) -> None:
@@ -240,10 +246,10 @@ def test_moments_may_be_added_up_in_any_order(tmp_path: Path, template: Store) -
             sums = np.frombuffer(base64.b64decode(moments["sums"]), "<f8") * (1 + 4e-16)
             moments["sums"] = base64.b64encode(sums.tobytes()).decode()
 
-    assert forged(tmp_path / "s", template, change_record=nudge) == []
+    assert faults_of_forged(tmp_path / "s", template, change_record=nudge) == []
 
 
-def test_foreign_files_are_named_and_are_faults_only_where_they_could_pass_for_ours(store: Store) -> None:
+def test_foreign_files_are_listed_and_are_faults_only_if_they_could_be_taken_for_the_stores(store: Store) -> None:
     harmless = ["notes.txt", "train/mlp.1/README"]
     shadows = ["train/mlp.1/.zarray", "train/mlp.1/c/0/9", "shards/train-00077.json"]
     for name in [*harmless, *shadows, "train/old/data.bin", ".tmp/left-over"]:
@@ -262,8 +268,8 @@ def test_a_manifest_that_was_edited_is_refused_on_opening(store: Store) -> None:
     for old, new, said in (
         (b'"seed":0', b'"seed":1', "was changed"),
         (b'{"digest"', b'{ "digest"', "canonical"),
-        (b'"train/mlp.1/c/0/0"', b'"../../etc/passwd/0"', "not what it should be"),
-        (b'"d_in":16', b'"d_in":-2', "not what it should be"),
+        (b'"train/mlp.1/c/0/0"', b'"../../etc/passwd/0"', "holds a value that cannot be"),
+        (b'"d_in":16', b'"d_in":-2', "holds a value that cannot be"),
         (b"{", b"[", "JSON"),
     ):
         assert old in good

@@ -1,4 +1,4 @@
-"""Remote stores read through a cache: fetched once, never more than allowed, and never a file that is in use."""
+"""Remote stores read through a cache: files are fetched once, room is bounded, and files in use are never removed."""
 
 import fcntl
 import os
@@ -16,12 +16,12 @@ import torch
 
 from gsae.errors import CorruptError, NotFoundError, SpaceError, UsageError
 from gsae.store import Store, open_store
+from gsae.store.format.json_files import sha256
 from gsae.store.format.manifest import FileEntry
-from gsae.store.format.plan import sha256
 from gsae.store.places.cache import Cache
 from gsae.store.places.folder import Folder
 from gsae.tests.support.children import files, finish, start
-from gsae.tests.support.sharing import SITE, counted, fetch_for_ever, read_epochs
+from gsae.tests.support.sharing import SITE, assert_every_row_is_read, counted, fetch_for_ever
 from gsae.tests.support.stores import make_store
 
 
@@ -52,7 +52,7 @@ def entry_of(source: Folder, number: int) -> FileEntry:
 
 
 def held(cache: Cache, source: Folder) -> list[int]:
-    """Which of the ten files the cache has."""
+    """Return which of the ten files the cache has."""
     return [i for i in range(10) if (cache.folder / "shards" / entry_of(source, i).sha256).exists()]
 
 
@@ -62,7 +62,7 @@ def use(cache: Cache, source: Folder, number: int) -> None:
 
 @pytest.fixture
 def hour(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """Each use of a file an hour after the one before: what a file system's clock may round away."""
+    """Set the times of uses an hour apart, because the clock of a file system may be coarse."""
     now = iter(range(10**9, 2 * 10**9, 3600))
     touch = os.utime
     monkeypatch.setattr(os, "utime", lambda path: touch(path, (at := next(now), at)))
@@ -95,7 +95,7 @@ def test_an_epoch_with_a_cache_of_a_quarter_of_the_store_fetches_each_shard_once
     store: Store, url: str, tmp_path: Path
 ) -> None:
     site, log = store.site(SITE), tmp_path / "log"
-    sizes = store.array_files(store.array(site.spec, "train"), "train")
+    sizes = store.file_sizes(store.array(site.spec, "train"), "train")
     room, seen = sum(sizes) // 4, []
     cache = counted(tmp_path / "cache", log, room)
     assert room >= 6 * max(sizes)
@@ -109,7 +109,7 @@ def test_an_epoch_with_a_cache_of_a_quarter_of_the_store_fetches_each_shard_once
 
 
 class Halting(Folder):
-    """A folder that says when a file is asked for, and hands it out when it is told to."""
+    """A folder that signals a request for a file, and waits for `go` before it yields the file."""
 
     def __init__(self, root: Path) -> None:
         super().__init__(root)
@@ -122,7 +122,7 @@ class Halting(Folder):
 
 
 def test_no_file_gets_its_name_while_room_is_counted(source: Folder, tmp_path: Path) -> None:
-    """Whoever counts looks at two folders; a file that moved from one to the other meanwhile would be missed."""
+    """Counting looks at two folders, and would miss a file that is moved from one to the other meanwhile."""
     cache, halting = Cache(tmp_path / "cache", max_bytes=3000), Halting(source.root)
     fetcher = threading.Thread(target=use, args=(cache, halting, 0))
     fetcher.start()
@@ -140,7 +140,7 @@ def test_no_file_gets_its_name_while_room_is_counted(source: Folder, tmp_path: P
 @pytest.mark.kill
 def test_many_processes_fetch_nothing_twice(store: Store, url: str, tmp_path: Path) -> None:
     log = tmp_path / "log"
-    readers = [start(read_epochs, url, tmp_path / "cache", log, seed, 2) for seed in range(4)]
+    readers = [start(assert_every_row_is_read, url, tmp_path / "cache", log, seed, 2) for seed in range(4)]
     for reader in readers:
         reader.join()
         assert reader.exitcode == 0
@@ -159,21 +159,25 @@ def test_threads_of_one_process_fetch_nothing_twice(source: Folder, tmp_path: Pa
     assert sorted(log.read_text().split()) == ["0", "1", "2"]
 
 
-def test_the_least_recently_used_goes_first(source: Folder, tmp_path: Path, hour: Any) -> None:
+def test_the_least_recently_used_file_is_removed_first(source: Folder, tmp_path: Path, hour: Any) -> None:
     cache = Cache(tmp_path / "cache", max_bytes=3000)
     for number in (0, 1, 2, 0, 3, 4):
         use(cache, source, number)
     assert held(cache, source) == [0, 3, 4]
 
 
-def test_an_open_file_stays_and_a_cache_full_of_them_says_so(source: Folder, tmp_path: Path, hour: Any) -> None:
+def test_an_open_file_is_kept_and_a_cache_full_of_open_files_is_an_error(
+    source: Folder, tmp_path: Path, hour: Any
+) -> None:
     cache = Cache(tmp_path / "cache", max_bytes=3000)
     opened = [cache.open(entry_of(source, number), source) for number in (0, 1)]
     for number in (2, 3, 4):
         use(cache, source, number)
     assert held(cache, source) == [0, 1, 4]
     opened.append(cache.open(entry_of(source, 5), source))
-    with pytest.raises(SpaceError, match=r"may hold 3000 bytes, and 3000 are in use: 6 .* Raise GSAE_CACHE_BYTES"):
+    with pytest.raises(
+        SpaceError, match=r"may hold 3000 bytes, and 3000 are in use: there is no room for 6 .* Raise GSAE_CACHE_BYTES"
+    ):
         use(cache, source, 6)
     assert [os.read(fd, 1)[0] for _, fd in opened] == [0, 1, 5]
     for _, fd in opened:
@@ -198,7 +202,7 @@ def test_a_fetcher_that_was_killed_leaves_nothing_behind(store: Store, url: str,
     assert sum(len(rows) for _, rows in heldout.in_order()) == store.site(SITE, "heldout").rows
 
 
-def test_a_file_that_is_not_what_the_manifest_says_gets_no_name(tmp_path: Path) -> None:
+def test_a_file_that_differs_from_the_manifest_is_not_published(tmp_path: Path) -> None:
     root = make_store(tmp_path / "store", contexts=60).path
     damaged = root / "train" / SITE / "c/0/0"
     data = bytearray(damaged.read_bytes())
@@ -224,7 +228,7 @@ def test_a_cached_file_that_was_cut_short_is_fetched_again(source: Folder, tmp_p
 
 
 @pytest.mark.parametrize(("shared", "umask", "modes"), [(False, 0o002, ("700", "600")), (True, 0o002, ("775", "664"))])
-def test_a_cache_is_its_owners_alone_or_follows_the_umask(
+def test_a_cache_is_private_or_follows_the_umask(
     source: Folder, tmp_path: Path, shared: bool, umask: int, modes: tuple[str, str]
 ) -> None:
     cache, before = Cache(tmp_path / "cache", shared=shared), os.umask(umask)
@@ -252,11 +256,11 @@ def test_the_environment_names_the_cache(monkeypatch: pytest.MonkeyPatch, tmp_pa
 
 
 @pytest.mark.kill
-def test_a_forked_process_is_told_instead_of_hanging(url: str, tmp_path: Path) -> None:
-    finish(_told_after_a_fork, url, tmp_path / "cache")
+def test_a_forked_process_gets_an_error_and_does_not_hang(url: str, tmp_path: Path) -> None:
+    finish(_assert_refused_after_a_fork, url, tmp_path / "cache")
 
 
-def _told_after_a_fork(url: str, folder: Path) -> None:
+def _assert_refused_after_a_fork(url: str, folder: Path) -> None:
     store = open_store(url, Cache(folder))
     if child := os.fork():
         assert os.waitpid(child, 0)[1] == 0

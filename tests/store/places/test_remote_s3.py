@@ -1,4 +1,4 @@
-"""Stores on a real S3 server: copied, listed, verified, trained from, and the server dying in the middle of it."""
+"""Stores on a real S3 server: copied, listed, verified and trained from, also when the server dies meanwhile."""
 
 import hashlib
 import os
@@ -16,8 +16,8 @@ from obstore.store import S3Store
 
 from gsae.errors import CorruptError, IncompatibleError, NotFoundError, RemoteError, UsageError
 from gsae.store import Store, copy, list_stores, open_store, verify
+from gsae.store.format.json_files import sha256
 from gsae.store.format.manifest import FileEntry
-from gsae.store.format.plan import sha256
 from gsae.store.places.cache import Cache
 from gsae.store.places.object_store import PART_BYTES, Remote
 from gsae.tests.support.children import files, start
@@ -36,7 +36,7 @@ BUCKET = "s3://team"
 
 @pytest.fixture(scope="module")
 def swift(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Swift]:
-    """A server with a bucket, and nothing in the environment that leads to another."""
+    """A server with a bucket, and an environment that names this server only."""
     with pytest.MonkeyPatch.context() as patch, serving(tmp_path_factory.mktemp("swift")) as server:
         for name in [name for name in os.environ if name.startswith("AWS_")]:
             patch.delenv(name)
@@ -108,7 +108,7 @@ def test_the_stores_of_a_bucket_are_listed(store: Store, url: str) -> None:
         open_store(f"{BUCKET}/nothing")
 
 
-def test_another_codec_and_a_part_can_be_written_there(store: Store, url: str, tmp_path: Path) -> None:
+def test_another_codec_and_a_part_can_be_written_to_a_server(store: Store, url: str, tmp_path: Path) -> None:
     assert copy(store.path, f"{BUCKET}/zstd", codec="zstd") == store.digest
     digest = copy(f"{BUCKET}/zstd", f"{BUCKET}/part", sites=[SITE], windows=2)
     assert copy(f"{BUCKET}/part", tmp_path / "part") == digest
@@ -135,13 +135,13 @@ def test_a_large_file_goes_in_parts_and_appears_whole_or_not_at_all(swift: Swift
     assert sorted(swift.root.rglob("*.data")) == before
 
 
-def test_an_object_that_something_else_put_there_is_read_before_it_is_believed(swift: Swift) -> None:
+def test_an_object_without_a_stored_sum_is_read_and_compared(swift: Swift) -> None:
     remote, data = Remote(f"{BUCKET}/foreign"), b"some bytes" * 100
     obstore.put(S3Store("team", prefix="foreign"), "file", data)
     entry = FileEntry(path="file", size=len(data), sha256=sha256(data))
     assert remote.holds(entry)
     for other in (entry.model_copy(update={"sha256": "1" * 64}), entry.model_copy(update={"size": 5})):
-        with pytest.raises(IncompatibleError, match="s3://team/foreign/file is there with other content"):
+        with pytest.raises(IncompatibleError, match="s3://team/foreign/file already exists with different content"):
             remote.holds(other)
 
 
@@ -258,7 +258,7 @@ def test_credentials_come_from_the_environment_and_go_nowhere(
     assert "wrong-and-secret" not in str(raised.value)
 
 
-def test_a_bucket_that_is_not_there_and_a_server_that_is_not_are_told_apart(
+def test_a_missing_bucket_and_a_missing_server_are_different_errors(
     swift: Swift, impatient: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(NotFoundError, match="s3://nobody is no gsae store"):

@@ -1,4 +1,4 @@
-"""Batches as PyTorch users and small machines meet them: memory, copies, threads, workers, pickles."""
+"""Batches in use: memory, copies, threads, workers of a DataLoader, pickles."""
 
 import gc
 import itertools
@@ -21,11 +21,11 @@ from torch.utils.data import DataLoader
 
 from gsae.errors import NotFoundError, SpaceError, UsageError
 from gsae.store import Batches, Store
-from gsae.store.places.shard import Shard
+from gsae.store.places.shard import ShardReader
 from gsae.store.read.batch_memory import Slots, slots_needed
-from gsae.store.read.batches import Reading
-from gsae.store.read.decoding import ShardFile
-from gsae.store.read.read_order import Group, Shuffle, _shuffle, mixed
+from gsae.store.read.read_order import Mix, Shuffle, mixed, shuffle_places, shuffle_places_plain
+from gsae.store.read.reading import Reading, ReadOptions
+from gsae.store.read.shard_file import ShardFile
 from gsae.tests.support.stores import make_store
 
 
@@ -44,14 +44,14 @@ def clones(batches: Any) -> list[torch.Tensor]:
 @pytest.mark.parametrize("size", [1, 7, 64, 1000, 10**6])
 @pytest.mark.parametrize("multiple", [0.0, 1.2])
 def test_keeping_every_batch_gives_the_same_rows_as_dropping_each(store: Store, size: int, multiple: float) -> None:
-    """A consumer that holds batches is handed copies, so nothing that it holds ever changes."""
+    """A consumer that holds batches gets copies, so the rows that it holds never change."""
     options: dict[str, Any] = {"mix": 4, "open_windows": 2, "epochs": 2, "max_norm_multiple": multiple}
     dropped = clones(store.site("mlp.1").batches(size, **options))
     held = list(store.site("mlp.1").batches(size, **options))
     assert all(torch.equal(a, b) for a, b in zip(held, dropped, strict=True))
 
 
-def test_a_batch_is_memory_of_its_own_that_is_used_again_when_it_is_gone(store: Store) -> None:
+def test_the_memory_of_a_deleted_batch_is_used_again(store: Store) -> None:
     seen = set()
     with store.site("mlp.1").batches(64, mix=4, epochs=20) as batches:
         for rows in batches:
@@ -86,39 +86,37 @@ def test_slots_are_lent_until_the_last_view_is_gone(slots: int, kept: int, drops
     assert sorted({int(rows[0, 0]) for rows in held}) == sorted(int(rows[0, 0]) for rows in held)
 
 
-def test_memory_that_cannot_be_had_is_one_clear_error(store: Store) -> None:
+def test_memory_that_cannot_be_allocated_is_one_clear_error(store: Store) -> None:
     with pytest.raises(SpaceError, match="Use smaller batches or a smaller mix"):
         next(store.site("mlp.1").batches(2**58, epochs=None))
 
 
 @settings(deadline=None)
 @given(st.integers(0, 300), st.integers(0, 9), st.integers(0, 5), st.integers(0, 3))
-def test_a_group_is_mixed_by_a_permutation_that_is_the_same_compiled_and_plain(
-    rows: int, seed: int, number: int, epoch: int
-) -> None:
-    places = mixed(rows, Shuffle(seed, 1, 1), Group(epoch, number, ()))
+def test_a_mix_is_permuted_the_same_way_compiled_and_plain(rows: int, seed: int, number: int, epoch: int) -> None:
+    places = mixed(rows, Shuffle(seed, 1, 1), Mix(epoch, number, ()))
     assert sorted(places) == list(range(rows))
     halves = np.random.default_rng(seed).integers(0, 2**32, rows, np.uint32)
     compiled, plain = np.arange(rows), np.arange(rows)
-    _shuffle(halves, compiled)
-    _shuffle.plain(halves, plain)
+    shuffle_places(halves, compiled)
+    shuffle_places_plain(halves, plain)
     assert np.array_equal(compiled, plain)
 
 
-def test_the_mixing_of_a_group_never_changes() -> None:
-    assert mixed(10, Shuffle(0, 1, 1), Group(0, 0, ())).tolist() == [0, 4, 1, 7, 9, 6, 3, 8, 2, 5]
+def test_the_order_of_a_mix_never_changes() -> None:
+    assert mixed(10, Shuffle(0, 1, 1), Mix(0, 0, ())).tolist() == [0, 4, 1, 7, 9, 6, 3, 8, 2, 5]
 
 
-def test_the_mixing_of_a_group_is_uniform() -> None:
+def test_the_order_of_a_mix_is_uniform() -> None:
     """Every row goes to every place equally often."""
     counts = np.zeros((6, 6))
     for number in range(6000):
-        counts[np.arange(6), mixed(6, Shuffle(0, 1, 1), Group(0, number, ()))] += 1
+        counts[np.arange(6), mixed(6, Shuffle(0, 1, 1), Mix(0, number, ()))] += 1
     assert np.square(counts - 1000).sum() / 1000 < 25 + 5 * np.sqrt(2 * 25)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_data_loader_hands_out_the_same_batches(store: Store, workers: int) -> None:
+def test_a_data_loader_yields_the_same_batches(store: Store, workers: int) -> None:
     site = store.site("mlp.1")
     expected = clones(site.batches(100, mix=3, epochs=2))
     with warnings.catch_warnings():
@@ -149,7 +147,7 @@ def test_batches_pickle_as_what_is_still_to_come(store: Store, already: int) -> 
         assert torch.equal(next(batches), expected[already])
 
 
-def test_a_forked_process_reads_on_with_threads_of_its_own(store: Store) -> None:
+def test_a_forked_process_continues_with_new_threads(store: Store) -> None:
     expected = clones(store.site("mlp.1").batches(100))
     batches = store.site("mlp.1").batches(100)
     next(batches)
@@ -209,11 +207,11 @@ def test_an_error_in_the_middle_comes_once_and_ends_the_batches(tmp_path: Path) 
 
 
 class SlowAtFirst(ShardFile):
-    """A file whose first chunk is decoded by a thread that the system has left waiting; notes if it was closed then."""
+    """A file with a slow first chunk; `closed` records whether the file was closed before that chunk was decoded."""
 
     closed: ClassVar[list[bool]] = []
 
-    def open(self) -> Shard:
+    def open(self) -> ShardReader:
         shard, others = super().open(), itertools.count()
         decode = shard.decode_into
 
@@ -237,9 +235,9 @@ def test_a_file_stays_open_until_the_slowest_thread_has_decoded_from_it(
     monkeypatch.setattr(SlowAtFirst, "closed", [])
     site = store.site("mlp.1")
     files = store.files("mlp.1", "train", io)
-    slow = tuple(SlowAtFirst(file.store, file.spec, file.number, io) for file in files)
-    order = Shuffle(seed=0, mix=8, open_windows=1)
-    rows = torch.cat(clones(Batches(Reading(slow, order, 64, 1, None, threads=2))))
+    slow = tuple(SlowAtFirst(file.place, file.spec, file.number, file.entry, io) for file in files)
+    options = ReadOptions(64, mix=8, open_windows=1, threads=2)
+    rows = torch.cat(clones(Batches(Reading(slow, options, None))))
     expected = torch.cat(clones(site.batches(64, mix=8, open_windows=1)))
     assert SlowAtFirst.closed == [False] * len(files)
     assert torch.equal(rows, expected)
@@ -259,6 +257,6 @@ def test_batches_are_an_iterator_over_one_pass(store: Store) -> None:
     assert list(batches) == []
 
 
-def test_a_device_that_cannot_be_served_is_refused(store: Store) -> None:
+def test_an_unsupported_device_is_refused(store: Store) -> None:
     with pytest.raises(UsageError, match="not to meta"):
         store.site("mlp.1").batches(10, device="meta")

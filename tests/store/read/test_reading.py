@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from gsae.errors import CorruptError, IncompatibleError, NotFoundError, UsageError
 from gsae.store import Store, open_store
-from gsae.store.read.read_order import Shuffle, groups, mixed, schedule
+from gsae.store.read.read_order import Shuffle, mixed, mixes, schedule
 from gsae.tests.support.stores import make_store, normal_rows
 
 
@@ -22,7 +22,7 @@ def as_keys(rows: torch.Tensor) -> list[bytes]:
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    """Small chunks, so that groups, windows and a partial last chunk all occur."""
+    """Small chunks, so that mixes, windows and a partial last chunk all occur."""
     return make_store(
         tmp_path_factory.mktemp("reader") / "store", contexts=200, window_rows=512, chunk_rows=32, sites={"mlp.1": 16}
     )
@@ -117,17 +117,17 @@ def test_a_schedule_reads_every_chunk_once_with_bounded_open_windows(
 
 @settings(max_examples=50, deadline=None)
 @given(chunks=st.lists(st.integers(1, 40), min_size=1, max_size=6), mix=st.integers(1, 40))
-def test_the_groups_of_an_epoch_are_the_fewest_that_mix_allows_and_alike(chunks: list[int], mix: int) -> None:
-    found = [len(group.picks) for group in groups(chunks, Shuffle(3, mix, 2), 1, (0, 0))]
+def test_the_mixes_of_an_epoch_are_the_fewest_that_the_option_allows_and_alike(chunks: list[int], mix: int) -> None:
+    found = [len(each.picks) for each in mixes(chunks, Shuffle(3, mix, 2), 1, (0, 0))]
     assert sum(found) == sum(chunks)
     assert len(found) == -(-sum(chunks) // mix)
     assert max(found) <= mix
     assert max(found) - min(found) <= 1
 
 
-def test_the_order_of_reading_is_fixed_for_ever() -> None:
+def test_the_order_of_reading_never_changes() -> None:
     """Runs are resumed and repeated with later versions."""
-    first, second = groups([3, 2, 4], Shuffle(5, 5, 2), 1, (0, 0))
+    first, second = mixes([3, 2, 4], Shuffle(5, 5, 2), 1, (0, 0))
     picks = [(pick.window, pick.chunk) for pick in (*first.picks, *second.picks)]
     assert picks == [(2, 0), (2, 1), (0, 2), (0, 1), (0, 0), (1, 1), (1, 0), (2, 2), (2, 3)]
     assert mixed(8, Shuffle(5, 5, 2), second).tolist() == [3, 1, 2, 4, 5, 6, 7, 0]
@@ -160,7 +160,7 @@ def test_other_dtypes_are_kept_as_they_are(tmp_path: Path, dtype: str) -> None:
         assert np.array_equal(x.numpy(), every[source])
 
 
-def test_errors_say_what_there_is(store: Store, tmp_path: Path) -> None:
+def test_errors_list_what_exists(store: Store, tmp_path: Path) -> None:
     with pytest.raises(NotFoundError, match=r"Site 'mlp\.40' is not in .*\. It has: mlp\.1\."):
         store.site("mlp.40")
     with pytest.raises(NotFoundError, match="is no gsae store"):
@@ -171,7 +171,7 @@ def test_errors_say_what_there_is(store: Store, tmp_path: Path) -> None:
         store.site("mlp.1").batches(10, state={"row": 4})
 
 
-def test_an_unfinished_store_is_refused_saying_how_far_it_is(tmp_path: Path) -> None:
+def test_an_unfinished_store_is_refused_with_its_progress(tmp_path: Path) -> None:
     whole = make_store(tmp_path / "s")
     (whole.path / "manifest.json").unlink()
     (whole.path / "shards" / "train-00001.json").unlink()
@@ -193,7 +193,7 @@ def test_a_changed_byte_is_an_error_that_names_the_file(tmp_path: Path) -> None:
 
 
 def test_a_newer_format_is_refused_and_a_newer_minor_one_read(tmp_path: Path) -> None:
-    from gsae.store.format.plan import canonical_json, sha256
+    from gsae.store.format.json_files import canonical_json, sha256
 
     store = make_store(tmp_path / "s")
     path = store.path / "manifest.json"

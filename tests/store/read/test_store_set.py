@@ -1,4 +1,4 @@
-"""Several stores as one set: the same interface, every row of all of them, and a digest of its own."""
+"""Several stores read as one set: the same interface, every row of all stores, and another digest."""
 
 import hashlib
 from collections import Counter
@@ -20,7 +20,7 @@ def other_rows(rows: int, d_in: int) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, Store, StoreSet]:
-    """Two stores of other sizes, contexts, windows, chunks and codecs, and both as one."""
+    """Two stores of different sizes, contexts, windows, chunks and codecs, and both as one set."""
     folder = tmp_path_factory.mktemp("several")
     a = make_store(folder / "a", contexts=60, window_rows=256, chunk_rows=32)
     b = make_store(
@@ -85,7 +85,7 @@ def test_tokens_and_places_are_numbered_through_the_stores(pair: tuple[Store, St
         site.at(60 + 90, 3)
 
 
-def test_a_set_has_a_digest_of_its_own(pair: tuple[Store, Store, StoreSet]) -> None:
+def test_a_set_has_another_digest(pair: tuple[Store, Store, StoreSet]) -> None:
     a, b, both = pair
     assert both.digest == hashlib.sha256((a.digest + b.digest).encode()).hexdigest()
     assert open_stores([a.path]).digest == a.digest
@@ -98,7 +98,7 @@ def test_a_set_has_a_digest_of_its_own(pair: tuple[Store, Store, StoreSet]) -> N
             {"dtype": "float16", "codec": "zstd", "rows": lambda n, d: normal_rows(n, d).astype("float16")},
             "the dtype is",
         ),
-        ({"model": {"revision": "v2"}}, "the model revision is None here, v2 there"),
+        ({"model": {"revision": "v2"}}, "the model revision is None and v2"),
         ({"model": {"weights_sha256": "1" * 64}}, "the hash of the model's weights"),
     ],
 )
@@ -121,7 +121,7 @@ def test_a_site_must_be_in_all_stores_and_of_one_width(pair: tuple[Store, Store,
         open_stores([a.path, tmp_path / "wide"]).site("mlp.1")
     with pytest.raises(NotFoundError, match=r"mlp\.1.*It has: mlp\.2"):
         open_stores([a.path, tmp_path / "other"]).site("mlp.1")
-    with pytest.raises(UsageError, match="named twice"):
+    with pytest.raises(UsageError, match="given twice"):
         open_stores([a.path, a.path])
     with pytest.raises(UsageError, match="No store"):
         open_stores([])

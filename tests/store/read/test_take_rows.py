@@ -1,4 +1,4 @@
-"""Rows by number and by token, and the tokens about them: the same rows that stored order gives."""
+"""Rows by number and by token, and the tokens around them: the same rows as in stored order."""
 
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ def in_order(site: Site) -> tuple[np.ndarray, torch.Tensor]:
 
 @settings(deadline=None, max_examples=60)
 @given(st.data())
-def test_rows_come_in_the_order_asked(store: Store, data: st.DataObject) -> None:
+def test_rows_come_in_the_order_of_the_index(store: Store, data: st.DataObject) -> None:
     site = store.site("mlp.1")
     _, stored = in_order(site)
     asked = data.draw(st.lists(st.integers(-len(site), len(site) - 1), max_size=40))
@@ -61,7 +61,7 @@ def test_one_row_and_every_row(store: Store, io: Any, split: Any) -> None:
 
 
 @pytest.mark.parametrize("index", [10**6, [0, -(10**6)], 1.5, [[1]], "3", [True, False]])
-def test_an_index_that_cannot_be_is_an_index_error(store: Store, index: Any) -> None:
+def test_an_invalid_index_is_an_index_error(store: Store, index: Any) -> None:
     with pytest.raises(IndexError, match="Row"):
         store.site("mlp.1")[index]
 
@@ -81,7 +81,7 @@ def test_every_row_is_found_by_its_context_and_position(store: Store, everything
     assert torch.equal(site.at(int(contexts[0]), int(positions[0])), everything[[sources[shuffled[0]]]])
 
 
-def test_tokens_that_are_no_rows_of_the_split_are_told(store: Store) -> None:
+def test_tokens_that_are_not_rows_of_the_split_are_errors(store: Store) -> None:
     train, heldout = store.site("mlp.1"), store.site("mlp.1", "heldout")
     context, position = np.divmod(int(heldout.sources(0)[0]), CONTEXT_SIZE)
     with pytest.raises(NotFoundError, match=rf"Token {position} of context {context} is no train row"):
@@ -125,7 +125,7 @@ def test_the_rows_of_a_sealed_store_are_found_past_the_gaps(tmp_path: Path) -> N
         site.at(*np.divmod(sources[600:601], 32))
 
 
-def test_as_many_rows_as_a_chunk_holds_are_rows_like_others(store: Store) -> None:
+def test_any_chunkful_of_rows_can_be_taken(store: Store) -> None:
     site = store.site("mlp.1")
     _, stored = in_order(site)
     for first in range(0, site.rows - 32, 32):

@@ -1,4 +1,4 @@
-"""Killed anywhere, held anywhere, out of space anywhere: a write ends in the same bytes, and leaves nothing else."""
+"""Killed, held or out of space at any moment: a repeated write ends in the same bytes and leaves no other files."""
 
 import multiprocessing
 import resource
@@ -76,17 +76,17 @@ def test_two_writers_that_publish_everything_at_the_same_moment_agree(tmp_path: 
     assert files(root) == files(tmp_path / "alone")
 
 
-def test_two_sweeps_do_not_mind_each_other(tmp_path: Path) -> None:
-    """The folder may go between a look and the next, which a writer must survive."""
+def test_two_sweeps_at_the_same_time_succeed(tmp_path: Path) -> None:
+    """The folder may be removed between two calls of a sweep."""
     done = threading.Event()
 
-    def come_and_go() -> None:
+    def create_and_sweep() -> None:
         while not done.is_set():
             (tmp_path / TMP).mkdir(exist_ok=True)
             sweep(tmp_path)
 
     with ThreadPoolExecutor(1) as pool:
-        other = pool.submit(come_and_go)
+        other = pool.submit(create_and_sweep)
         try:
             for _ in range(3000):
                 sweep(tmp_path)
@@ -95,19 +95,17 @@ def test_two_sweeps_do_not_mind_each_other(tmp_path: Path) -> None:
         other.result()
 
 
-def only_whole_files(root: Path, expected: dict[str, bytes]) -> bool:
+def has_only_whole_files(root: Path, expected: dict[str, bytes]) -> bool:
     return all(expected.get(name) == data for name, data in files(root).items())
 
 
-def space_ran_out(root: Path) -> bool:
-    """Write, and return whether that was refused for want of space, which must then be said."""
-    said = ""
+def space_error(root: Path) -> str:
+    """Write, and return the error if space ran out, or an empty text."""
     try:
         write_three_windows(root, threads=2)
     except SpaceError as error:
-        said = str(error)
-    assert not said or f"No space left to write {root}" in said
-    return bool(said)
+        return str(error)
+    return ""
 
 
 def test_a_limit_on_file_size_anywhere_fails_cleanly_and_the_same_call_completes(memory: Path) -> None:
@@ -119,10 +117,12 @@ def test_a_limit_on_file_size_anywhere_fails_cleanly_and_the_same_call_completes
         root = memory / str(limit)
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
         try:
-            failed += space_ran_out(root)
+            said = space_error(root)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-        assert only_whole_files(root, expected)
+        assert not said or f"No space left to write {root}" in said
+        failed += bool(said)
+        assert has_only_whole_files(root, expected)
         write_three_windows(root)
         assert files(root) == expected
     assert failed > 10
@@ -135,7 +135,7 @@ def mount(folder: Path, options: str) -> bool:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A tmpfs whose size can be changed; skipped where this process may not mount one."""
+    """A tmpfs with a variable size. Skips if this process may not mount one."""
     folder = tmp_path / "disk"
     folder.mkdir()
     if not mount(folder, "size=4k"):
@@ -150,8 +150,9 @@ def test_a_disk_that_is_full_at_any_page_fails_cleanly_and_the_same_call_complet
     write_three_windows(tmp_path / "alone")
     expected = files(tmp_path / "alone")
     root, pages = small_disk / "store", 1
-    while space_ran_out(root):
-        assert only_whole_files(root, expected)
+    while said := space_error(root):
+        assert f"No space left to write {root}" in said
+        assert has_only_whole_files(root, expected)
         pages += 1
         assert mount(small_disk, f"remount,size={4 * pages}k")
     assert pages > 20

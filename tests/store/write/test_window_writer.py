@@ -1,4 +1,4 @@
-"""Writing a window: the same bytes on any number of threads, the sums of what is in the files, one chunk a thread."""
+"""Writing a window: the same bytes on any number of threads, correct sums, and memory of one chunk a thread."""
 
 import hashlib
 import tracemalloc
@@ -11,9 +11,9 @@ import pytest
 
 from gsae.store import Plan, chunk_rows, open_store, verify
 from gsae.store.codec.chunks import NUMPY_DTYPES
+from gsae.store.format.json_files import parse
 from gsae.store.format.manifest import Record, record_name
 from gsae.store.format.moments import Moments
-from gsae.store.format.plan import parse
 from gsae.store.write.contexts_writer import write_contexts
 from gsae.store.write.window_writer import unfinished, write_manifest, write_plan, write_window
 from gsae.tests.support.children import files
@@ -23,7 +23,7 @@ SITES = {"mlp.1": 24, "attn.2": 7}
 CONTEXTS, CONTEXT_SIZE = 60, 32
 
 
-def begun(root: Path, sites: dict[str, int] = SITES, **fields: Any) -> Plan:
+def begin(root: Path, sites: dict[str, int] = SITES, **fields: Any) -> Plan:
     arrays = random_contexts(CONTEXTS, CONTEXT_SIZE)
     settings = {"window_rows": 2048, "chunk_rows": 64} | fields
     plan = make_plan(write_contexts(root, arrays, ended_early=False), arrays, sites, **settings)
@@ -45,14 +45,14 @@ def write_all(root: Path, plan: Plan, threads: int | None = None) -> None:
 @pytest.mark.parametrize("fields", [{}, {"codec": "zstd"}, {"codec": "none", "dtype": "float32"}])
 def test_bytes_do_not_depend_on_the_number_of_threads(tmp_path: Path, fields: dict[str, Any]) -> None:
     for threads in (1, 2, 5, None):
-        write_all(tmp_path / str(threads), begun(tmp_path / str(threads), **fields), threads)
+        write_all(tmp_path / str(threads), begin(tmp_path / str(threads), **fields), threads)
     whole = files(tmp_path / "1")
     assert all(files(tmp_path / str(threads)) == whole for threads in (2, 5, None))
     assert verify(open_store(tmp_path / "5"), deep=True) == []
 
 
 def test_a_record_has_the_sums_of_the_rows_and_of_the_files(tmp_path: Path) -> None:
-    plan = begun(tmp_path)
+    plan = begin(tmp_path)
     split, window, source = sources_of(plan, random_contexts(CONTEXTS, CONTEXT_SIZE))[-1]
     rows = rows_at(source)
     write_window(tmp_path, plan, split, window, rows, source, threads=3)
@@ -73,7 +73,7 @@ def test_a_record_has_the_sums_of_the_rows_and_of_the_files(tmp_path: Path) -> N
 
 def test_a_file_that_another_writer_published_is_kept_and_described(tmp_path: Path) -> None:
     """Two workers on hardware that differs; the first was stopped after its first file."""
-    plan = begun(tmp_path)
+    plan = begin(tmp_path)
     split, window, source = sources_of(plan, random_contexts(CONTEXTS, CONTEXT_SIZE))[-1]
     theirs = {name: (x.astype(np.float32) * 3).astype(ml_dtypes.bfloat16) for name, x in rows_at(source).items()}
     write_window(tmp_path, plan, split, window, theirs, source)
@@ -90,11 +90,11 @@ def test_a_file_that_another_writer_published_is_kept_and_described(tmp_path: Pa
 
 
 def test_rows_of_another_shape_than_the_plan_has_are_refused(tmp_path: Path) -> None:
-    plan = begun(tmp_path)
+    plan = begin(tmp_path)
     split, window, source = sources_of(plan, random_contexts(CONTEXTS, CONTEXT_SIZE))[-1]
     before = files(tmp_path)
     for wrong in (np.zeros((len(source), 8), ml_dtypes.bfloat16), np.zeros((len(source) - 1, 7), ml_dtypes.bfloat16)):
-        with pytest.raises(ValueError, match=rf"train/attn.2.*\({len(source)}, 7\) are due"):
+        with pytest.raises(ValueError, match=rf"train/attn.2.*\({len(source)}, 7\) are needed"):
             write_window(tmp_path, plan, split, window, rows_at(source) | {"attn.2": wrong}, source)
     assert files(tmp_path) == before
     assert (split, window) in unfinished(tmp_path, plan)
@@ -110,7 +110,7 @@ def test_memory_beyond_the_rows_is_some_chunks_a_thread_whatever_the_window(tmp_
     assert chunk_rows(d_in, "bfloat16", rows) * d_in * 2 == 4 << 20
     x = np.resize(normal_rows(512, d_in), (rows, d_in))
     source = np.arange(rows, dtype=np.int64)
-    write_window(tmp_path, plan, "train", 0, {"mlp.1": x}, source, threads)  # what is compiled is compiled
+    write_window(tmp_path, plan, "train", 0, {"mlp.1": x}, source, threads)  # compiles
     tracemalloc.start()
     write_window(tmp_path, plan, "train", 1, {"mlp.1": x}, source, threads)
     peak = tracemalloc.get_traced_memory()[1]
