@@ -480,7 +480,7 @@ def train(
         Literal["float32", "tf32", "bfloat16"],
         typer.Option(help="Of the matrix products; weights are float32. tf32 is a GPU's alone."),
     ] = "float32",
-    device: Annotated[str | None, typer.Option(help="cpu or cuda; cuda where there is one if not given.")] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda or auto.")] = "auto",
     threads: Annotated[
         int | None, typer.Option(help="CPU threads; all cores, or a rank's share of them, if not given.")
     ] = None,
@@ -544,7 +544,8 @@ def train(
         checkpoint_minutes=checkpoint_minutes,
         log_every=log_every,
         eval_every=eval_every,
-        saes=tuple(s if s.init or init is None else s.model_copy(update={"init": init}) for s in saes),
+        init=init,
+        saes=saes,
     )
     rows = open_stores(stores).site(site, io=io)
     ranks = Ranks.of(os.environ)

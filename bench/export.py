@@ -70,15 +70,17 @@ def compared(sae: Any, x: torch.Tensor, theirs: dict[str, torch.Tensor]) -> dict
 
 def random_saes(run: Path) -> list[Path]:
     """A Gated SAE and a baseline, as a run saves them."""
+    from gsae.tests.support.params import random_params
     from gsae.tests.support.stores import make_store
-    from gsae.tests.train.architectures.test_registry import random_params
+    from gsae.train import SAEMetadata
     from gsae.train.sae import save_sae
 
     store = make_store(run / "store", contexts=20)
     site, folders = store.site("mlp.1"), []
     for arch in ("gated", "relu"):
         folders.append(run / "saes" / arch)
-        save_sae(folders[-1], random_params(arch, site.d_in, 512), scale=0.3, site=site.spec, plan=store.plan, gsae={})
+        params = random_params(arch, site.d_in, 512)
+        save_sae(folders[-1], params, scale=0.3, site=site.spec, plan=store.plan, gsae=SAEMetadata())
     return folders
 
 

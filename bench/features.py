@@ -75,7 +75,7 @@ def child(store_path: Path, run: Path, latents: int) -> int:
     from gsae.features import Vocabulary, find_features
     from gsae.store import open_store
     from gsae.tests.support.peak import forget_peak, peak_bytes
-    from gsae.train import GatedParams
+    from gsae.train import GatedParams, SAEMetadata
     from gsae.train.sae import save_sae
 
     store = open_store(store_path)
@@ -87,7 +87,8 @@ def child(store_path: Path, run: Path, latents: int) -> int:
     params = GatedParams(W_enc=W, b_gate=bias, r_mag=zero, b_mag=bias.clone(), W_dec=W.clone(), b_dec=torch.zeros(D_IN))
     noted = {"architecture": "gated", "l1_coefficient": 0.1, "lr": 1e-3, "seed": 0, "site": "mlp.1",
              "store_digest": store.digest, "max_norm_multiple": 0.0, "norm_limit": None}  # fmt: skip
-    save_sae(run / "saes" / "one", params, scale=1.0, site=store.site("mlp.1").spec, plan=store.plan, gsae=noted)
+    save_sae(run / "saes" / "one", params, scale=1.0, site=store.site("mlp.1").spec, plan=store.plan,
+             gsae=SAEMetadata(**noted))  # fmt: skip
     ends: dict[str, float] = {}
 
     def listen(event: Progress) -> None:

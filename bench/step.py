@@ -50,7 +50,7 @@ def main() -> int:
     if not options.no_peers and not PEER.exists():
         parser.error(f"{PEER} is not there. Run `make bench-peers` first, from the repository root, or --no-peers.")
 
-    from gsae.train.step.bank import kernel_threads
+    from gsae.train.step.compiling import kernel_threads
 
     parts = options.part or ["targets", "curve", "crossover"]
     met, figures = True, {}
@@ -72,7 +72,7 @@ def main() -> int:
 
 def targets(options: argparse.Namespace, threads: int) -> tuple[bool, dict[str, Any]]:
     """Return whether our steps stay under the limits, and every ratio to the bare product."""
-    from gsae.train.step.bank import screening_pays
+    from gsae.train.step.screening import screening_pays
 
     met, figures = True, {}
     with ExitStack() as stack:
@@ -162,23 +162,23 @@ def product(d_in: int, d_sae: int, cpu: bool) -> Timed:
 
 def ours(d_in: int, d_sae: int, l0: int, path: str, cpu: bool, arch: str = "gated", *, screened: bool = False) -> Timed:
     """Our step on random inputs, with as many gates open a row as asked; all features are alive."""
-    from gsae.train.architectures.registry import initial, names
+    from gsae.train.architectures.registry import ARCHITECTURES
     from gsae.train.step.adam import Adam
-    from gsae.train.step.bank import Bank
+    from gsae.train.step.fast_bank import FastBank
 
     zeros = torch.zeros(d_in)
-    start = initial(arch, d_in, d_sae, 0, zeros)
+    start = ARCHITECTURES[arch].initial(d_in, d_sae, 0, zeros)
     threshold = statistics.NormalDist().inv_cdf(1 - l0 / d_sae) * d_in**-0.5
-    for name in names(arch)[3:5]:
+    for name in start.names()[3:5]:
         getattr(start, name).fill_(-threshold)
-    bank = Bank(arch, [start], zeros, torch.float32, path=path, screened=screened)
+    bank = FastBank([start], zeros, torch.float32, path=path, screened=screened)
     x = torch.randn(ROWS, d_in) * d_in**-0.5
     steps = iter(range(1, 1 << 30))
     l1, lr = torch.tensor([0.01], dtype=torch.float64), torch.tensor([1e-7])
 
     def step() -> None:
-        figures = bank.step(x, l1, Adam(lr, 0.999, 1e-8, next(steps)))
-        opened = float(figures.l0) / ROWS
+        batch = bank.step(x, l1, Adam(lr, 0.999, 1e-8, next(steps)))
+        opened = float(batch.l0) / ROWS
         assert abs(opened - l0) < 2 + l0 / 10, f"L0 is {opened}, not {l0}"
 
     return lambda: timed(step, cpu)

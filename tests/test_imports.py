@@ -27,7 +27,7 @@ PLAIN = {"errors", "files", "settings", "__version__"}  # modules of the top, im
 LAYERS = {
     "store": ("codec", "format", "places", "write", "read", "manage"),
     "harvest": ("hub", "config", "text", "model", "*"),
-    "train": ("architectures", "sae", "step", "run"),
+    "train": ("architectures", "sae_metadata", "sae", "step", "run"),
     "evaluate": ("*", "report"),
     "features": ("find", "browse", "export"),
     "commands": ("options", "*"),

@@ -14,10 +14,10 @@ import torch
 from gsae.errors import InterruptedRun
 from gsae.harvest import HarvestConfig, harvest
 from gsae.store import Store
-from gsae.tests.train.architectures.test_registry import random_params
-from gsae.tests.train.step.test_dense import assert_gradients_equal, inputs
+from gsae.tests.support.dense_gradients import assert_gradients_equal
+from gsae.tests.support.params import normal, random_params
 from gsae.train import Event, Progress, RunConfig, parse_sae, train
-from gsae.train.step.bank import Bank
+from gsae.train.step.fast_bank import FastBank
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 
@@ -27,12 +27,12 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is 
 def test_gradients_on_a_gpu_equal_autograd_in_float64(arch: str, dtype: torch.dtype, within: float) -> None:
     start = [random_params(arch, 64, 203, seed=seed, dtype=dtype) for seed in range(3)]
     centre = torch.linspace(-0.2, 0.3, 64, dtype=dtype)
-    bank = Bank(arch, start, centre.cuda(), dtype, "cuda")
+    bank = FastBank(start, centre.cuda(), dtype, "cuda")
     l1 = torch.tensor([0.1, 0.3, 0.7], dtype=torch.float64, device="cuda")
     on_gpu = [type(one)(**{name: tensor.cuda() for name, tensor in vars(one).items()}) for one in start]
 
     assert bank.paths == ("dense",) * 3
-    assert_gradients_equal(arch, on_gpu, inputs(129, 64, dtype).cuda(), l1, bank, within)
+    assert_gradients_equal(on_gpu, normal(129, 64, dtype=dtype).cuda(), l1, bank, within)
 
 
 def test_batches_on_a_gpu_are_those_on_the_cpu(tiny_store: Store) -> None:

@@ -1,4 +1,4 @@
-"""The paper's claims, on rows whose dictionary is known: features found, no shrinkage, a decoder best left frozen."""
+"""The claims of the paper on rows with a known dictionary: features found, no shrinkage, a decoder best left frozen."""
 
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,7 @@ FEATURES, D_IN = 64, 48
 
 
 def measured(sae: SAE, x: Tensor) -> dict[str, float]:
-    """Mean greatest cosine of a true feature with a direction, and the figures on held-out rows x (rows, d_in)."""
+    """Mean over true features of the largest cosine with a direction, and metrics on held-out rows x (rows, d_in)."""
     truth = torch.from_numpy(directions(D_IN, FEATURES)).float()
     f = sae.encode(x)
     x_hat = sae.decode(f)
@@ -37,14 +37,18 @@ def test_gated_finds_the_features_unshrunk_the_baseline_shrinks_and_unfreezing_t
                     saes=tuple(sae for line in lines for sae in parse_sae(line)))  # fmt: skip
     train(store.site("mlp.1"), run, tmp_path / "run")
     x = torch.cat([rows.float() for _, rows in store.site("mlp.1", "heldout").in_order()])
-    gated, unfrozen, relu = (measured(load_sae(tmp_path / "run/saes" / str(s.name)), x) for s in run.named_saes())
+    saes = [load_sae(tmp_path / "run/saes" / sae.name) for sae in run.named_saes()]
+    gated, unfrozen, relu = (measured(sae, x) for sae in saes)
     assert gated["found"] > 0.95
     assert abs(gated["gamma"] - 1) < 0.02
     assert relu["gamma"] < 0.95
     assert relu["l0"] == pytest.approx(gated["l0"], rel=0.15)
     # The baseline at no fewer open latents explains less.
     assert relu["explained_variance"] < gated["explained_variance"]
-    # At as many open latents, a decoder that the auxiliary loss trains too is no better.
+    # A decoder that the auxiliary loss trains too is another one, and with as many open latents it is no better.
+    moved = (saes[1].params.W_dec - saes[0].params.W_dec).norm(dim=1)
+    assert moved.median() > 0.01
+    assert saes[1].metadata["architecture"] == "gated-unfrozen"
     assert unfrozen["l0"] == pytest.approx(gated["l0"], rel=0.1)
     assert unfrozen["explained_variance"] < gated["explained_variance"] + 0.005
     assert unfrozen["found"] < gated["found"] + 0.005

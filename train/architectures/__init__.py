@@ -1,1 +1,1 @@
-"""One file an SAE architecture: the formulas of its paper, which are the oracle of every fast step."""
+"""SAE architectures, one file each: the formulas of the paper. The fast training steps are tested against them."""

@@ -1,22 +1,25 @@
-"""What every architecture has: a dictionary, a forward pass, and eq. 8's loss over that pass.
+"""What every architecture has: a dictionary, a forward pass, a loss over that pass, a start and a form to be saved in.
 
-An architecture is one subclass in one file: its parameters, `terms`, and a few facts that training, saving and
-resampling ask for. `bank` computes the same for `gated` and `relu`, faster; `autograd` trains any of them as it stands.
+An architecture is a subclass of `Params` in a file of its own and a line in `registry`. Training computes the same as
+`terms`, faster, for architectures with a fast step (`step/fast_bank`), and by autograd for all others.
 """
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, fields, replace
+from typing import ClassVar, Self
 
+import torch
 from torch import Tensor
+
+DEFAULT_LR = 1e-3
 
 
 @dataclass(frozen=True)
 class Terms:
-    """One forward pass over (rows, d_in) inputs.
+    """One forward pass over inputs (rows, d_in).
 
-    f (rows, d_sae) are the features, x_hat (rows, d_in) the reconstructions; penalty (rows,) is what the
-    l1_coefficient multiplies, auxiliary (rows,) a squared error that is added to the loss.
+    f (rows, d_sae): features. x_hat (rows, d_in): reconstructions. penalty (rows,): what the sparsity coefficient
+    multiplies. auxiliary (rows,): a squared error that is added to the loss.
     """
 
     f: Tensor
@@ -25,43 +28,88 @@ class Terms:
     auxiliary: Tensor
 
     def losses(self, x: Tensor, l1_coefficient: float) -> Tensor:
-        """Each row's loss (rows,) at x (rows, d_in), which the pass was over: sums over features and dimensions."""
+        """The loss of each row (rows,) of the inputs x (rows, d_in): sums over features and dimensions."""
         return (x - self.x_hat).square().sum(1) + self.auxiliary + l1_coefficient * self.penalty
 
 
 @dataclass(frozen=True)
 class Params(ABC):
-    """W_enc, W_dec (d_sae, d_in), rows of W_dec being dictionary directions of unit norm; b_dec (d_in); and more."""
+    """The parameters of an SAE: W_enc, W_dec (d_sae, d_in), b_dec (d_in) and those that a subclass adds.
+
+    Rows of W_dec are dictionary directions of unit norm. Names of matrices begin with "W_" and their shape is
+    (d_sae, d_in); other added parameters have the shape (d_sae,).
+    """
 
     W_enc: Tensor
     W_dec: Tensor
     b_dec: Tensor
 
     GATE: ClassVar[str]  # the bias that decides whether a latent fires
-    BIASES: ClassVar[tuple[str, ...]]  # in the units of the inputs, b_dec among them
-    FROZEN: ClassVar[tuple[str, ...]] = ()  # not trained
-    PRODUCTS: ClassVar[int]  # of a dense training step, with W_enc or W_dec
+    BIASES: ClassVar[tuple[str, ...]]  # parameters in the units of the inputs, b_dec among them
+    PRODUCTS: ClassVar[int]  # matrix products of a dense training step; for the estimate of flops
+    BUFFERS: ClassVar[int] = 3  # (rows, d_sae) arrays that a dense training step holds; for the estimate of memory
+    FROZEN: ClassVar[tuple[str, ...]] = ()  # parameters that are not trained
+    PENALISED: ClassVar[bool] = True  # False: no sparsity penalty, so that l1 need not be given
+    STARTS_FROM_SAVED: ClassVar[bool] = False  # True: there is no random start, `init` must be given
+    LONG_RUN_LR: ClassVar[float] = DEFAULT_LR  # default learning rate of runs over 1e8 rows or more
+    SAVED_AS: ClassVar[str]  # `architecture` in cfg.json; set by classes that `saved` returns
 
     @abstractmethod
     def terms(self, x: Tensor) -> Terms:
-        """The forward pass for x (rows, d_in)."""
+        """The forward pass for inputs x (rows, d_in)."""
 
     @abstractmethod
     def encode(self, x: Tensor) -> Tensor:
         """Features (rows, d_sae) of x (rows, d_in)."""
 
     def decode(self, f: Tensor) -> Tensor:
-        """Reconstructions (rows, d_in) of features f (rows, d_sae); eq. 3."""
+        """Reconstructions (rows, d_in) of features f (rows, d_sae); Rajamanoharan et al. 2024, eq. 3."""
         return f @ self.W_dec + self.b_dec
 
     def losses(self, x: Tensor, l1_coefficient: float) -> Tensor:
-        """Each row's loss (rows,) at x (rows, d_in)."""
+        """The loss of each row (rows,) of x (rows, d_in)."""
         return self.terms(x).losses(x, l1_coefficient)
 
     def loss(self, x: Tensor, l1_coefficient: float) -> Tensor:
-        """Eq. 8 (eq. 4 for the baseline) for x (rows, d_in): the mean of the rows' losses; a scalar."""
+        """The mean loss over the rows of x (rows, d_in), a scalar; for a Gated SAE eq. 8."""
         return self.losses(x, l1_coefficient).mean()
 
-    def saelens(self) -> tuple[str, dict[str, Tensor]]:
-        """The name under which SAELens knows the architecture, and its tensors, matrices still as (d_sae, d_in)."""
-        raise NotImplementedError
+    @classmethod
+    def names(cls) -> tuple[str, ...]:
+        """The names of the parameters, in the order of the fields."""
+        return tuple(field.name for field in fields(cls))
+
+    @classmethod
+    def initial(cls, d_in: int, d_sae: int, seed: int, scaled_mean: Tensor) -> Self:
+        """The SAE that training starts from, float32 on the CPU; a function of its arguments alone.
+
+        Rows of W_dec are random directions of unit norm, encoders are equal to W_dec, b_dec is `scaled_mean` (d_in),
+        the mean of the scaled inputs, and all else is 0.
+        """
+        directions = torch.randn(d_sae, d_in, generator=torch.Generator("cpu").manual_seed(seed))
+        W_dec = directions / directions.norm(dim=1, keepdim=True)
+        b_dec = scaled_mean.to("cpu", torch.float32, copy=True)
+        others = {name: W_dec.clone() if name.startswith("W_") else torch.zeros(d_sae) for name in cls.names()}
+        return cls(**(others | {"W_dec": W_dec, "b_dec": b_dec}))
+
+    @classmethod
+    def from_saved(cls, saved: "Params") -> Self | None:
+        """An SAE of this architecture that continues from a saved one, in the saved units; None if it cannot."""
+        if sorted(saved.names()) != sorted(cls.names()):
+            return None
+        return cls(**{name: tensor.clone() for name, tensor in vars(saved).items()})
+
+    def saved(self) -> "Params":
+        """This SAE as it is saved: itself, or an equal SAE of an architecture that other tools read."""
+        return self
+
+    def folded(self, scale: float) -> Self:
+        """The SAE for raw x that corresponds to this one for scale * x: features times 1/scale, the same gates.
+
+        Only biases change. Weights stay, so that rows of W_dec keep unit norm.
+        """
+        return replace(self, **{name: getattr(self, name) / scale for name in self.BIASES})
+
+    def unfolded(self, scale: float) -> Self:
+        """The SAE for scale * x that corresponds to this one for raw x; the inverse of `folded`."""
+        return replace(self, **{name: (getattr(self, name).double() * scale).float() for name in self.BIASES})

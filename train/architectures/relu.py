@@ -18,16 +18,14 @@ class ReluParams(Params):
     GATE: ClassVar[str] = "b_enc"
     BIASES: ClassVar[tuple[str, ...]] = ("b_dec", "b_enc")
     PRODUCTS: ClassVar[int] = 5
+    BUFFERS: ClassVar[int] = 2
+    SAVED_AS: ClassVar[str] = "standard"  # SAELens's name
 
     def encode(self, x: Tensor) -> Tensor:
         """Features (rows, d_sae) of x (rows, d_in): relu(W_enc (x - b_dec) + b_enc), eq. 2."""
         return torch.relu((x - self.b_dec) @ self.W_enc.T + self.b_enc)
 
     def terms(self, x: Tensor) -> Terms:
-        """Eq. 4: the penalty is on the features themselves, which is what shrinks them."""
+        """Eq. 4. The penalty is on the features, which shrinks them."""
         f = self.encode(x)
         return Terms(f, self.decode(f), f.sum(1), f.new_zeros(len(x)))
-
-    def saelens(self) -> tuple[str, dict[str, Tensor]]:
-        """SAELens's `standard`."""
-        return "standard", dict(vars(self))

@@ -1,1 +1,1 @@
-"""A training run: its settings, its groups of SAEs, the loop, checkpoints and the run's folder."""
+"""A training run: its settings, its groups of SAEs, the loop, checkpoints and the folder of the run."""

@@ -1,7 +1,6 @@
-"""What a group of SAEs goes on from: one file, a safetensors file.
+"""What a group resumes from: one safetensors file, with one JSON string in its header. Nothing in it runs on loading.
 
-Everything is written under a temporary name, synced and renamed, so a file is whole or not there, whenever the
-process is killed. A checkpoint is tensors with one JSON string in the header: no pickle, nothing that runs on loading.
+It is written under a temporary name, synced and renamed, so that it is whole or absent whenever the process is killed.
 """
 
 import json
@@ -21,9 +20,10 @@ CHECKPOINT = "checkpoint.safetensors"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A group after `step` batches: the reader's position, the store's digest, and the length of its metrics.
+    """A group after `step` batches.
 
-    tensors: weights, the optimiser's state and counters, as the group names them.
+    reader: the position in the data. digest: of the store. metrics_bytes: the size of the metrics file of the group.
+    tensors: weights, optimiser state and counters, by the names that the group gives them.
     """
 
     step: int
@@ -34,7 +34,7 @@ class Checkpoint:
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
-    """Replace a group's checkpoint; raises SpaceError where there is no room."""
+    """Replace the checkpoint of a group. Raises SpaceError if the disk is full."""
     header = {
         "step": checkpoint.step,
         "reader": checkpoint.reader,
@@ -47,9 +47,9 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
 
 
 def load_checkpoint(folder: Path, only: Sequence[str] | None = None) -> Checkpoint | None:
-    """A group's checkpoint, None where there is none yet; only: its tensors of these names, as far as it has them.
+    """The checkpoint of a group, or None if there is none yet. Raises CorruptError if it cannot be read.
 
-    Raises CorruptError where it cannot be read.
+    only: read the tensors of these names that it has; None for all.
     """
     path = folder / CHECKPOINT
     if not path.exists():
@@ -67,4 +67,4 @@ def load_checkpoint(folder: Path, only: Sequence[str] | None = None) -> Checkpoi
             tensors,
         )
     except (OSError, safetensors.SafetensorError, KeyError, ValueError, TypeError, AttributeError) as error:
-        raise CorruptError(f"{path} is no checkpoint of gsae, or damaged: {error}") from None
+        raise CorruptError(f"{path} is not a checkpoint of gsae, or is damaged: {error}") from None

@@ -1,37 +1,35 @@
-"""What a run would take, before anything is begun: parameters, memory, work, time, and the read rate it needs.
+"""What a run would need: parameters, memory, work, time, and the rate at which rows must be read.
 
-Time is measured, not guessed: some steps of every group on real rows, as the run begins (half of all gates open) and
-with about 50 latents open a row. It costs a few seconds, or less where the work is cut to fewer rows.
+Time is measured: some steps of every group on real rows, as at the start of a run (half of all gates open) and with
+about 50 open latents per row. This takes a few seconds; large steps are measured on fewer rows.
 """
 
 import time
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from gsae.store import Site
-from gsae.train.architectures.registry import PARAMS
 
-from .config import RunConfig, SAEConfig
+from .computing import computing_with, device_of
+from .config import ResolvedRun, ResolvedSAE, RunConfig
 from .group import Group
 from .inputs import Inputs
-from .memory import available, needed, parameters, reading_bytes
-from .process import computing_with, device_of
+from .memory import available_bytes, needed_bytes, parameters, reading_bytes
 from .ranks import ALONE, Ranks
 
-PROBE_FLOPS = 1e11  # a measured step is cut to fewer rows beyond
+PROBE_FLOPS = 1e11  # a step with more is measured on fewer rows
 PROBE_STEPS, SETTLING_STEPS = 2, 6
 PROBE_L0 = 50
 
 
 def estimate(site: Site, config: RunConfig, ranks: Ranks = ALONE) -> dict[str, Any]:
-    """Return the figures of `--dry-run` for a run on `site`, in bytes, flops, rows and seconds."""
-    device = device_of(config)
-    run = config.resolved(device=device, threads=ranks.threads, ranks=ranks.world_size)
-    inputs = Inputs.of(site, run, device)
+    """Return what `--dry-run` prints for a run on `site`, in bytes, flops, rows and seconds."""
+    run = config.resolved(device=device_of(config), threads=ranks.threads, ranks=ranks.world_size)
+    inputs = Inputs.of(site, run).to(run.device)
     summary = inputs.summary
-    need, there = needed(site, run, ranks), available(device)
+    need, there = needed_bytes(site, run, ranks), available_bytes(run.device)
     flops = _dense_flops(run.saes, run, site.d_in)
     read = run.batch_size * site.raw_bytes // site.rows
     return {
@@ -43,11 +41,11 @@ def estimate(site: Site, config: RunConfig, ranks: Ranks = ALONE) -> dict[str, A
         "batch_size": run.batch_size,
         "steps": run.steps,
         "epochs": run.steps * run.batch_size / summary.rows,
-        "device": device,
+        "device": run.device,
         "threads": run.threads,
         "groups": len(run.groups()),
-        "learning_rates": {str(sae.name): sae.lr for sae in run.saes},
-        "parameters": {str(sae.name): parameters(sae, site.d_in) for sae in run.saes},
+        "learning_rates": {sae.name: sae.lr for sae in run.saes},
+        "parameters": {sae.name: parameters(sae, site.d_in) for sae in run.saes},
         "memory_bytes": need,
         "available_bytes": there,
         "reading_memory_bytes": reading_bytes(site, run),
@@ -58,17 +56,17 @@ def estimate(site: Site, config: RunConfig, ranks: Ranks = ALONE) -> dict[str, A
     }
 
 
-def _dense_flops(saes: tuple[SAEConfig, ...], run: RunConfig, d_in: int) -> int:
-    """Flops of the matrix products in a dense step of some SAEs."""
-    return sum(2 * PARAMS[s.kind].PRODUCTS * run.batch_size * s.d_sae * d_in for s in saes)
+def _dense_flops(saes: tuple[ResolvedSAE, ...], run: ResolvedRun, d_in: int) -> int:
+    """Flops of the matrix products of a dense step of some SAEs."""
+    return sum(2 * s.architecture.PRODUCTS * run.batch_size * s.d_sae * d_in for s in saes)
 
 
-def _measured(run: RunConfig, inputs: Inputs, read: int, ranks: Ranks) -> dict[str, Any]:
-    """Seconds of a step, and what follows from them; every rank is taken to have the same share of the groups."""
-    with computing_with(cast(int, run.threads), run.precision):
+def _measured(run: ResolvedRun, inputs: Inputs, read: int, ranks: Ranks) -> dict[str, Any]:
+    """Seconds of a step, and what follows from them, if every rank has the same share of the groups."""
+    with computing_with(run.threads, run.precision):
         pairs = [_step_seconds(number, run, inputs) for number in range(len(run.groups()))]
     dense, sparse = (sum(column) / ranks.world_size for column in zip(*pairs, strict=True))
-    begun = min(cast(int, run.l1_warm_up_steps), run.steps)
+    begun = min(run.l1_warm_up_steps, run.steps)
     return {
         "measured_step_seconds_at_the_start": dense,
         f"measured_step_seconds_at_l0_{PROBE_L0}": sparse,
@@ -77,8 +75,8 @@ def _measured(run: RunConfig, inputs: Inputs, read: int, ranks: Ranks) -> dict[s
     }
 
 
-def _step_seconds(number: int, run: RunConfig, inputs: Inputs) -> tuple[float, float]:
-    """Seconds of a step of a group with half of its gates open, and with `PROBE_L0` a row."""
+def _step_seconds(number: int, run: ResolvedRun, inputs: Inputs) -> tuple[float, float]:
+    """Seconds of a step of a group with half of its gates open, and with `PROBE_L0` open per row."""
     saes = run.groups()[number]
     rows = max(1, round(run.batch_size * min(1.0, PROBE_FLOPS / _dense_flops(saes, run, inputs.site.d_in))))
     group = Group(number, tuple(sae.model_copy(update={"init": None}) for sae in saes), run, inputs)
@@ -86,7 +84,7 @@ def _step_seconds(number: int, run: RunConfig, inputs: Inputs) -> tuple[float, f
         x = inputs.scaled(next(found)) - inputs.centre
     _run_steps(group, x, 1)
     dense = _run_steps(group, x, PROBE_STEPS)
-    gates = group.bank.params[PARAMS[saes[0].kind].GATE]
+    gates = group.bank.params[saes[0].architecture.GATE]
     for index in range(len(saes)):
         opened = x[:64] @ group.bank.params["W_enc"][index].T
         most = min(PROBE_L0 * len(opened), opened.numel())
@@ -98,7 +96,7 @@ def _step_seconds(number: int, run: RunConfig, inputs: Inputs) -> tuple[float, f
 
 
 def _run_steps(group: Group, x: Tensor, steps: int) -> float:
-    """Take some steps on one batch; return the mean seconds of one."""
+    """Take some steps on one batch; return the mean time of one in seconds."""
     spread = x.square().sum(dtype=torch.float64)
     started = time.perf_counter()
     for _ in range(steps):

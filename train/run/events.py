@@ -1,4 +1,4 @@
-"""What a training run tells whoever listens: small values with the figures, for a progress bar, a log or a test."""
+"""What a training run reports to its listener: small values, for a progress bar, a log or a test."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,16 +7,16 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Started:
-    """Some groups are begun, or gone on with after `step` batches; rows are those of one epoch, within the limit."""
+    """Some groups start, or resume after `step` batches. `rows` are those of one epoch, within the norm limit."""
 
     step: int
     steps: int
     saes: tuple[str, ...]
     groups: int
     rows: int
-    rows_skipped: int  # over the norm limit, or not finite
+    rows_skipped: int  # over the norm limit or not finite
     rows_nonfinite: int
-    epochs: float  # over the whole run
+    epochs: float  # of the whole run
     device: str
     threads: int
     ranks: int
@@ -24,19 +24,19 @@ class Started:
 
 @dataclass(frozen=True)
 class Progress:
-    """`metrics` are the lines just added to metrics.jsonl; rates and shares are of the time since the last event."""
+    """`metrics`: the lines just added to metrics.jsonl (`MetricsLine`). Rates are since the last such event."""
 
     step: int
     steps: int
     rows: int
     rows_per_second: float
-    wait_share: float  # of the time, spent waiting for data
+    wait_share: float  # share of the time spent waiting for data
     metrics: tuple[dict[str, Any], ...]
 
 
 @dataclass(frozen=True)
 class Stopped:
-    """The loss of one SAE was not finite at `step`; it keeps its weights of before and the others go on."""
+    """The loss of one SAE was not finite at `step`. It keeps its weights of before; the others continue."""
 
     step: int
     sae: str
@@ -44,7 +44,7 @@ class Stopped:
 
 @dataclass(frozen=True)
 class Resampled:
-    """After `step`, some latents of an SAE that were silent for long got new directions."""
+    """After `step`, some latents of an SAE that no longer fired got new directions."""
 
     step: int
     sae: str
@@ -53,14 +53,14 @@ class Resampled:
 
 @dataclass(frozen=True)
 class Checkpointed:
-    """All that a resume needs is on disk."""
+    """Everything that a resume needs is on disk."""
 
     step: int
 
 
 @dataclass(frozen=True)
 class Finished:
-    """The run is complete; `already` when it was so before this call. `stopped` SAEs were not saved."""
+    """The run is complete; `already`: it was before this call. SAEs in `stopped` were not saved."""
 
     step: int
     already: bool
@@ -69,7 +69,7 @@ class Finished:
 
 @dataclass(frozen=True)
 class Left:
-    """Nothing is left to take, and other processes still train this many groups."""
+    """There is no group left to take; other processes still train this many."""
 
     groups: int
 
@@ -79,4 +79,4 @@ Listener = Callable[[Event], None]
 
 
 def ignore(event: Event) -> None:
-    """Listen to nothing."""
+    """Do nothing."""

@@ -1,9 +1,10 @@
-"""What rows become before any SAE sees them: scaled to E||z||^2 = 1, less their mean, in float32 on the run's device.
+"""What rows become before an SAE sees them: scaled to E||x||^2 = 1, less their mean, float32 on the device of the run.
 
-Also which rows are none: those over the norm limit, and, when told to, those with a NaN or an infinity.
+Rows over the norm limit are left out, and, with `skip_nonfinite`, rows with a NaN or an infinity.
 """
 
 from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -28,8 +29,11 @@ class Inputs:
     device: torch.device
 
     @classmethod
-    def of(cls, site: Site, run: RunConfig, device: str) -> "Inputs":
-        """Read it off the site's moments; raises UsageError where there is nothing to train on, or a NaN."""
+    def of(cls, site: Site, run: RunConfig) -> Self:
+        """Read them from the moments of the site, on the CPU.
+
+        Raises UsageError if there are no rows to train on, or rows with a NaN that `skip_nonfinite` does not leave out.
+        """
         summary = site.moments.within(run.max_norm_multiple)
         if not summary.rows or summary.mean_square_norm <= 0:
             raise UsageError(f"Site {site.name!r} has no rows to train on, or only rows of zeros.")
@@ -39,15 +43,18 @@ class Inputs:
                 f"{first_nonfinite(site)}. Leave them out with --skip-nonfinite."
             )
         scale = summary.mean_square_norm**-0.5
-        centre = torch.from_numpy(summary.mean * scale).float().to(device)
-        return cls(site, summary, scale, centre, torch.device(device))
+        return cls(site, summary, scale, torch.from_numpy(summary.mean * scale).float(), torch.device("cpu"))
+
+    def to(self, device: str) -> Self:
+        """The same on another device."""
+        return replace(self, centre=self.centre.to(device), device=torch.device(device))
 
     def scaled(self, rows: Tensor) -> Tensor:
-        """Raw rows (rows, d_in) as the SAEs are defined on them."""
+        """Raw rows (rows, d_in), times the scale, as the SAEs are defined on them."""
         return rows.to(self.device, torch.float32) * self.scale
 
     def heldout(self, count: int) -> Tensor | None:
-        """The first held-out rows of the store within the norm limit, at most `count`, scaled; None without any."""
+        """Those of the first `count` held-out rows that are within the norm limit, scaled; None if there are none."""
         site = replace(self.site, split="heldout")
         if not site.rows:
             return None
@@ -56,9 +63,9 @@ class Inputs:
         return self.scaled(kept) if len(kept) else None
 
     def to_resample_from(self, run: RunConfig, step: int) -> Tensor:
-        """Train rows (rows, d_in) of another order than the run's, scaled: those that a resampling draws from.
+        """The scaled train rows (rows, d_in) that a resampling draws from.
 
-        They are read beside the stream, and follow from the run's settings and the step alone.
+        They are read in another order than that of the run, and follow from its settings and the step alone.
         """
         found: list[Tensor] = []
         with self.site.batches(
@@ -74,7 +81,7 @@ class Inputs:
 
 
 def first_nonfinite(site: Site) -> str:
-    """Say where a site's first row with a NaN or an infinity is."""
+    """Say where the first row of a site with a NaN or an infinity is."""
     row = 0
     for sources, rows in site.in_order():
         bad = (~torch.isfinite(rows.float()).all(1)).nonzero()

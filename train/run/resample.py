@@ -1,9 +1,9 @@
-"""New directions for latents that have gone silent: Bricken et al. 2023's resampling, which the paper uses.
+"""New directions for latents that no longer fire: the resampling of Bricken et al. 2023, which the paper uses.
 
-A silent latent gets as its direction an input drawn with probability proportional to its squared loss, an encoder row
-along it of a fifth of the live rows' mean norm, and a fresh optimiser. Two things differ. Directions are taken from
-the decoder's bias on, which is where the encoder reads from; and the bias is set so that the latent fires as often as
-the median live one (`zero` is the rule of Bricken et al.), for at a bias of zero it fires on about half of the rows.
+The direction of a silent latent becomes an input, drawn with probability proportional to its squared loss; its encoder
+row has that direction and a fifth of the mean norm of live rows; its optimiser state starts again. Two things differ
+from Bricken et al. Directions are those of x - b_dec, which the encoder reads. And the bias is set so that the latent
+fires as often as the median live latent, because with a bias of 0, their rule, it fires on about half of all rows.
 """
 
 from dataclasses import dataclass
@@ -13,24 +13,25 @@ from torch import Tensor
 
 from gsae.train.architectures.base import Params
 
-ENCODER_NORM = 0.2  # of the live encoder rows' mean norm
+ENCODER_NORM = 0.2  # relative to the mean norm of the live encoder rows
 ROWS_AT_ONCE, LATENTS_AT_ONCE = 1024, 256
 
 
 @dataclass(frozen=True)
-class Revived:
+class Resampling:
     """Latents (n,) and their new parameters by name, (n, ...)."""
 
     latents: Tensor
     values: dict[str, Tensor]
 
 
-def revived(
+def resampled(
     params: Params, silent: Tensor, z: Tensor, l1_coefficient: float, seed: int, *, zero_bias: bool
-) -> Revived | None:
-    """What the silent latents (d_sae,) of an SAE become, given some of its inputs z (rows, d_in); None without any.
+) -> Resampling | None:
+    """What the silent latents (d_sae,) of an SAE become, given some of its inputs z (rows, d_in).
 
-    At most as many latents as there are inputs with a loss; a function of its arguments alone.
+    At most as many latents are resampled as there are inputs with a loss; None if there are no such inputs. A function
+    of its arguments alone.
     """
     losses, fired = _losses(params, z, l1_coefficient)
     drawn = _draw(losses.square(), int(silent.sum()), seed)
@@ -50,11 +51,11 @@ def revived(
             values[name] = directions if name == "W_dec" else encoder
         elif name != "b_dec":
             values[name] = gate if name == params.GATE else torch.zeros_like(gate)
-    return Revived(latents, values)
+    return Resampling(latents, values)
 
 
 def _losses(params: Params, z: Tensor, l1_coefficient: float) -> tuple[Tensor, Tensor]:
-    """Each row's loss (rows,), float64, and on how many rows each latent fires (d_sae,)."""
+    """The loss of each row (rows,), float64, and the number of rows on which each latent fires (d_sae,)."""
     losses, fired = [], torch.zeros(len(params.W_dec), dtype=torch.int64, device=z.device)
     for first in range(0, len(z), ROWS_AT_ONCE):
         x = z[first : first + ROWS_AT_ONCE].to(params.b_dec)
@@ -65,9 +66,9 @@ def _losses(params: Params, z: Tensor, l1_coefficient: float) -> tuple[Tensor, T
 
 
 def _draw(weights: Tensor, count: int, seed: int) -> Tensor:
-    """Numbers of `count` different rows, fewer if need be, drawn in proportion to their weights (rows,).
+    """The numbers of `count` different rows, drawn in proportion to weights (rows,); fewer if fewer have a weight.
 
-    The rows with the smallest exponential variates of these rates (Efraimidis and Spirakis 2006).
+    They are the rows with the smallest exponential variates with these rates (Efraimidis and Spirakis 2006).
     """
     uniform = torch.rand(len(weights), dtype=torch.float64, generator=torch.Generator("cpu").manual_seed(seed))
     keys = -torch.log(uniform.to(weights.device)) / weights
@@ -76,7 +77,7 @@ def _draw(weights: Tensor, count: int, seed: int) -> Tensor:
 
 
 def _bias(encoder: Tensor, centred: Tensor, share: float) -> Tensor:
-    """Biases (n,) with which encoder rows (n, d_in) exceed 0 on that share of the inputs (rows, d_in), or on one."""
+    """Biases (n,) with which encoder rows (n, d_in) are above 0 on that share of inputs (rows, d_in), or on one."""
     if len(centred) < 2:
         return torch.zeros(len(encoder), device=encoder.device, dtype=encoder.dtype)
     open_rows = min(max(1, round(share * len(centred))), len(centred) - 1)

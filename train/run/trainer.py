@@ -1,9 +1,9 @@
 """The training loop: one stream of batches feeds every group of SAEs that this process holds.
 
-The position in the data, the weights, the optimiser's state and the running sums are all that a checkpoint holds, and
-rates follow from the step alone, so a run that was killed ends in the same bytes as one that was not. Groups that are
-at different steps, because others trained some of them before, share one stream too: it starts where the last of them
-is, and the others join when it comes to them. The price is that everything since the last checkpoint is done again.
+A checkpoint holds the position in the data, the weights, the optimiser state and the running sums. Rates follow from
+the step alone, so a run that was killed ends in the same bytes as one that was not; what came after the last checkpoint
+is computed again. Groups at different steps, because other processes trained some of them before, share one stream: it
+starts where the least advanced group is, and the others join when it reaches them.
 """
 
 import json
@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import BinaryIO
 
 import torch
 from torch import Tensor
@@ -22,58 +22,60 @@ from gsae import __version__
 from gsae.errors import IncompatibleError, InterruptedRun
 from gsae.store import Batches, Site
 from gsae.train.sae import save_sae
+from gsae.train.sae_metadata import SAEMetadata
 
 from .checkpoint import load_checkpoint, save_checkpoint
-from .config import RunConfig
+from .computing import computing_with, device_of
+from .config import ResolvedRun, RunConfig
 from .events import Checkpointed, Finished, Left, Listener, Progress, Resampled, Started, Stopped, ignore
-from .folder import METRICS, Claim, claimed, group_folder, is_finished, keep_metrics, merge_metrics, settled
-from .group import Group, Line, failed
+from .folder import Claim, begin_or_resume, claim_group, is_finished
+from .group import Group, failed
 from .inputs import Inputs
 from .memory import require_memory
-from .process import computing_with, device_of, stop_signals
+from .metrics_files import METRICS, group_folder, merge_metrics, truncate_metrics
+from .metrics_line import MetricsLine
 from .ranks import ALONE, Ranks
+from .stop_signals import stop_signals
 
 
 def train(site: Site, config: RunConfig, out: Path, listen: Listener = ignore, ranks: Ranks = ALONE) -> None:
-    """Train the run's SAEs on the site's rows into the folder `out`, or go on where earlier calls stopped.
+    """Train the SAEs of a run on the rows of a site into the folder `out`, or resume where earlier calls stopped.
 
     Inputs are z = scale * x with E||z||^2 = 1 over the rows within the norm limit. Leaves `config.toml`,
-    `metrics.jsonl`, `state/` and `saes/<name>/` (SAELens's layout, for raw x). A finished run is left as it is. One
-    process takes all groups that nobody holds, side by side; of several ranks each takes one after the other.
+    `metrics.jsonl`, `state/` and `saes/<name>/` (SAELens's layout, for raw x). A finished run is left unchanged. A
+    single process trains all groups that no other holds, in parallel; each of several ranks trains one after the other.
 
-    Raises IncompatibleError for a folder of another run, other settings or another store, or when others hold all that
-    is left; InterruptedRun, after a checkpoint, on SIGTERM or SIGINT; SpaceError, CorruptError and UsageError as their
-    names say.
+    Raises IncompatibleError for a folder of another run, other settings or another store, or if other processes hold
+    all groups that are left; InterruptedRun, after a checkpoint, on SIGTERM or SIGINT; SpaceError without enough memory
+    or disk; CorruptError for a damaged checkpoint; UsageError for rows that cannot be trained on.
     """
-    inputs = Inputs.of(site, config, "cpu")
+    inputs = Inputs.of(site, config)
     require_memory(site, config.resolved(device=device_of(config), threads=1, ranks=ranks.world_size), ranks)
-    run = settled(out, config, site, ranks)
-    device = ranks.device(str(run.device), torch.cuda.device_count())
-    inputs = Inputs.of(site, run, device)
-    own = _Run(site, run, out, inputs, listen)
+    run = begin_or_resume(out, config, site, ranks)
+    trainer = _Trainer(run, out, inputs.to(ranks.device(run.device, torch.cuda.device_count())), listen)
     trained = 0
-    with stop_signals() as stop, computing_with(cast(int, run.threads), run.precision):
-        for claims in _work(own, ranks):
+    with stop_signals() as stop, computing_with(run.threads, run.precision):
+        for claims in _claims(trainer, ranks):
             try:
-                own.train(claims, stop, ranks)
+                trainer.train(claims, stop, ranks)
                 trained += len(claims)
             finally:
                 for claim in claims:
                     claim.release()
-    left = own.unfinished()
+    left = trainer.unfinished()
     merge_metrics(out, run)
     if left and not trained and ranks.alone:
         raise IncompatibleError(f"Another process is training in {out}; wait for it or stop it.")
-    listen(Left(len(left)) if left else Finished(run.steps, not trained, tuple(own.failed())))
+    listen(Left(len(left)) if left else Finished(run.steps, not trained, tuple(trainer.failed())))
 
 
-def _work(own: "_Run", ranks: Ranks) -> Iterator[list[Claim]]:
-    """What this process is to train: all groups it can have at once, or, of several ranks, one after the other."""
+def _claims(trainer: "_Trainer", ranks: Ranks) -> Iterator[list[Claim]]:
+    """The groups to train next: all that this process can hold or, for one of several ranks, one."""
     while True:
         claims = []
-        for number in own.unfinished():
-            claim = claimed(own.out, number)
-            if claim is not None and is_finished(own.out, own.run, number):  # meanwhile, by another
+        for number in trainer.unfinished():
+            claim = claim_group(trainer.out, number)
+            if claim is not None and is_finished(trainer.out, trainer.run, number):  # meanwhile, by another process
                 claim.release()
                 continue
             if claim is not None:
@@ -86,36 +88,36 @@ def _work(own: "_Run", ranks: Ranks) -> Iterator[list[Claim]]:
 
 
 @dataclass(frozen=True)
-class _Held:
-    """A group that this process trains, and its open metrics file."""
+class _HeldGroup:
+    """A group that this process trains, its folder and its open metrics file."""
 
     group: Group
     folder: Path
     metrics: BinaryIO
 
 
-class _Run:
-    """What stays the same while a process trains."""
+class _Trainer:
+    """The loop of one process, and what stays the same while it runs."""
 
-    def __init__(self, site: Site, run: RunConfig, out: Path, inputs: Inputs, listen: Listener) -> None:
-        self.site, self.run, self.out, self.inputs, self.listen = site, run, out, inputs, listen
+    def __init__(self, run: ResolvedRun, out: Path, inputs: Inputs, listen: Listener) -> None:
+        self.site, self.run, self.out, self.inputs, self.listen = inputs.site, run, out, inputs, listen
         self._heldout: tuple[Tensor | None] | None = None
 
     def unfinished(self) -> list[int]:
-        """The groups that are not at their end."""
+        """The numbers of the groups that are not complete."""
         return [n for n in range(len(self.run.groups())) if not is_finished(self.out, self.run, n)]
 
     def failed(self) -> dict[str, int]:
-        """The SAEs of the run that were stopped, in the run's order."""
+        """The SAEs of the run that were stopped, in the order of the run, and the step of each."""
         found: dict[str, int] = {}
         for number, saes in enumerate(self.run.groups()):
             state = load_checkpoint(group_folder(self.out, number), only=("stopped",))
             if state is not None:
                 found |= failed(saes, state.tensors["stopped"])
-        return {str(s.name): found[str(s.name)] for s in self.run.saes if s.name in found}
+        return {sae.name: found[sae.name] for sae in self.run.saes if sae.name in found}
 
     def train(self, claims: list[Claim], stop: list[int], ranks: Ranks) -> None:
-        """Train some groups to their end and save their SAEs."""
+        """Train some groups to their end and save their SAEs. stop: the signals that were caught."""
         held = [self._open(claim) for claim in claims]
         try:
             self._announce(held, ranks)
@@ -126,15 +128,15 @@ class _Run:
         for one in held:
             self._save_saes(one.group)
 
-    def _open(self, claim: Claim) -> _Held:
+    def _open(self, claim: Claim) -> _HeldGroup:
         group = Group(claim.number, self.run.groups()[claim.number], self.run, self.inputs)
         saved = load_checkpoint(claim.folder)
         if saved is not None:
             group.restore(saved)
-        keep_metrics(claim.folder, saved.metrics_bytes if saved else 0)
-        return _Held(group, claim.folder, (claim.folder / METRICS).open("ab"))
+        truncate_metrics(claim.folder, saved.metrics_bytes if saved else 0)
+        return _HeldGroup(group, claim.folder, (claim.folder / METRICS).open("ab"))
 
-    def _announce(self, held: list[_Held], ranks: Ranks) -> None:
+    def _announce(self, held: list[_HeldGroup], ranks: Ranks) -> None:
         run, summary = self.run, self.inputs.summary
         self.listen(
             Started(
@@ -147,12 +149,12 @@ class _Run:
                 rows_nonfinite=self.site.moments.non_finite,
                 epochs=run.steps * run.batch_size / summary.rows,
                 device=str(self.inputs.device),
-                threads=cast(int, run.threads),
+                threads=run.threads,
                 ranks=ranks.world_size,
             )
         )
 
-    def _loop(self, held: list[_Held], stop: list[int]) -> None:
+    def _loop(self, held: list[_HeldGroup], stop: list[int]) -> None:
         run = self.run
         known = {name for one in held for name in one.group.failed()}
         first = min(held, key=lambda one: one.group.step).group
@@ -176,7 +178,7 @@ class _Run:
                     self._save(active, step)
                     saved_at = time.monotonic()
                 if stop and not last:
-                    where = f"after step {step} of {run.steps}; the same command goes on from there"
+                    where = f"after step {step} of {run.steps}; the same command continues from there"
                     raise InterruptedRun(f"Stopped by {signal.Signals(stop[0]).name} {where}.", 128 + stop[0])
 
     def _batches(self, position: dict[str, int] | None) -> Batches:
@@ -185,35 +187,37 @@ class _Run:
             seed=self.run.data_seed,
             epochs=None,
             max_norm_multiple=self.run.max_norm_multiple,
-            device=self.inputs.device,  # to a GPU, batches are copied while the step before computes
+            device=self.inputs.device,  # batches are copied to a GPU while the step before computes
             state=position,
         )
 
-    def _resample(self, active: list[_Held], step: int) -> None:
+    def _resample(self, active: list[_HeldGroup], step: int) -> None:
         z = self.inputs.to_resample_from(self.run, step)
         for one in active:
             for name, latents in one.group.resample(z).items():
                 self.listen(Resampled(step, name, latents))
 
-    def _log(self, active: list[_Held], step: int, clock: "_Clock", known: set[str]) -> None:
+    def _log(self, active: list[_HeldGroup], step: int, clock: "_Clock", known: set[str]) -> None:
+        """Write a line for each SAE and report them; report SAEs that were stopped, unless in `known`, and add them."""
         heldout = self._heldout_rows() if self._evaluates(step) else None
-        found: dict[str, Line] = {}
+        found: dict[str, MetricsLine] = {}
         for one in active:
-            lines = one.group.metrics(heldout)
-            one.metrics.write("".join(json.dumps(line, allow_nan=False) + "\n" for line in lines).encode())
+            lines = one.group.lines(heldout)
+            one.group.reset_totals()
+            texts = (json.dumps(line.noted(), allow_nan=False) + "\n" for line in lines)
+            one.metrics.write("".join(texts).encode())
             one.metrics.flush()
-            found |= {line["sae"]: line for line in lines}
+            found |= {line.sae: line for line in lines}
             for name, at in one.group.failed().items():
                 if name not in known:
                     known.add(name)
                     self.listen(Stopped(at, name))
-        lines = [found[str(sae.name)] for sae in self.run.saes if sae.name in found]
-        rows = step * self.run.batch_size
+        metrics = tuple(found[sae.name].noted() for sae in self.run.saes if sae.name in found)
         rates = clock.rates(step, self.run.batch_size)
-        self.listen(Progress(step, self.run.steps, rows, *rates, tuple(lines)))
+        self.listen(Progress(step, self.run.steps, step * self.run.batch_size, *rates, metrics))
 
     def _evaluates(self, step: int) -> bool:
-        """Whether held-out rows are due with the metrics of a step: since the line before, or at the end."""
+        """Whether a line at a step measures on held-out rows: at the end, or if it is due since the line before."""
         every, before = self.run.eval_every, (step - 1) // self.run.log_every * self.run.log_every
         return bool(every) and (step == self.run.steps or step // every > before // every)
 
@@ -222,7 +226,7 @@ class _Run:
             self._heldout = (self.inputs.heldout(self.run.eval_rows),)
         return self._heldout[0]
 
-    def _save(self, active: list[_Held], step: int) -> None:
+    def _save(self, active: list[_HeldGroup], step: int) -> None:
         for one in active:
             os.fsync(one.metrics.fileno())
             save_checkpoint(one.folder, one.group.checkpoint(one.metrics.tell()))
@@ -230,43 +234,43 @@ class _Run:
         self.listen(Checkpointed(step))
 
     def _save_saes(self, group: Group) -> None:
-        run, summary, stopped = self.run, self.inputs.summary, group.failed()
+        run, stopped = self.run, group.failed()
         for index, (sae, dead) in enumerate(zip(group.saes, group.dead(), strict=True)):
             if sae.name in stopped:
                 continue
-            noted = {
-                "version": __version__,
-                "name": sae.name,
-                "architecture": sae.kind,
-                "l1_coefficient": sae.l1_coefficient,
-                "lr": sae.lr,
-                "seed": sae.seed,
-                "init_sha256": sae.init_sha256,
-                "data_seed": run.data_seed,
-                "steps": run.steps,
-                "batch_size": run.batch_size,
-                "rows": run.steps * run.batch_size,
-                "site": self.site.name,
-                "store_digest": self.site.store.digest,
-                "scale": self.inputs.scale,
-                "max_norm_multiple": run.max_norm_multiple,
-                "norm_limit": summary.norm_limit,
-                "dead": dead,
-                "dead_rows": group.dead_rows,
-                "precision": run.precision,
-            }
+            metadata = SAEMetadata.finite(
+                version=__version__,
+                name=sae.name,
+                architecture=sae.kind,
+                l1_coefficient=sae.l1_coefficient,
+                lr=sae.lr,
+                seed=sae.seed,
+                init_sha256=sae.init_sha256,
+                data_seed=run.data_seed,
+                steps=run.steps,
+                batch_size=run.batch_size,
+                rows=run.steps * run.batch_size,
+                site=self.site.name,
+                store_digest=self.site.store.digest,
+                scale=self.inputs.scale,
+                max_norm_multiple=run.max_norm_multiple,
+                norm_limit=self.inputs.summary.norm_limit,
+                dead=dead,
+                dead_rows=group.dead_rows,
+                precision=run.precision,
+            )
             save_sae(
-                self.out / "saes" / str(sae.name),
+                self.out / "saes" / sae.name,
                 group.bank.one(index),
                 scale=self.inputs.scale,
                 site=self.site.spec,
                 plan=self.site.store.plan,
-                gsae=noted,
+                gsae=metadata,
             )
 
 
 class _Clock:
-    """Rates since the last asking, for the person watching; nothing that is saved depends on it."""
+    """Rates since the last call, for display; nothing that is saved depends on them."""
 
     def __init__(self, batches: Batches, step: int) -> None:
         self.batches = batches

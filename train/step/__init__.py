@@ -1,1 +1,1 @@
-"""One training step of a stack of SAEs: Adam, the dense and the sparse step, each in plain torch and compiled."""
+"""One training step: the fast one of `gated` and `relu` (dense and sparse), and autograd for other architectures."""

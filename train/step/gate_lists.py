@@ -1,4 +1,4 @@
-"""What the passes of the sparse step hand to one another: lists of open gates, without padding, and their errors."""
+"""What the passes of the sparse step hand to one another: lists of open gates, without padding, and derivatives."""
 
 from dataclasses import dataclass
 
@@ -6,10 +6,10 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Open:
-    """The open gates of a batch, row by row, latents ascending.
+class OpenGates:
+    """The open gates of a batch, one row after the other, latents ascending in each.
 
-    starts (rows + 1) int64: where each row's entries begin; latents (n) int32; values (n): the encoder product.
+    starts (rows + 1) int64: where the entries of each row begin. latents (n) int32. values (n): the encoder product.
     """
 
     starts: Tensor
@@ -18,8 +18,12 @@ class Open:
 
 
 @dataclass(frozen=True)
-class ByLatent:
-    """The same entries latent by latent: starts (d_sae + 1) int64, entries (n) their places in `Open`, rows (n)."""
+class GatesByLatent:
+    """The same entries, one latent after the other.
+
+    starts (d_sae + 1) int64: where the entries of each latent begin. entries (n): their places in `OpenGates`.
+    rows (n): their rows.
+    """
 
     starts: Tensor
     entries: Tensor
@@ -27,12 +31,13 @@ class ByLatent:
 
 
 @dataclass(frozen=True)
-class Errors:
-    """Derivatives of the loss at the open gates.
+class Derivatives:
+    """Derivatives of the loss, and the sums of the batch.
 
-    errors (rows, d_in): by the reconstruction, 2 (x_hat - x) / rows, and `total` (d_in) their sum over the rows.
-    records (n, 4): feature, derivative by pi_mag, by pi_gate (of the baseline: 0, by its feature), encoder product.
-    sums (6) float64: those of `Figures`.
+    errors (rows, d_in): by the reconstruction, 2 (x_hat - x) / rows; total (d_in): their sum over the rows.
+    records (n, 4), for each open gate: feature, derivative by pi_mag, derivative by pi_gate, encoder product. For the
+    baseline the second is 0 and the third is the derivative by its feature.
+    sums (6) float64: those of `BatchSums`, in order.
     """
 
     errors: Tensor

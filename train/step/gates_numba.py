@@ -1,51 +1,44 @@
-"""The list of open gates: found by row, and sorted by latent; compiled by numba for the CPU.
+"""The list of open gates, found by row and sorted by latent; compiled for the CPU.
 
-Comparing is 64 gates at a time, to a word whose set bits are then walked: most words are empty. The list is in
-compressed rows, never padded, since rows differ in length a hundredfold. Sorting is a stable counting sort in a fixed
-number of parts, so the list is the same for any number of threads.
+64 gates are compared at a time, which gives a word of bits; most words are 0. The list is not padded, because rows
+differ in length a hundredfold. Sorting is a stable counting sort in a fixed number of parts, so that the list is the
+same for any number of threads.
 """
 
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, call-arg, arg-type, assignment, var-annotated"
 # Typed by numba, for float32 and float64 alike.
-
-from collections.abc import Callable
-from typing import Any
 
 import numba
 import numpy as np
 import torch
 from torch import Tensor
 
-from .gate_lists import ByLatent, Open
-from .stack import Scratch
+from .buffers import Buffers
+from .compiling import compiled
+from .gate_lists import GatesByLatent, OpenGates
 from .vector_loops import above, count_bits, lowest
 
 WORD = 64  # gates that are compared at once
-PARTS = 16  # of the list, that are sorted side by side
-
-
-def compiled(function: Callable[..., None]) -> Any:
-    """For a CPU's threads; no fast math, see `kernels`."""
-    return numba.njit(parallel=True, cache=True, error_model="numpy")(function)
+PARTS = 16  # of the list, that are sorted in parallel
 
 
 # -- which gates are open
 
 
-def open_gates(pre: Tensor, bias: Tensor, limit: int, scratch: Scratch) -> Open | None:
-    """List the entries of pre (rows, d_sae) that are above -bias (d_sae), or NaN; None where more than `limit` are."""
+def open_gates(pre: Tensor, bias: Tensor, limit: int, buffers: Buffers) -> OpenGates | None:
+    """List the entries of pre (rows, d_sae) above -bias (d_sae), or NaN; None if there are more than `limit`."""
     rows, d_sae = pre.shape
-    masks = scratch("masks", (rows, -(-d_sae // WORD)), torch.int64)
-    starts = scratch("starts", (rows + 1,), torch.int64)
+    masks = buffers("masks", (rows, -(-d_sae // WORD)), torch.int64)
+    starts = buffers("starts", (rows + 1,), torch.int64)
     bits = masks.numpy().view(np.uint64)
     _masks(pre.numpy(), bias.numpy(), bits, starts.numpy())
     torch.cumsum(starts, 0, out=starts)
     count = int(starts[-1])
     if count > limit:
         return None
-    latents, values = scratch("latents", (count,), torch.int32), scratch("values", (count,), pre.dtype)
+    latents, values = buffers("latents", (count,), torch.int32), buffers("values", (count,), pre.dtype)
     _walk(pre.numpy(), bits, starts.numpy(), latents.numpy(), values.numpy())
-    return Open(starts, latents, values)
+    return OpenGates(starts, latents, values)
 
 
 def _loop_masks(pre, bias, masks, starts):
@@ -85,14 +78,14 @@ def _loop_walk(pre, masks, starts, latents, values):
 # -- the transposed list
 
 
-def by_latent(opened: Open, d_sae: int, scratch: Scratch) -> ByLatent:
+def by_latent(opened: OpenGates, d_sae: int, buffers: Buffers) -> GatesByLatent:
     """The same entries by latent, those of one latent in the order of rows."""
     count = len(opened.latents)
-    starts = scratch("begins", (d_sae + 1,), torch.int64)
-    places = scratch("places", (PARTS, d_sae), torch.int64)
-    entries, rows = scratch("entries", (count,), torch.int32), scratch("rows", (count,), torch.int32)
+    starts = buffers("begins", (d_sae + 1,), torch.int64)
+    places = buffers("places", (PARTS, d_sae), torch.int64)
+    entries, rows = buffers("entries", (count,), torch.int32), buffers("rows", (count,), torch.int32)
     _sort(*(t.numpy() for t in (opened.starts, opened.latents, places, starts, entries, rows)))
-    return ByLatent(starts, entries, rows)
+    return GatesByLatent(starts, entries, rows)
 
 
 def _loop_sort(starts, latents, places, begins, entries, rows):

@@ -1,11 +1,10 @@
-"""Which gates are open, found from a product in bfloat16: exactly, at the price of the cheaper product.
+"""The open gates, found exactly from a matrix product in bfloat16, on CPUs where that is faster than one in float32.
 
-A bfloat16 product is off by at most a margin that is a bound, not a guess: rounding the inputs and the weights costs
-||x - x'|| ||w'|| + ||x|| ||w - w'||, whose norms are known; adding up in float32 costs d_in roundings; the result is
-rounded once more. Gates that may be open within the margin are decided by a float32 inner product, whose error the
-margin covers too. So a gate is open exactly where our float32 inner product is above minus its bias (or NaN), and the
-encoder's values are those inner products: against the unscreened step they differ by float32's rounding, no more.
-Worth it where the CPU multiplies bfloat16 (AVX512-BF16, AMX) faster than float32.
+The error of the bfloat16 product has a bound: rounding the inputs and the weights costs at most
+||x - x'|| ||w'|| + ||x|| ||w - w'||, adding up in float32 costs d_in roundings, and the result is rounded once. Gates
+that may be open within this margin are decided by a float32 inner product; the margin covers its error too. So a gate
+is open exactly if the float32 inner product is above minus its bias (or NaN). The values of open gates are those inner
+products, which differ from the unscreened step's by the rounding of float32.
 """
 
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, call-arg, arg-type, assignment, var-annotated"
@@ -18,25 +17,30 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .dense_numba import _load, _store
-from .gate_lists import ByLatent, Open
-from .gates_numba import WORD, compiled
-from .sparse_numba import LATENTS
-from .stack import Scratch
+from .buffers import Buffers
+from .compiling import compiled, load, store
+from .gate_lists import GatesByLatent, OpenGates
+from .gates_numba import WORD
 from .vector_loops import count_bits, dot, dots, lowest, maybe_above
 
+LATENTS = 32  # latents, or rows, that a thread takes at a time
 UNIT = 2.0**-24  # half a unit in the last place of 1 in float32
-SHARE = np.float32(2.0**-8 * 1.01)  # of a product's value, that rounding it to bfloat16 may have cost
+SHARE = np.float32(2.0**-8 * 1.01)  # of a product's value, the largest error of rounding it to bfloat16
 SPARE = 1.0 + 2.0**-16  # for the roundings of the margin's own arithmetic
-TINY = np.float32(1e-30)  # what flushing subnormal numbers to zero may cost, many times over
-FLOOR = np.float32(1e-16)  # what squares that are too small for float32 may leave out of a norm, likewise
+TINY = np.float32(1e-30)  # far above the error of flushing subnormal numbers to zero
+FLOOR = np.float32(1e-16)  # far above what a norm loses by squares that are too small for float32
 
 
-@dataclass(frozen=True)
+def screening_pays() -> bool:
+    """Whether this CPU multiplies bfloat16 several times faster than float32."""
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+@dataclass
 class Screen:
-    """One SAE's encoder in bfloat16, and what each latent's row adds to the margin (d_sae).
+    """The encoder of one SAE in bfloat16, and the factors of the margin for each latent (d_sae).
 
-    by_norm: times ||x||; by_rest: times ||x - x'||. A function of W_enc alone, so it is in no checkpoint.
+    by_norm is multiplied by ||x||, by_rest by ||x - x'||. All follow from W_enc, so no checkpoint holds them.
     """
 
     W_enc: Tensor
@@ -45,28 +49,28 @@ class Screen:
 
     @classmethod
     def of(cls, W_enc: Tensor) -> "Screen":
-        """Of encoder rows W_enc (d_sae, d_in), float32."""
+        """Make it for encoder rows W_enc (d_sae, d_in), float32."""
         screen = cls(W_enc.bfloat16(), *(W_enc.new_empty(2, len(W_enc)).unbind()))
         screen._refresh(W_enc, torch.arange(len(W_enc) + 1))
         return screen
 
-    def refresh(self, W_enc: Tensor, listed: ByLatent) -> None:
-        """Follow the rows of the latents in the list, which have moved."""
+    def refresh(self, W_enc: Tensor, listed: GatesByLatent) -> None:
+        """Update the rows of the latents in the list, which have changed."""
         self._refresh(W_enc, listed.starts)
 
     def _refresh(self, W_enc: Tensor, starts: Tensor) -> None:
         words = self.W_enc.view(torch.uint16).numpy()
         _refreshed(W_enc.numpy(), starts.numpy(), words, self.by_norm.numpy(), self.by_rest.numpy())
 
-    def open_gates(self, x: Tensor, W_enc: Tensor, bias: Tensor, limit: int, scratch: Scratch) -> Open | None:
-        """List the open gates of x (rows, d_in), the inputs less b_dec; None where there are more than `limit`."""
+    def open_gates(self, x: Tensor, W_enc: Tensor, bias: Tensor, limit: int, buffers: Buffers) -> OpenGates | None:
+        """List the open gates of x (rows, d_in), the inputs less b_dec; None if there are more than `limit`."""
         (rows, d_in), d_sae = x.shape, len(W_enc)
-        low = scratch("low", (rows, d_in), torch.bfloat16).copy_(x)
-        pre = torch.mm(low, self.W_enc.T, out=scratch("low_pre", (rows, d_sae), torch.bfloat16))
-        masks = scratch("masks", (rows, -(-d_sae // WORD)), torch.int64)
-        begins, starts = (scratch(name, (rows + 1,), torch.int64) for name in ("maybe", "starts"))
+        low = buffers("low", (rows, d_in), torch.bfloat16).copy_(x)
+        pre = torch.mm(low, self.W_enc.T, out=buffers("low_pre", (rows, d_sae), torch.bfloat16))
+        masks = buffers("masks", (rows, -(-d_sae // WORD)), torch.int64)
+        begins, starts = (buffers(name, (rows + 1,), torch.int64) for name in ("maybe", "starts"))
         bits = masks.numpy().view(np.uint64)
-        norms = scratch("norms", (2, rows), torch.float32)
+        norms = buffers("norms", (2, rows), torch.float32)
         _row_norms(x.numpy(), low.view(torch.uint16).numpy(), norms.numpy())
         raised = bias + bias.abs() * 2.0**-20 + float(TINY)
         words = pre.view(torch.uint16).numpy()
@@ -75,14 +79,14 @@ class Screen:
         count = int(begins[-1])
         if count > 2 * limit:
             return None
-        latents, values = scratch("maybe_latents", (count,), torch.int32), scratch("maybe_values", (count,), x.dtype)
+        latents, values = buffers("maybe_latents", (count,), torch.int32), buffers("maybe_values", (count,), x.dtype)
         arrays = begins.numpy(), latents.numpy(), values.numpy()
         _decide(x.numpy(), W_enc.numpy(), bias.numpy(), bits, *arrays, starts.numpy())
         torch.cumsum(starts, 0, out=starts)
         kept = int(starts[-1])
         if kept > limit:
             return None
-        opened = Open(starts, scratch("latents", (kept,), torch.int32), scratch("values", (kept,), x.dtype))
+        opened = OpenGates(starts, buffers("latents", (kept,), torch.int32), buffers("values", (kept,), x.dtype))
         _gather(*arrays, starts.numpy(), opened.latents.numpy(), opened.values.numpy())
         return opened
 
@@ -91,7 +95,7 @@ class Screen:
 def _norms(values, words, whole, rest):
     """Norms of a row's values as bfloat16, and of what that rounding left; slightly too large, never too small."""
     for k in range(len(values)):
-        whole[0, k] = _load(words[k])
+        whole[0, k] = load(words[k])
         rest[0, k] = values[k] - whole[0, k]
     grown = np.float32(1 + 2 * len(values) * UNIT) * np.float32(SPARE)
     return np.sqrt(dot(whole[0], whole, 0)) * grown + FLOOR, np.sqrt(dot(rest[0], rest, 0)) * grown + FLOOR
@@ -105,7 +109,7 @@ def _loop_refreshed(W_enc, starts, words, by_norm, by_rest):
         for i in range(block * LATENTS, min(d_sae, (block + 1) * LATENTS)):
             if starts[i] < starts[i + 1]:
                 for k in range(d_in):
-                    words[i, k] = _store(W_enc[i, k], words[i, k])
+                    words[i, k] = store(W_enc[i, k], words[i, k])
                 norm, left = _norms(W_enc[i], words[i], whole, rest)
                 by_norm[i] = (left + roundings * (norm + left)) * np.float32(SPARE)
                 by_rest[i] = norm * np.float32(SPARE)
@@ -134,7 +138,7 @@ def _loop_maybe(pre, bias, by_norm, by_rest, norms, masks, begins):
         if whole * WORD < d_sae:
             bits = np.uint64(0)
             for i in range(whole * WORD, d_sae):
-                value = _load(pre[r, i])
+                value = load(pre[r, i])
                 if not value + SHARE * abs(value) + norm * by_norm[i] + rest * by_rest[i] + bias[i] <= 0:
                     bits |= np.uint64(1) << np.uint64(i - whole * WORD)
                     count += 1

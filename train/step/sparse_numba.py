@@ -1,16 +1,18 @@
-"""The exact sparse step between its one product and the next: passes over the open gates, compiled for the CPU.
+"""The passes of the sparse step, compiled for the CPU.
 
-`open_gates` lists them (`gate_kernels`). `rows_pass` gathers each open latent's decoder row, for both reconstructions
-and then, while it is in the cache, for both inner products. `by_latent` transposes the list. `latents_pass` sums one
-latent's gradients and takes its Adam step, projection and renormalisation in the cache: no gradient is ever written
-out, no untouched row is read.
+`open_gates` lists the open gates and `by_latent` sorts the list (`gates_numba`). `rows_pass` reads the decoder row of
+each open latent for both reconstructions and then, while it is in the cache, for both inner products. `latents_pass`
+sums the gradients of one latent and takes its Adam step, projection and renormalisation in the cache: no gradient is
+written to memory, no row of an untouched latent is read.
 
-All of it is about 6 d_in multiply-adds an open gate, and reads 4 rows of d_in. Sums have one order whatever the
-number of threads. `sparse_plain` has the twins of the same signatures in plain torch.
+In all about 6 d_in multiply-adds for each open gate, and 4 rows of d_in read. Sums have one order for any number of
+threads. `sparse_plain` has the twins in plain torch.
 """
 
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, call-arg, arg-type, assignment, var-annotated"
 # Typed by numba, for float32 and float64 alike.
+
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
@@ -18,9 +20,12 @@ import torch
 from torch import Tensor
 
 from .adam import Adam
-from .gate_lists import ByLatent, Errors, Open
-from .gates_numba import by_latent, compiled, open_gates
-from .stack import Scratch, Stack
+from .buffers import Buffers
+from .compiling import compiled
+from .gate_lists import Derivatives, GatesByLatent, OpenGates
+from .gates_numba import by_latent, open_gates
+from .latent_vectors import GatedVectors, ReluVectors, Vectors
+from .stack import Stack
 from .vector_loops import add_row, add_rows, dot, dots
 
 __all__ = ["by_latent", "latents_pass", "open_gates", "rows_pass"]
@@ -28,37 +33,102 @@ __all__ = ["by_latent", "latents_pass", "open_gates", "rows_pass"]
 ROWS, LATENTS = 16, 32  # that a thread takes at a time
 
 
-# -- rows: reconstructions, errors, and what every open gate's derivative is made of
+# What the compiled loops take: numpy arrays by name. Only a Gated SAE reads `magnitude` and `rate`; for the baseline,
+# the arrays of `gate` stand in their place, so that both are compiled from one code.
+
+
+class _Gates(NamedTuple):
+    starts: Any
+    latents: Any
+    values: Any
+
+
+class _ByLatent(NamedTuple):
+    starts: Any
+    entries: Any
+    rows: Any
+
+
+class _Inputs(NamedTuple):
+    x: Any
+    centre: Any
+    offset: Any
+
+
+class _Vectors(NamedTuple):
+    gate: Any
+    magnitude: Any
+    rate: Any  # exp(r_mag)
+
+
+class _Out(NamedTuple):
+    errors: Any
+    records: Any
+    sums: Any
+    columns: Any
+
+
+class _Trained(NamedTuple):
+    values: Any
+    moments: Any
+
+
+class _Parameters(NamedTuple):
+    encoder: _Trained
+    decoder: _Trained
+    gate: _Trained
+    magnitude: _Trained
+    rescaling: _Trained  # r_mag
+
+
+class _Rates(NamedTuple):
+    lr: float
+    beta2: float
+    eps: float
+    step: int
+    correction: Any
+    stamps: Any
+
+
+# -- rows: reconstructions, errors, and the derivatives of every open gate
 
 
 def rows_pass(
-    opened: Open, x: Tensor, centre: Tensor, offset: Tensor, W_dec: Tensor, vectors: list[Tensor], l1: float,
-    scratch: Scratch,
-) -> Errors:  # fmt: skip
+    opened: OpenGates, x: Tensor, centre: Tensor, offset: Tensor, W_dec: Tensor, vectors: Vectors, l1: float,
+    buffers: Buffers,
+) -> Derivatives:  # fmt: skip
     """Reconstruct the inputs x (rows, d_in), less `centre`, and form the derivatives of eq. 8 (or 4) by the gates.
 
-    offset (d_in) = b_dec - centre; vectors (d_sae): b_gate, b_mag, r_mag of a Gated SAE, b_enc of the baseline;
-    l1 = l1_coefficient / rows.
+    offset (d_in) = b_dec - centre. l1 = l1_coefficient / rows.
     """
     rows, d_in = x.shape
     count, blocks = len(opened.latents), -(-rows // ROWS)
-    errors = scratch("errors", (rows, d_in), x.dtype)
-    records = scratch("records", (count, 4), x.dtype)
-    sums = scratch("sums", (rows, 6), torch.float64)
-    columns = scratch("columns", (blocks, d_in), x.dtype)
-    gated = len(vectors) == 3
-    bias, magnitude, rate = (vectors[0], vectors[1], vectors[2].exp()) if gated else (vectors[0],) * 3
+    errors = buffers("errors", (rows, d_in), x.dtype)
+    records = buffers("records", (count, 4), x.dtype)
+    sums = buffers("sums", (rows, 6), torch.float64)
+    columns = buffers("columns", (blocks, d_in), x.dtype)
+    match vectors:
+        case GatedVectors(b_gate, b_mag, r_mag):
+            arrays = _Vectors(b_gate.numpy(), b_mag.numpy(), r_mag.exp().numpy())
+        case ReluVectors(b_enc):
+            arrays = _Vectors(*[b_enc.numpy()] * 3)
     _rows(
-        opened.starts.numpy(), opened.latents.numpy(), opened.values.numpy(), x.numpy(), centre.numpy(),
-        offset.numpy(), W_dec.numpy(), bias.numpy(), magnitude.numpy(), rate.numpy(), l1, gated,
-        errors.numpy(), records.numpy(), sums.numpy(), columns.numpy(),
-    )  # fmt: skip
-    return Errors(errors, records, columns.sum(0), sums.sum(0))
+        _Gates(opened.starts.numpy(), opened.latents.numpy(), opened.values.numpy()),
+        _Inputs(x.numpy(), centre.numpy(), offset.numpy()),
+        W_dec.numpy(),
+        arrays,
+        l1,
+        isinstance(vectors, GatedVectors),
+        _Out(errors.numpy(), records.numpy(), sums.numpy(), columns.numpy()),
+    )
+    return Derivatives(errors, records, columns.sum(0), sums.sum(0))
 
 
-def _loop_rows(
-    starts, latents, values, x, centre, offset, W_dec, bias, magnitude, rate, l1, gated, errors, records, sums, columns
-):  # fmt: skip
+def _loop_rows(opened, inputs, W_dec, vectors, l1, gated, out):
+    starts, latents, values = opened
+    x, centre, offset = inputs
+    bias, magnitude, rate = vectors
+    errors, records, sums, columns = out
     rows, d_in = x.shape
     one = W_dec.dtype.type
     factor, penalty, zero = one(2 / rows), one(l1), one(0)
@@ -143,31 +213,43 @@ def _derivatives(e, W_dec, latents, records, begin, end, penalty, gated):
 
 
 def latents_pass(
-    listed: ByLatent, errors: Errors, x: Tensor, one: Stack, adam: Adam, fired: Tensor, scratch: Scratch
+    listed: GatesByLatent, derivatives: Derivatives, x: Tensor, one: Stack, adam: Adam, fired: Tensor, buffers: Buffers
 ) -> Tensor:
-    """One Adam step for every latent in the list, of one SAE, in place; x (rows, d_in) are the inputs less b_dec.
+    """Take one Adam step for every latent in the list, of one SAE, in place; x (rows, d_in): the inputs less b_dec.
 
-    What second moments missed since their stamps is made up for. fired (d_sae) receives how many rows each latent
-    fired on. Returns what W_enc contributes to the gradient of b_dec (d_in).
+    Second moments first decay for the steps since their stamps. fired (d_sae) receives the number of rows that each
+    latent fired on. Returns what W_enc contributes to the gradient of b_dec (d_in).
     """
     d_sae, d_in = one.params["W_dec"].shape
-    parts = scratch("parts", (-(-d_sae // LATENTS), d_in), x.dtype)
-    vectors = list(one.vectors())
-    gated = len(vectors) == 3
-    trained = ("W_enc", "W_dec", *(vectors if gated else vectors * 3))
-    arrays = [tensors[name].numpy() for name in trained for tensors in (one.params, one.moments)]
+    parts = buffers("parts", (-(-d_sae // LATENTS), d_in), x.dtype)
+    correction = adam.correction(one.born).to(x).numpy()
+    gated, names = _names(one.kind)
+    trained = (_Trained(one.params[name].numpy(), one.moments[name].numpy()) for name in ("W_enc", "W_dec", *names))
     _latents(
-        listed.starts.numpy(), listed.entries.numpy(), listed.rows.numpy(), errors.records.numpy(),
-        errors.errors.numpy(), x.numpy(), *arrays, gated, one.stamps.numpy(), adam.correction(one.born).to(x).numpy(),
-        float(adam.lr), adam.beta2, adam.eps, adam.step, fired.numpy(), parts.numpy(),
-    )  # fmt: skip
+        _ByLatent(listed.starts.numpy(), listed.entries.numpy(), listed.rows.numpy()),
+        derivatives.records.numpy(),
+        derivatives.errors.numpy(),
+        x.numpy(),
+        _Parameters(*trained),
+        gated,
+        _Rates(float(adam.lr), adam.beta2, adam.eps, adam.step, correction, one.stamps.numpy()),
+        fired.numpy(),
+        parts.numpy(),
+    )
     return parts.sum(0)
 
 
-def _loop_latents(
-    starts, entries, rows, records, errors, x, W_enc, v_enc, W_dec, v_dec, b_gate, v_gate, b_mag, v_mag, r_mag, v_rate,
-    gated, stamps, correction, lr, beta2, eps, step, fired, parts,
-):  # fmt: skip
+def _names(kind: type[Vectors]) -> tuple[bool, tuple[str, str, str]]:
+    """Whether SAEs of a kind are gated, and the names of the parameters after the decoder in `_Parameters`."""
+    if kind is GatedVectors:
+        return True, ("b_gate", "b_mag", "r_mag")
+    return False, ("b_enc",) * 3
+
+
+def _loop_latents(listed, records, errors, x, parameters, gated, rates, fired, parts):
+    starts, entries, rows = listed
+    (W_enc, v_enc), (W_dec, v_dec), (b_gate, v_gate), (b_mag, v_mag), (r_mag, v_rate) = parameters
+    lr, beta2, eps, step, correction, stamps = rates
     d_sae, d_in = W_dec.shape
     one = W_dec.dtype.type
     zero, rest, rate, small = one(0), one(1 - beta2), one(lr), one(eps)

@@ -16,8 +16,8 @@ from gsae.errors import IncompatibleError, NotFoundError
 from gsae.features import to_dictionary_learning
 from gsae.store import Store
 from gsae.tests.support.command import gsae
-from gsae.tests.train.architectures.test_registry import random_params
-from gsae.train import load_sae
+from gsae.tests.support.params import random_params
+from gsae.train import SAEMetadata, load_sae
 from gsae.train.sae import save_sae
 
 D_IN, D_SAE = 32, 71
@@ -26,7 +26,7 @@ D_IN, D_SAE = 32, 71
 def save(run: Path, store: Store, arch: str, seed: int = 0) -> Path:
     folder = run / "saes" / arch
     site = store.site("mlp.1").spec
-    noted = {"site": "mlp.1", "seed": seed, "lr": 1e-3, "l1_coefficient": 0.1, "dead": float("nan")}
+    noted = SAEMetadata.finite(site="mlp.1", seed=seed, lr=1e-3, l1_coefficient=0.1, dead=float("nan"))
     save_sae(folder, random_params(arch, D_IN, D_SAE, seed), scale=0.3, site=site, plan=store.plan, gsae=noted)
     return folder
 

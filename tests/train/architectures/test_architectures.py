@@ -13,17 +13,19 @@ from torch import Tensor
 
 from gsae.errors import IncompatibleError, NotFoundError
 from gsae.store import Store
-from gsae.tests.train.architectures.test_registry import random_params
+from gsae.tests.support.params import random_params
 from gsae.train import RunConfig, load_sae, parse_sae, train
-from gsae.train.architectures.registry import PARAMS, names, started_from
-from gsae.train.run.process import computing_with
+from gsae.train.architectures.registry import ARCHITECTURES
+from gsae.train.run.computing import computing_with
 from gsae.train.sae import save_sae, weights_sha256
-from gsae.train.step.autograd import AutogradBank
-from gsae.train.step.bank import Adam, Bank
+from gsae.train.sae_metadata import SAEMetadata
+from gsae.train.step.adam import Adam
+from gsae.train.step.autograd_bank import AutogradBank
+from gsae.train.step.fast_bank import FastBank
 
 Tensors = dict[str, Tensor]
 F64 = torch.float64
-KINDS = sorted(PARAMS)
+KINDS = sorted(ARCHITECTURES)
 
 
 def gated(p: Tensors, x: Tensor, l1: float, *, frozen: bool = True) -> Tensor:
@@ -87,8 +89,8 @@ def test_all_gradients_equal_those_of_the_formula(kind: str, rows: int, d_sae: i
     getattr(sae, sae.GATE)[::2] += shift  # shuts gates, or opens all
     x = inputs(rows, 7)
     own, theirs = ({n: t.clone().requires_grad_() for n, t in vars(sae).items()} for _ in range(2))
-    trained = [name for name in names(kind) if name not in sae.FROZEN]
-    first = torch.autograd.grad(PARAMS[kind](**own).loss(x, 0.3), [own[n] for n in trained])
+    trained = [name for name in sae.names() if name not in sae.FROZEN]
+    first = torch.autograd.grad(ARCHITECTURES[kind](**own).loss(x, 0.3), [own[n] for n in trained])
     second = torch.autograd.grad(LOSSES[kind](theirs, x, 0.3), [theirs[n] for n in trained])
     for name, a, b in zip(trained, first, second, strict=True):
         assert (a - b).norm() <= 1e-12 * b.norm() + 1e-15, name
@@ -100,19 +102,19 @@ def test_fifty_steps_equal_torchs_adam_with_projection_renormalisation_and_clipp
     kind: str, clip: float | None
 ) -> None:
     start = [random_params(kind, 6, 11, seed) for seed in range(2)]
-    bank = AutogradBank(kind, start, torch.full((6,), 0.1), F64, clip=clip)
-    trained = [name for name in names(kind) if name not in PARAMS[kind].FROZEN]
+    bank = AutogradBank(start, torch.full((6,), 0.1), F64, clip=clip)
+    trained = [name for name in start[0].names() if name not in start[0].FROZEN]
     theirs = [{n: t.clone() for n, t in vars(one).items()} for one in start]
     oracles = [torch.optim.Adam([p[n] for n in trained], lr=1e-2, betas=(0.0, 0.999), eps=1e-8) for p in theirs]
     l1 = [0.1, 0.4]
     for step in range(1, 51):
         z = inputs(20, 6, step)
         adam = Adam(torch.tensor([1e-2, 1e-2], dtype=F64), 0.999, 1e-8, step)
-        figures = bank.step(z - bank.centre, torch.tensor(l1, dtype=F64), adam)
+        batch = bank.step(z - bank.centre, torch.tensor(l1, dtype=F64), adam)
         for index, (p, oracle) in enumerate(zip(theirs, oracles, strict=True)):
             leaves = {n: t.detach().requires_grad_() for n, t in p.items()}
             loss = LOSSES[kind](leaves, z, l1[index])
-            assert float(figures.loss(torch.tensor(l1, dtype=F64))[index]) == pytest.approx(
+            assert float(batch.loss(torch.tensor(l1, dtype=F64))[index]) == pytest.approx(
                 20 * float(loss.detach()), rel=1e-9
             )
             for name, gradient in zip(trained, torch.autograd.grad(loss, [leaves[n] for n in trained]), strict=True):
@@ -134,7 +136,7 @@ def test_fifty_steps_equal_torchs_adam_with_projection_renormalisation_and_clipp
 @pytest.mark.parametrize("kind", ["gated", "relu"])
 def test_the_fast_bank_and_the_generic_one_take_the_same_steps(kind: str) -> None:
     start = [random_params(kind, 8, 20, seed) for seed in range(3)]
-    banks = [made(kind, start, torch.full((8,), 0.2), F64) for made in (Bank, AutogradBank)]
+    banks = [made(start, torch.full((8,), 0.2), F64) for made in (FastBank, AutogradBank)]
     l1 = torch.tensor([0.0, 0.1, 0.3], dtype=F64)
     for step in range(1, 11):
         z = inputs(40, 8, step)
@@ -152,10 +154,10 @@ def test_the_fast_bank_and_the_generic_one_take_the_same_steps(kind: str) -> Non
 def test_a_lost_sae_is_left_as_it_was_by_the_generic_bank() -> None:
     start = [random_params("gated-untied", 8, 20, seed) for seed in range(2)]
     start[1].b_dec[3] = float("nan")
-    bank = AutogradBank("gated-untied", start, torch.zeros(8), F64)
+    bank = AutogradBank(start, torch.zeros(8), F64)
     adam = Adam(torch.tensor([1e-2, 1e-2], dtype=F64), 0.999, 1e-8, 1)
-    figures = bank.step(inputs(30, 8), torch.tensor([0.1, 0.1], dtype=F64), adam)
-    assert figures.loss(torch.zeros(2)).isfinite().tolist() == [True, False]
+    batch = bank.step(inputs(30, 8), torch.tensor([0.1, 0.1], dtype=F64), adam)
+    assert batch.loss(torch.zeros(2)).isfinite().tolist() == [True, False]
     assert not torch.equal(bank.one(0).W_enc, start[0].W_enc)
     assert torch.equal(bank.one(1).W_enc, start[1].W_enc)
 
@@ -169,7 +171,7 @@ def test_what_is_saved_does_to_raw_rows_what_was_trained_on_scaled_ones(
 ) -> None:
     trained, scale = random_params(kind, 32, 50, dtype=torch.float32), 7.5
     site = tiny_store.site("mlp.1").spec
-    save_sae(tmp_path, trained, scale=scale, site=site, plan=tiny_store.plan, gsae={"architecture": kind})
+    save_sae(tmp_path, trained, scale=scale, site=site, plan=tiny_store.plan, gsae=SAEMetadata(architecture=kind))
     assert json.loads((tmp_path / "cfg.json").read_text())["architecture"] == SAELENS.get(kind, "gated")
     sae = load_sae(tmp_path)
     z = inputs(400, 32).float()
@@ -184,8 +186,10 @@ def test_what_is_saved_does_to_raw_rows_what_was_trained_on_scaled_ones(
 def test_a_saved_sae_is_taken_up_again_as_exactly_as_float_allows(tmp_path: Path, tiny_store: Store, kind: str) -> None:
     trained, scale = random_params(kind, 32, 50, dtype=torch.float32), 0.0371
     site = tiny_store.site("mlp.1").spec
-    save_sae(tmp_path, trained, scale=scale, site=site, plan=tiny_store.plan, gsae={})
-    again = started_from(kind, load_sae(tmp_path).params, scale, "it")
+    save_sae(tmp_path, trained, scale=scale, site=site, plan=tiny_store.plan, gsae=SAEMetadata())
+    again = ARCHITECTURES[kind].from_saved(load_sae(tmp_path).params)
+    assert again is not None
+    again = again.unfolded(scale)
     for name, tensor in vars(trained).items():
         if name in trained.BIASES:
             torch.testing.assert_close(getattr(again, name), tensor, rtol=2e-7, atol=0)
@@ -225,9 +229,9 @@ def test_fine_tuning_starts_from_the_saved_weights_and_names_what_does_not_fit(
     for name, tensor in vars(load_sae(first).params).items():
         torch.testing.assert_close(getattr(load_sae(again).params, name), tensor, rtol=1e-6, atol=1e-9)
     assert load_sae(again).metadata["init_sha256"] == weights_sha256(first)
-    with pytest.raises(IncompatibleError, match="has d_in 32 and width 24; 32 and 25 are asked for"):
+    with pytest.raises(IncompatibleError, match="has d_in 32 and width 24; 32 and 25 are needed"):
         fit(tiny_store, tmp_path / "wider", f"gated width=25 l1=.2 init={first}")
-    with pytest.raises(IncompatibleError, match="no start for a relu SAE"):
+    with pytest.raises(IncompatibleError, match="A relu SAE cannot start from"):
         fit(tiny_store, tmp_path / "other", f"relu width=24 l1=.2 init={first}")
     with pytest.raises(NotFoundError, match="There is no SAE in"):
         fit(tiny_store, tmp_path / "nothing", f"gated width=24 l1=.2 init={tmp_path / 'no'}")

@@ -76,8 +76,8 @@ def test_the_command_refuses_them_in_one_line(bad: Site, tmp_path: Path) -> None
 def test_steps_to_resample_at_that_are_no_numbers_are_refused_in_one_line(tiny_store: Store, tmp_path: Path) -> None:
     known = ["train", tiny_store.path, "--site", "mlp.1", "--steps", 3, "--out", tmp_path / "run"]
     refused(2, "give steps, for instance", *known, "--sae", "gated width=8 l1=.1", "--resample-at", "often")
-    refused(2, "only gated has variants", *known, "--sae", "relu width=8 l1=.1 variant=untied")
-    refused(2, "give init, the folder of one", *known, "--sae", "rescale-shift width=8")
+    refused(2, "relu has no variants", *known, "--sae", "relu width=8 l1=.1 variant=untied")
+    refused(2, "set init to the folder of one", *known, "--sae", "rescale-shift width=8")
 
 
 def constant(rows: int, d_in: int, channels: int) -> NDArray[Any]:
@@ -115,7 +115,7 @@ def test_more_latents_than_memory_is_told_before_anything_begins(
     # Twice the weights, twice the moments and gradients of a small run, and no less than its checkpoint.
     small = estimate(site, config())
     assert small["memory_bytes"] > 2 * 4 * sum(small["parameters"].values())
-    monkeypatch.setattr(memory, "available", lambda device: 1000)
+    monkeypatch.setattr(memory, "available_bytes", lambda device: 1000)
     with pytest.raises(SpaceError, match=r"0\.0 GB are available"):
         train(site, config(), tmp_path / "run")
 

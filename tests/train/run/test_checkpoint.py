@@ -11,9 +11,10 @@ from safetensors.torch import load_file, save_file
 from gsae.errors import CorruptError, GsaeError, IncompatibleError, NotFoundError, SpaceError
 from gsae.files import replace_file
 from gsae.store import Store
-from gsae.tests.train.architectures.test_registry import random_params
+from gsae.tests.support.params import random_params
 from gsae.train.run.checkpoint import CHECKPOINT, Checkpoint, load_checkpoint, save_checkpoint
 from gsae.train.sae import load_sae, save_sae
+from gsae.train.sae_metadata import SAEMetadata
 
 SCALE = 7.5
 
@@ -26,7 +27,7 @@ def saved(tmp_path: Path, tiny_store: Store) -> Path:
 def save(folder: Path, store: Store, arch: str, **spec: Any) -> Path:
     site = store.site("mlp.1").spec.model_copy(update=spec)
     params = random_params(arch, 32, 50, dtype=torch.float32)
-    noted = {"architecture": arch, "norm_limit": float("inf"), "lr": 1e-3}
+    noted = SAEMetadata.finite(architecture=arch, norm_limit=float("inf"), lr=1e-3)
     save_sae(folder, params, scale=SCALE, site=site, plan=store.plan, gsae=noted)
     return folder
 
@@ -128,7 +129,7 @@ def test_a_damaged_checkpoint_is_corrupt(tmp_path: Path, damage: str) -> None:
         save_file({"a": torch.zeros(3)}, path)
     else:
         path.write_bytes(path.read_bytes()[:-9] if damage == "cut" else b"")
-    with pytest.raises(CorruptError, match="no checkpoint of gsae, or damaged"):
+    with pytest.raises(CorruptError, match="not a checkpoint of gsae, or is damaged"):
         load_checkpoint(tmp_path)
 
 

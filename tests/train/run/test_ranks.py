@@ -12,7 +12,8 @@ from gsae.errors import IncompatibleError, InterruptedRun, UsageError
 from gsae.store import Store, all_cores, open_store
 from gsae.tests.support.children import files, start
 from gsae.train import Event, Finished, Left, Progress, Ranks, RunConfig, Started, parse_sae, read_config, train
-from gsae.train.run.folder import claimed, group_folder
+from gsae.train.run.folder import claim_group
+from gsae.train.run.metrics_files import group_folder
 
 SAES = parse_sae("gated width=24 l1=.1,.2,.3") + parse_sae("relu width=16 l1=.1,.2") + parse_sae("gated width=8 l1=.1")
 
@@ -105,9 +106,9 @@ def test_a_group_that_another_process_holds_is_left_to_it(tiny_store: Store, tmp
     train(site, config(steps=2, saes=SAES[:1]), tmp_path / "other")
     (out / "state").mkdir(parents=True)
     (out / "config.toml").write_bytes((tmp_path / "other/config.toml").read_bytes())
-    claim = claimed(out, 0)
+    claim = claim_group(out, 0)
     assert claim is not None
-    assert claimed(out, 0) is None
+    assert claim_group(out, 0) is None
     events: list[Event] = []
     train(site, config(steps=2, saes=SAES[:1]), out, events.append, Ranks(1, 2))
     assert events == [Left(1)]
@@ -133,7 +134,7 @@ def test_ranks_are_numbered_by_torchrun_and_its_thread_count_does_not_decide(
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     train(tiny_store.site("mlp.1"), config(threads=None, steps=1), tmp_path / "run")
     assert read_config(tmp_path / "run").threads == all_cores()
-    with pytest.raises(UsageError, match="no rank"):
+    with pytest.raises(UsageError, match="does not give a rank"):
         Ranks.of(TORCHRUN | {"RANK": "five"})
     with pytest.raises(UsageError, match="ranks count from 0"):
         Ranks.of(TORCHRUN | {"RANK": "8"})

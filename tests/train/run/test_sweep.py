@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from gsae.errors import NotFoundError, UsageError
 from gsae.train import RunConfig, SAEConfig, load_sweep, parse_sae
-from gsae.train.run.config import from_toml, to_toml
+from gsae.train.run.config_file import from_toml, to_toml
 
 
 def sae(**values: Any) -> SAEConfig:
@@ -42,17 +42,17 @@ def test_a_toml_sweep_means_the_same_as_its_lines(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("gated wdith=8 l1=1", "Unknown SAE setting 'wdith'; did you mean 'width'?"),
-        ("gated width=0 l1=1", "width = 0: should be greater than or equal to 1."),
-        ("gated width=8 l1=-1", "l1 = -1: should be greater than or equal to 0."),
-        ("gated width=8 l1=nan", "l1 = nan: should be a finite number."),
-        ("topk width=8 l1=1", "arch = 'topk': should be 'gated', 'relu' or 'rescale-shift'."),
+        ("gated wdith=8 l1=1", "There is no SAE setting 'wdith'. Did you mean 'width'?"),
+        ("gated width=0 l1=1", "Setting width: got 0; needed: greater than or equal to 1."),
+        ("gated width=8 l1=-1", "Setting l1: got -1; needed: greater than or equal to 0."),
+        ("gated width=8 l1=nan", "Setting l1: got nan; needed: a finite number."),
+        ("topk width=8 l1=1", "Setting arch: got 'topk'; needed: one of gated, relu, rescale-shift."),
         ("gated width=8", "needs 'l1'"),
         ("gated l1=1", "needs 'width'"),
-        ("gated width=8 l1=1 width=9", "stands twice"),
-        ("gated width=8 l1=a", "l1 = 'a' is not a number"),
-        ("gated width=8 l1=1,", "l1 = '' is not a number"),
-        ("gated width=8.5 l1=1", "width = 8.5: "),
+        ("gated width=8 l1=1 width=9", "occurs twice"),
+        ("gated width=8 l1=a", "Setting l1: got 'a'; needed: a number."),
+        ("gated width=8 l1=1,", "Setting l1: got ''; needed: a number."),
+        ("gated width=8.5 l1=1", "Setting width: got 8.5; needed: "),
         ("gated width=8 l1", "Expected key=value"),
         ("width=8 l1=1", "begins with its architecture"),
         ("", "begins with its architecture"),
@@ -67,8 +67,8 @@ def test_a_wrong_sweep_line_is_refused_in_one_line(text: str, message: str) -> N
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[[sea]]\narch = 'gated'", "did you mean 'sae'"),
-        ("[[sae]]\narch = 'gated'\nwidht = 8\nl1 = 1", "did you mean 'width'"),
+        ("[[sea]]\narch = 'gated'", "Did you mean 'sae'"),
+        ("[[sae]]\narch = 'gated'\nwidht = 8\nl1 = 1", "Did you mean 'width'"),
         ("[[sae]]\narch = 'gated'\nwidth = []\nl1 = 1", "empty list"),
         ("[[sae]]\narch = 'gated'\nwidth = 8\nd_sae = 9\nl1 = 1", "same setting"),
         ("sae = 3", "no [[sae]] table"),
@@ -92,11 +92,11 @@ def test_a_sweep_file_that_is_not_there_is_not_found(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"steps": 0}, "steps = 0"),
-        ({"step": 1}, "did you mean 'steps'"),
+        ({"steps": 0}, "Setting steps: got 0; needed: greater than or equal to 1."),
+        ({"step": 1}, "Did you mean 'steps'"),
         ({"adam_betas": (0.9, 0.999)}, "first must be 0"),
         ({"adam_betas": (0.0, 1.0)}, "between 0 and 1"),
-        ({"saes": ()}, "saes = ()"),
+        ({"saes": ()}, "Setting saes: got (); needed: "),
         ({"saes": (sae(), sae())}, "listed 2 times"),
         ({"saes": (sae(lr=1e-3), sae())}, "listed 2 times"),
         ({"saes": (sae(name="a"), sae(seed=1, name="a"))}, "called 'a'"),

@@ -13,12 +13,13 @@ import pytest
 import torch
 
 from gsae.errors import IncompatibleError, InterruptedRun, UsageError
-from gsae.store import Site, Store
+from gsae.store import Store
 from gsae.tests.support.stores import make_store
 from gsae.train import (
     Checkpointed,
     Event,
     Finished,
+    MetricsLine,
     Progress,
     RunConfig,
     Started,
@@ -28,9 +29,6 @@ from gsae.train import (
     read_config,
     train,
 )
-from gsae.train.run.group import Group
-from gsae.train.run.inputs import Inputs
-from gsae.train.run.process import computing_with
 
 SAES = parse_sae("gated width=48 l1=.1,.3") + parse_sae("relu width=40 l1=.1") + parse_sae("gated width=16 l1=.2")
 
@@ -84,7 +82,7 @@ def test_a_run_leaves_its_settings_metrics_state_and_saes(undisturbed: Path, tin
 
 
 def test_metrics_of_the_first_batch_equal_the_plain_formulas(tiny_store: Store, tmp_path: Path) -> None:
-    from gsae.train.architectures.registry import initial
+    from gsae.train.architectures.registry import ARCHITECTURES
 
     run(tiny_store, tmp_path / "run", steps=1, log_every=1, l1_warm_up_steps=0)
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
@@ -95,7 +93,7 @@ def test_metrics_of_the_first_batch_equal_the_plain_formulas(tiny_store: Store, 
     with site.batches(96, epochs=None, max_norm_multiple=10) as batches:
         z = next(batches).double() * scale
     for line, sae in zip(lines, SAES, strict=True):
-        params: Any = initial(sae.arch, 32, sae.d_sae, 0, mean.float())
+        params: Any = ARCHITECTURES[sae.arch].initial(32, sae.d_sae, 0, mean.float())
         params = type(params)(**{name: tensor.double() for name, tensor in vars(params).items()})
         f = params.encode(z)
         x_hat = params.decode(f)
@@ -104,7 +102,7 @@ def test_metrics_of_the_first_batch_equal_the_plain_formulas(tiny_store: Store, 
         assert line["l0"] == pytest.approx(float((f > 0).double().sum(1).mean()), rel=1e-5)
         assert line["explained_variance"] == pytest.approx(float(1 - sse / (z - mean).square().sum()), rel=1e-4)
         assert line["gamma"] == pytest.approx(float(x_hat.square().sum() / (x_hat * z).sum()), rel=1e-5)
-        assert line["mse"] == pytest.approx(float(sse / scale**2 / z.numel()), rel=1e-5)
+        assert line["mse"] == pytest.approx(float(sse / scale**2 / len(z)), rel=1e-5)
         assert line["dead"] == 0
 
 
@@ -164,41 +162,25 @@ def test_a_run_with_bfloat16_products_resumes_to_the_same_bytes(tiny_store: Stor
     assert left == expected
 
 
-def first_group(site: Site, **settings: Any) -> Group:
-    run = config(**settings).resolved(device="cpu", threads=1)
-    return Group(0, run.groups()[0], run, Inputs.of(site, run, "cpu"))
+def test_a_sparsity_warm_up_changes_what_is_learned(tiny_store: Store, tmp_path: Path, undisturbed: Path) -> None:
+    run(tiny_store, tmp_path / "run", l1_warm_up_steps=30)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["l1_coefficient"] for line in lines[:: len(SAES)]] == pytest.approx(
+        [0.1 * s / 30 for s in (7, 14, 21, 28, 30)]
+    )
+    before = json.loads((undisturbed / "metrics.jsonl").read_text().splitlines()[0])
+    assert lines[0]["loss"] < before["loss"]
 
 
-def advance(group: Group, rows: torch.Tensor, position: dict[str, int]) -> None:
-    x = group.inputs.scaled(rows) - group.inputs.centre
-    group.advance(x, x.square().sum(dtype=torch.float64), position)
-
-
-def test_a_checkpoint_holds_every_counter(tiny_store: Store) -> None:
-    site = tiny_store.site("mlp.1")
-    before, after = first_group(site), first_group(site)
-    with site.batches(96, epochs=None) as batches:
-        for _ in range(5):
-            advance(before, next(batches), batches.state_dict())
-    before.stopped[1] = 3
-    before.silent[0, 2] = 17
-    before.resampled[0] = 4
-    after.restore(before.checkpoint(0))
-    for name in ("silent", "stopped", "totals", "seen", "resampled"):
-        assert torch.equal(getattr(before, name), getattr(after, name)), name
-    assert (after.step, after.reader, after.failed()) == (5, before.reader, {"gated-w48-l1_0.3-seed0": 3})
-    assert before.metrics(None) == after.metrics(None)
-
-
-def test_a_latent_is_dead_once_silent_for_an_epoch_of_rows(tiny_store: Store) -> None:
-    site = tiny_store.site("mlp.1")
-    group = first_group(site)
-    group.bank.params["b_gate"][0, 7] = -1e9
-    with site.batches(96, epochs=None) as batches, computing_with(1):
-        while 96 * group.step < site.rows:
-            assert group.dead() == [0.0, 0.0]
-            advance(group, next(batches), batches.state_dict())
-    assert group.dead() == [1 / 48, 0.0]
+def test_the_mse_of_an_older_line_is_named_as_what_it_is() -> None:
+    old = '{"step": 5, "rows": 10, "sae": "a", "mse": 0.5, "heldout": {"rows": 3, "l0": 1.0, "mse": 0.25}}'
+    line = MetricsLine.parse(old)
+    assert line.mse is None
+    assert line.heldout is not None
+    assert (line.noted()["mse_per_dimension"], line.heldout.noted()["mse_per_dimension"]) == (0.5, 0.25)
+    new = MetricsLine.parse(old.replace('"mse"', '"d_in": 32, "mse"'))
+    assert new.mse == 0.5
+    assert "mse_per_dimension" not in new.noted()
 
 
 def test_the_data_seed_decides_the_batches(undisturbed: Path, tiny_store: Store, tmp_path: Path) -> None:
@@ -249,7 +231,7 @@ def test_training_needs_no_network_and_no_language_model_code(tiny_store: Store,
 
 THREADS = """
 import torch
-from gsae.train.run.process import computing_with
+from gsae.train.run.computing import computing_with
 for count in (1, 2, 1):
     with computing_with(count):
         assert torch.get_num_threads() == count, (count, torch.get_num_threads())
@@ -291,7 +273,7 @@ def test_another_store_is_refused(undisturbed: Path, tmp_path: Path) -> None:
 
 def test_a_folder_that_is_no_run_is_refused(tiny_store: Store, tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("mine")
-    with pytest.raises(IncompatibleError, match=r"is not empty and no run of gsae \(it has thesis\.txt\)"):
+    with pytest.raises(IncompatibleError, match=r"is not empty and is not a run of gsae \(it has thesis\.txt\)"):
         run(tiny_store, tmp_path)
     (tmp_path / "config.toml").write_text("title = 'mine too'")
     with pytest.raises(IncompatibleError, match="not that of a run of gsae"):
@@ -354,6 +336,6 @@ def test_a_checkpoint_is_announced_after_it_is_there(tiny_store: Store, tmp_path
 
 
 def test_tf32_products_are_refused_where_there_is_no_gpu(tiny_store: Store, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="tf32 is a GPU's alone, and the device is 'cpu': take float32 or bfloat16"):
+    with pytest.raises(UsageError, match="tf32 needs a GPU, and the device is 'cpu'"):
         run(tiny_store, tmp_path / "run", precision="tf32", device="cpu")
     assert not (tmp_path / "run").exists()

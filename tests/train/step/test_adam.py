@@ -6,18 +6,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from gsae.tests.train.architectures.test_registry import random_params
+from gsae.tests.support.params import normal, random_params
 from gsae.train.architectures.base import Params
-from gsae.train.step import adam as optim
+from gsae.train.step import adam_numba, adam_plain
 from gsae.train.step.adam import Adam
-from gsae.train.step.bank import Bank, kernels
+from gsae.train.step.fast_bank import FastBank
 
 SAES, D_SAE, D_IN = 2, 13, 9
-IMPLEMENTATIONS = [optim] if kernels is None else [optim, kernels]
+IMPLEMENTATIONS = [adam_plain, adam_numba]
 
 
 def noise(*shape: int, seed: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+    return normal(*shape, seed=seed, dtype=dtype)
 
 
 def unit_rows(dtype: torch.dtype) -> Tensor:
@@ -38,9 +38,9 @@ def test_two_hundred_steps_equal_torchs_adam_with_projection_and_renormalisation
         grad = {name: g.double() * (noise(*shape, seed=10**6 + step) > 0.5) for name, g in grad.items()}
         sums = noise(SAES, D_SAE, seed=3 * step + 2, dtype=torch.float64)
         rates = lr, 0.999, Adam(lr, 0.999, 1e-8, step).correction(torch.zeros(SAES, D_SAE)).to(lr), 1e-8
-        optim.adam_decoder(own["W_dec"], own["W_dec"], grad["W_dec"], v["W_dec"], *rates)
-        optim.adam_encoder(own["W_enc"], own["W_enc"], grad["W_enc"], sums, offset, v["W_enc"], *rates)
-        optim.adam_vector(own["b_gate"], sums, v["b_gate"], *rates)
+        adam_plain.adam_decoder(own["W_dec"], own["W_dec"], grad["W_dec"], v["W_dec"], *rates)
+        adam_plain.adam_encoder(own["W_enc"], own["W_enc"], grad["W_enc"], sums, offset, v["W_enc"], *rates)
+        adam_plain.adam_vector(own["b_gate"], sums, v["b_gate"], *rates)
 
         along = (grad["W_dec"] * theirs["W_dec"]).sum(-1, keepdim=True)
         theirs["W_dec"].grad = grad["W_dec"] - along * theirs["W_dec"]
@@ -52,11 +52,10 @@ def test_two_hundred_steps_equal_torchs_adam_with_projection_and_renormalisation
         assert (own[name] - theirs[name]).norm() <= 1e-12 * theirs[name].norm(), name
 
 
-@pytest.mark.skipif(kernels is None, reason="numba is missing")
 @pytest.mark.parametrize("operands", [torch.float32, torch.bfloat16])
 def test_compiled_and_plain_adam_agree(operands: torch.dtype) -> None:
     results = []
-    for module in (optim, kernels):
+    for module in IMPLEMENTATIONS:
         W, E = unit_rows(torch.float32), unit_rows(torch.float32)
         cast = W.to(operands, copy=operands != torch.float32), E.to(operands, copy=operands != torch.float32)
         v, u = torch.zeros_like(W), torch.zeros_like(E)
@@ -93,7 +92,7 @@ def test_a_rate_of_zero_touches_nothing_whatever_the_gradient(module: ModuleType
 @pytest.mark.parametrize("operands", [torch.float32, torch.bfloat16])
 def test_decoder_rows_have_unit_norm_after_every_step(arch: str, operands: torch.dtype) -> None:
     start: list[Params] = [random_params(arch, 12, 30, i, torch.float32) for i in range(2)]
-    bank = Bank(arch, start, torch.zeros(12), operands)
+    bank = FastBank(start, torch.zeros(12), operands)
     lr, l1 = torch.tensor([0.1, 1e-3]), torch.tensor([0.1, 0.3], dtype=torch.float64)
     for step in range(1, 11):
         bank.step(noise(64, 12, seed=step), l1, Adam(lr, 0.999, 1e-8, step))

@@ -4,56 +4,23 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
-from gsae.tests.train.architectures.test_registry import random_params
+from gsae.tests.support.dense_gradients import assert_gradients_equal, gradients_of
+from gsae.tests.support.params import gate_of, normal, random_params
 from gsae.train.architectures.base import Params
-from gsae.train.architectures.registry import PARAMS, names
-from gsae.train.step import dense
-from gsae.train.step import dense_plain as elementwise
-from gsae.train.step.bank import Bank, kernels
-from gsae.train.step.dense import Gradients
-from gsae.train.step.stack import Figures
+from gsae.train.step import dense_numba, dense_plain
+from gsae.train.step.fast_bank import FastBank
 
 F32, F64, BF16 = torch.float32, torch.float64, torch.bfloat16
 
 
-def bank_of(start: list[Params], arch: str, operands: torch.dtype, *, compiled: bool) -> Bank:
+def bank_of(start: list[Params], operands: torch.dtype, *, compiled: bool) -> FastBank:
     centre = torch.linspace(-0.2, 0.3, start[0].W_dec.shape[1], dtype=start[0].W_dec.dtype)
-    bank = Bank(arch, start, centre, operands)
+    bank = FastBank(start, centre, operands)
     if not compiled:
-        bank.elementwise = elementwise
-    assert (bank.elementwise is kernels) == compiled
+        bank.dense_passes = dense_plain
+    assert (bank.dense_passes is dense_numba) == compiled
     return bank
-
-
-def gradients_of(bank: Bank, x: Tensor, l1: Tensor) -> tuple[Gradients, Figures]:
-    return dense.gradients(bank.stack, x, bank.centre, l1, bank.elementwise, bank.scratch)[:2]
-
-
-def by_autograd(arch: str, sae: Params, z: Tensor, l1: float) -> tuple[dict[str, Tensor], Tensor]:
-    leaves = {name: getattr(sae, name).double().requires_grad_() for name in names(arch)}
-    loss = PARAMS[arch](**leaves).loss(z.double(), l1)
-    return dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True)), loss.detach()
-
-
-def inputs(rows: int, d_in: int, dtype: torch.dtype, seed: int = 0) -> Tensor:
-    return torch.randn(rows, d_in, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
-
-
-def assert_gradients_equal(arch: str, start: list[Params], z: Tensor, l1: Tensor, bank: Bank, within: float) -> None:
-    gradients, figures = gradients_of(bank, z - bank.centre, l1)
-    losses = (figures.squared_error + figures.auxiliary_error + l1 * figures.l1) / len(z)
-    for i, sae in enumerate(start):
-        expected, loss = by_autograd(arch, sae, z, float(l1[i]))
-        own = {"W_enc": gradients.full_W_enc()[i], "W_dec": gradients.W_dec[i]}
-        own |= {name: gradient[i] for name, gradient in gradients.vectors.items()}
-        assert own.keys() == expected.keys()
-        # Single gradients may cancel to nothing, so errors are relative to all of them.
-        whole = torch.cat([gradient.flatten() for gradient in expected.values()]).norm()
-        for name, gradient in expected.items():
-            assert (own[name].double() - gradient).norm() <= within * whole, name
-        assert abs(losses[i] - loss) <= within * loss
 
 
 @pytest.mark.parametrize("arch", ["gated", "relu"])
@@ -72,28 +39,26 @@ def test_all_gradients_equal_autograd_in_float64(
     # A bias of -9 shuts every gate, 9 opens all; the rows of one batch may be a single one.
     start = [random_params(arch, d_in, d_sae, seed + i) for i in range(saes)]
     for sae in start:
-        getattr(sae, names(arch)[3])[::2] += bias
+        gate_of(sae)[::2] += bias
     l1 = torch.linspace(0, 0.7, saes, dtype=F64)
-    bank = bank_of(start, arch, F64, compiled=False)
-    assert_gradients_equal(arch, start, inputs(rows, d_in, F64, seed), l1, bank, 1e-12)
+    bank = bank_of(start, F64, compiled=False)
+    assert_gradients_equal(start, normal(rows, d_in, seed=seed), l1, bank, 1e-12)
 
 
-@pytest.mark.skipif(kernels is None, reason="numba is missing")
 @pytest.mark.parametrize("arch", ["gated", "relu"])
 @pytest.mark.parametrize(("rows", "d_in", "d_sae"), [(1, 3, 5), (50, 19, 37), (129, 32, 64)])
 def test_the_compiled_step_gives_autograds_gradients_in_float32(arch: str, rows: int, d_in: int, d_sae: int) -> None:
     start = [random_params(arch, d_in, d_sae, i, F32) for i in range(3)]
     l1 = torch.tensor([0.0, 0.1, 0.5], dtype=F64)
-    bank = bank_of(start, arch, F32, compiled=True)
-    assert_gradients_equal(arch, start, inputs(rows, d_in, F32), l1, bank, 1e-5)
+    bank = bank_of(start, F32, compiled=True)
+    assert_gradients_equal(start, normal(rows, d_in, dtype=F32), l1, bank, 1e-5)
 
 
-@pytest.mark.skipif(kernels is None, reason="numba is missing")
 @pytest.mark.parametrize("arch", ["gated", "relu"])
 def test_with_bfloat16_products_compiled_and_plain_differ_by_rounding_alone(arch: str) -> None:
     start = [random_params(arch, 32, 64, i, F32) for i in range(2)]
-    l1, z = torch.tensor([0.1, 0.2], dtype=F64), inputs(128, 32, F32)
-    plain, compiled = (bank_of(start, arch, BF16, compiled=c) for c in (False, True))
+    l1, z = torch.tensor([0.1, 0.2], dtype=F64), normal(128, 32, dtype=F32)
+    plain, compiled = (bank_of(start, BF16, compiled=c) for c in (False, True))
     (expected, a), (own, b) = (gradients_of(bank, z - bank.centre, l1) for bank in (plain, compiled))
     assert torch.equal(a.fired, b.fired)
     torch.testing.assert_close(own.full_W_enc(), expected.full_W_enc(), rtol=0.02, atol=1e-3)
@@ -101,39 +66,35 @@ def test_with_bfloat16_products_compiled_and_plain_differ_by_rounding_alone(arch
     for name, gradient in expected.vectors.items():
         torch.testing.assert_close(own.vectors[name], gradient, rtol=0.02, atol=1e-3)
     # And both lie as near to float32 as rounding operands to 8 bits allows.
-    exact = gradients_of(bank_of(start, arch, F32, compiled=True), z - plain.centre, l1)[0].full_W_enc()
+    exact = gradients_of(bank_of(start, F32, compiled=True), z - plain.centre, l1)[0].full_W_enc()
     assert (own.full_W_enc() - exact).norm() < 0.05 * exact.norm()
 
 
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("operands", [F32, BF16])
-def test_figures_are_sums_over_the_batch(compiled: bool, operands: torch.dtype) -> None:
-    if compiled and kernels is None:
-        pytest.skip("numba is missing")
+def test_batch_sums_are_sums_over_the_batch(compiled: bool, operands: torch.dtype) -> None:
     sae = random_params("gated", 24, 50, 1, F32)
-    bank = bank_of([sae], "gated", operands, compiled=compiled)
-    z = inputs(100, 24, F32)
-    _, figures = gradients_of(bank, z - bank.centre, torch.tensor([0.1], dtype=F64))
+    bank = bank_of([sae], operands, compiled=compiled)
+    z = normal(100, 24, dtype=F32)
+    _, batch = gradients_of(bank, z - bank.centre, torch.tensor([0.1], dtype=F64))
     f = sae.encode(z)
     x_hat = sae.decode(f)
     near = {"rtol": 1e-5 if operands == F32 else 0.02, "atol": 0.0, "check_dtype": False}
-    torch.testing.assert_close(figures.squared_error[0], (x_hat - z).square().sum(), **near)
-    torch.testing.assert_close(figures.norm[0], x_hat.square().sum(), **near)
-    torch.testing.assert_close(figures.inner[0], (x_hat * z).sum(), **near)
-    torch.testing.assert_close(figures.l1[0], torch.relu(sae.gates(z)[0]).sum(), **near)
-    torch.testing.assert_close(figures.l0[0], (f > 0).sum(), **near)
+    torch.testing.assert_close(batch.squared_error[0], (x_hat - z).square().sum(), **near)
+    torch.testing.assert_close(batch.norm[0], x_hat.square().sum(), **near)
+    torch.testing.assert_close(batch.inner[0], (x_hat * z).sum(), **near)
+    torch.testing.assert_close(batch.l1[0], torch.relu(sae.gates(z)[0]).sum(), **near)
+    torch.testing.assert_close(batch.l0[0], (f > 0).sum(), **near)
 
 
 @pytest.mark.parametrize("arch", ["gated", "relu"])
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("name", ["W_enc", "W_dec", "b_dec", "bias"])
 def test_a_nan_anywhere_is_seen_in_the_loss(arch: str, compiled: bool, name: str) -> None:
-    if compiled and kernels is None:
-        pytest.skip("numba is missing")
     start = [random_params(arch, 8, 16, i, F32) for i in range(2)]
-    getattr(start[1], names(arch)[3] if name == "bias" else name).view(-1)[3] = float("nan")
-    bank = bank_of(start, arch, F32, compiled=compiled)
-    _, figures = gradients_of(bank, inputs(40, 8, F32), torch.tensor([0.1, 0.1], dtype=F64))
-    loss = figures.squared_error + figures.auxiliary_error + figures.l1
+    getattr(start[1], start[1].GATE if name == "bias" else name).view(-1)[3] = float("nan")
+    bank = bank_of(start, F32, compiled=compiled)
+    _, batch = gradients_of(bank, normal(40, 8, dtype=F32), torch.tensor([0.1, 0.1], dtype=F64))
+    loss = batch.squared_error + batch.auxiliary_error + batch.l1
     assert loss[0].isfinite()
     assert not loss[1].isfinite()

@@ -8,8 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gsae.train import SAE, Firing
-from gsae.train.architectures.registry import PARAMS, names
-from gsae.train.step import firing
+from gsae.train.architectures.registry import ARCHITECTURES
 
 ARCHS = ("gated", "gated-untied", "relu")
 
@@ -17,14 +16,16 @@ ARCHS = ("gated", "gated-untied", "relu")
 def drawn(arch: str, d_in: int, d_sae: int, seed: int, bias: float) -> SAE:
     """An SAE of random weights; the larger the bias, the more latents fire."""
     draw = torch.Generator().manual_seed(seed)
-    shapes = {name: (d_sae, d_in) if name.startswith("W_") else (d_sae,) for name in names(arch)}
+    shapes = {name: (d_sae, d_in) if name.startswith("W_") else (d_sae,) for name in ARCHITECTURES[arch].names()}
     params = {name: torch.randn(shape, generator=draw) for name, shape in (shapes | {"b_dec": (d_in,)}).items()}
-    params[PARAMS[arch].GATE] += bias
-    return SAE(PARAMS[arch](**params), {})
+    params[ARCHITECTURES[arch].GATE] += bias
+    return SAE(ARCHITECTURES[arch](**params), {})
 
 
-def same(sae: SAE, x: torch.Tensor) -> None:
-    wanted, found = sae.encode(x), Firing(sae)(x)
+def assert_listed(sae: SAE, x: torch.Tensor, *, compiled: bool = True) -> None:
+    firing = Firing(sae)
+    firing.compiled = compiled
+    wanted, found = sae.encode(x), firing(x)
     row, latents = torch.nonzero(wanted > 0, as_tuple=True)
     assert found.starts.tolist() == [0, *torch.bincount(row, minlength=len(x)).cumsum(0).tolist()]
     assert torch.equal(found.latents.long(), latents)
@@ -35,11 +36,8 @@ def same(sae: SAE, x: torch.Tensor) -> None:
 @settings(max_examples=25, deadline=None)
 @given(st.sampled_from(ARCHS), st.integers(1, 200), st.integers(0, 9), st.sampled_from([-9.0, -3.0, 0.0, 5.0]))
 def test_it_is_what_encode_has_above_zero(compiled: bool, arch: str, d_sae: int, rows: int, bias: float) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        if not compiled:
-            patch.setattr(firing, "open_gates", None)
-        draw = torch.Generator().manual_seed(rows)
-        same(drawn(arch, 12, d_sae, d_sae, bias), torch.randn(rows, 12, generator=draw))
+    draw = torch.Generator().manual_seed(rows)
+    assert_listed(drawn(arch, 12, d_sae, d_sae, bias), torch.randn(rows, 12, generator=draw), compiled=compiled)
 
 
 @pytest.mark.parametrize("arch", ARCHS)
@@ -58,6 +56,6 @@ def test_what_is_not_a_number_does_not_fire(arch: str) -> None:
     sae = drawn(arch, 12, 70, 2, 1.0)
     x = torch.randn(4, 12, generator=torch.Generator().manual_seed(3))
     x[1, 5] = torch.nan
-    same(sae, x)
+    assert_listed(sae, x)
     bias = sae.params.b_dec.new_full((70,), torch.nan)
-    same(SAE(replace(sae.params, **{PARAMS[arch].GATE: bias}), {}), x)
+    assert_listed(SAE(replace(sae.params, **{ARCHITECTURES[arch].GATE: bias}), {}), x)

@@ -1,5 +1,6 @@
 """Screening in bfloat16 opens the very gates that float32 inner products open, however hard they are to tell."""
 
+import numba
 import numpy as np
 import pytest
 import torch
@@ -7,14 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-numba = pytest.importorskip("numba")
-
-from gsae.tests.train.step.test_sparse import bank_of, random_params, train  # noqa: E402
-from gsae.train.step import sparse_numba as sparse_kernels  # noqa: E402
-from gsae.train.step.bank import Bank  # noqa: E402
-from gsae.train.step.screening import Screen  # noqa: E402
-from gsae.train.step.stack import Scratch  # noqa: E402
-from gsae.train.step.vector_loops import dot  # noqa: E402
+from gsae.tests.support.banks import bank_of, take_steps
+from gsae.tests.support.banks import unit_params as random_params
+from gsae.tests.support.params import gate_of
+from gsae.train.step import sparse_numba
+from gsae.train.step.buffers import Buffers
+from gsae.train.step.fast_bank import FastBank
+from gsae.train.step.screening import Screen
+from gsae.train.step.vector_loops import dot
 
 F32 = torch.float32
 
@@ -30,7 +31,7 @@ def assert_the_same_gates(x: Tensor, W_enc: Tensor, bias: Tensor) -> None:
     a = torch.empty(len(x), len(W_enc))
     inner_products(x.numpy(), W_enc.numpy(), a.numpy())
     expected = ~(a + bias <= 0)
-    opened = Screen.of(W_enc).open_gates(x, W_enc, bias, 1 << 30, Scratch(torch.device("cpu")))
+    opened = Screen.of(W_enc).open_gates(x, W_enc, bias, 1 << 30, Buffers(torch.device("cpu")))
     assert opened is not None
     rows = torch.repeat_interleave(torch.arange(len(x)), opened.starts.diff())
     found = torch.zeros_like(expected)
@@ -103,23 +104,20 @@ def test_values_just_over_and_under_a_bfloat16_step() -> None:
 
 def test_few_gates_are_looked_at_in_vain() -> None:
     x, W_enc = noise(200, 576, seed=0), torch.nn.functional.normalize(noise(1000, 576, seed=1))
-    scratch = Scratch(torch.device("cpu"))
-    opened = Screen.of(W_enc).open_gates(x, W_enc, torch.full((1000,), -2.6), 1 << 30, scratch)
+    buffers = Buffers(torch.device("cpu"))
+    opened = Screen.of(W_enc).open_gates(x, W_enc, torch.full((1000,), -2.6), 1 << 30, buffers)
     assert opened is not None
-    assert len(opened.latents) < int(scratch("maybe", (201,), torch.int64)[-1]) < 1.5 * len(opened.latents)
+    assert len(opened.latents) < int(buffers("maybe", (201,), torch.int64)[-1]) < 1.5 * len(opened.latents)
 
 
 @pytest.mark.parametrize("arch", ["gated", "relu"])
 def test_a_screened_training_is_the_unscreened_one_up_to_rounding(arch: str) -> None:
     start = [random_params(arch, 12, 200, i, F32) for i in range(2)]
     for sae in start:
-        (sae.b_gate if arch == "gated" else sae.b_enc).sub_(5)
-    banks = [
-        Bank(arch, start, bank_of(arch, start, sparse_kernels).centre, F32, screened=screened)
-        for screened in (False, True)
-    ]
+        gate_of(sae).sub_(5)
+    banks = [FastBank(start, bank_of(start, sparse_numba).centre, F32, screened=screened) for screened in (False, True)]
     for bank in banks:
-        train(bank, range(1, 21))
+        take_steps(bank, range(1, 21))
     assert banks[1].paths == ("sparse", "sparse")
     assert len(banks[1].screens) == 2
     for name, expected in banks[0].params.items():
@@ -129,13 +127,13 @@ def test_a_screened_training_is_the_unscreened_one_up_to_rounding(arch: str) -> 
 def test_a_restored_or_reset_bank_screens_with_its_new_weights() -> None:
     start = [random_params("gated", 12, 200, 0, F32)]
     start[0].b_gate.sub_(5)
-    whole, first, second = (Bank("gated", start, torch.zeros(12), F32, path="sparse", screened=True) for _ in range(3))
+    whole, first, second = (FastBank(start, torch.zeros(12), F32, path="sparse", screened=True) for _ in range(3))
     for bank, steps in ((whole, range(1, 8)), (first, range(1, 8)), (second, range(1, 3))):
-        train(bank, steps)
+        take_steps(bank, steps)
     second.restore({name: tensor.clone() for name, tensor in first.state().items()})
     for bank in (whole, second):
         bank.params["W_enc"][0, 5] = 2.0
         bank.reset(0, torch.tensor([5]))
-        train(bank, range(8, 12))
+        take_steps(bank, range(8, 12))
     for name, tensor in whole.state().items():
         assert torch.equal(tensor, second.state()[name]), name

@@ -9,40 +9,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from gsae.tests.train.architectures import test_registry as test_sae
+from gsae.tests.support.banks import bank_of, take_steps
+from gsae.tests.support.banks import unit_params as random_params
+from gsae.tests.support.params import gate_of, normal
 from gsae.train.architectures.base import Params
-from gsae.train.architectures.registry import PARAMS, names
-from gsae.train.step import sparse_plain
+from gsae.train.step import sparse_numba, sparse_plain
 from gsae.train.step.adam import Adam
-from gsae.train.step.bank import Bank, kernel_threads, sparse_kernels
-from gsae.train.step.gate_lists import ByLatent, Errors
-from gsae.train.step.stack import Scratch
+from gsae.train.step.buffers import Buffers
+from gsae.train.step.compiling import kernel_threads
+from gsae.train.step.fast_bank import FastBank
+from gsae.train.step.gate_lists import Derivatives, GatesByLatent
 
 F32, F64 = torch.float32, torch.float64
-PASSES = [sparse_plain] if sparse_kernels is None else [sparse_plain, sparse_kernels]
+PASSES = [sparse_plain, sparse_numba]
 
 
-def bank_of(arch: str, start: list[Params], passes: ModuleType, path: str | None = "sparse") -> Bank:
-    dtype = start[0].W_dec.dtype
-    bank = Bank(arch, start, torch.linspace(-0.2, 0.3, start[0].W_dec.shape[1], dtype=dtype), dtype, path=path)
-    bank.passes = passes
-    return bank
-
-
-def random_params(arch: str, d_in: int, d_sae: int, seed: int, dtype: torch.dtype = F64) -> Params:
-    sae = test_sae.random_params(arch, d_in, d_sae, seed, dtype)
-    sae.W_dec.div_(sae.W_dec.norm(dim=1, keepdim=True))  # to the last bit of its type
-    return sae
-
-
-def normal(*shape: int, seed: int) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=F64)
-
-
-def after_one_step(arch: str, sae: Params, z: Tensor, l1: float, adam: Adam) -> tuple[dict[str, Tensor], Tensor]:
+def after_one_step(sae: Params, z: Tensor, l1: float, adam: Adam) -> tuple[dict[str, Tensor], Tensor]:
     """The parameters after one step of Adam without first moment, from autograd in float64; and the loss."""
-    leaves = {name: getattr(sae, name).double().requires_grad_() for name in names(arch)}
-    loss = PARAMS[arch](**leaves).loss(z.double(), l1)
+    leaves = {name: getattr(sae, name).double().requires_grad_() for name in sae.names()}
+    loss = type(sae)(**leaves).loss(z.double(), l1)
     moved = {}
     for name, g in zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True):
         p = leaves[name].detach()
@@ -53,17 +38,17 @@ def after_one_step(arch: str, sae: Params, z: Tensor, l1: float, adam: Adam) -> 
     return moved, loss.detach()
 
 
-def assert_step_equals_autograd(arch: str, sae: Params, z: Tensor, passes: ModuleType, within: float) -> None:
+def assert_step_equals_autograd(sae: Params, z: Tensor, passes: ModuleType, within: float) -> None:
     # A large eps makes the step a smooth function of the gradient, of its own size.
     adam = Adam(torch.tensor([0.5], dtype=z.dtype), 0.999, 1.0, 1)
-    bank = bank_of(arch, [sae], passes)
-    figures = bank.step(z - bank.centre, torch.tensor([0.3], dtype=F64), adam)
-    expected, loss = after_one_step(arch, sae, z, 0.3, adam)
+    bank = bank_of([sae], passes)
+    batch = bank.step(z - bank.centre, torch.tensor([0.3], dtype=F64), adam)
+    expected, loss = after_one_step(sae, z, 0.3, adam)
     own = bank.one(0)
     size = torch.cat([(expected[name] - getattr(sae, name)).flatten() for name in expected]).norm()
     for name, values in expected.items():
         assert (getattr(own, name).double() - values).norm() <= within * size, name
-    assert abs(figures.loss(torch.tensor([0.3], dtype=F64))[0] / len(z) - loss) <= within * loss
+    assert abs(batch.loss(torch.tensor([0.3], dtype=F64))[0] / len(z) - loss) <= within * loss
 
 
 @pytest.mark.parametrize("arch", ["gated", "relu"])
@@ -82,12 +67,12 @@ def test_a_step_equals_autograds_in_float64(
 ) -> None:
     # A bias of -9 shuts every gate (dead latents, empty rows), 9 opens all; one long row may open every gate.
     sae = random_params(arch, d_in, d_sae, seed)
-    getattr(sae, names(arch)[3])[::2] += bias
+    gate_of(sae)[::2] += bias
     z = normal(rows, d_in, seed=seed)
     if full_row:
         sae.W_enc.abs_()
         z[rows // 2] = 1000.0
-    assert_step_equals_autograd(arch, sae, z, passes, 1e-12)
+    assert_step_equals_autograd(sae, z, passes, 1e-12)
 
 
 @pytest.mark.parametrize("arch", ["gated", "relu"])
@@ -95,7 +80,7 @@ def test_a_step_equals_autograds_in_float64(
 @pytest.mark.parametrize(("rows", "d_in", "d_sae"), [(1, 3, 5), (50, 19, 37), (129, 100, 200)])
 def test_a_step_equals_autograds_in_float32(arch: str, passes: ModuleType, rows: int, d_in: int, d_sae: int) -> None:
     assert_step_equals_autograd(
-        arch, random_params(arch, d_in, d_sae, 5, F32), normal(rows, d_in, seed=1).float(), passes, 1e-5
+        random_params(arch, d_in, d_sae, 5, F32), normal(rows, d_in, seed=1).float(), passes, 1e-5
     )
 
 
@@ -104,8 +89,8 @@ def test_a_step_equals_autograds_in_float32(arch: str, passes: ModuleType, rows:
 def test_two_hundred_lazy_steps_equal_torchs_adam(arch: str, passes: ModuleType) -> None:
     rows, d_sae, d_in, lr = 23, 19, 11, 3e-3
     sae = random_params(arch, d_in, d_sae, 0)
-    bank, scratch = bank_of(arch, [sae], passes), Scratch(torch.device("cpu"))
-    one, vectors = bank.stack[0], names(arch)[3:]
+    bank, buffers = bank_of([sae], passes), Buffers(torch.device("cpu"))
+    one, vectors = bank.stack[0], sae.names()[3:]
     theirs = {name: tensor.clone() for name, tensor in one.params.items() if name != "b_dec"}
     oracle = torch.optim.Adam(theirs.values(), lr=lr, betas=(0.0, 0.999), eps=1e-8)
     for step in range(1, 201):
@@ -122,7 +107,7 @@ def test_two_hundred_lazy_steps_equal_torchs_adam(arch: str, passes: ModuleType)
         shuffled = torch.randperm(count, generator=torch.Generator().manual_seed(step))
         latent, row = touched.nonzero().unbind(1)
         # `records` are in the order of rows, here any other order than that of the list.
-        listed = ByLatent(starts, torch.empty_like(shuffled).index_copy_(0, torch.arange(count), shuffled), row)
+        listed = GatesByLatent(starts, torch.empty_like(shuffled).index_copy_(0, torch.arange(count), shuffled), row)
         f, by_mag, by_gate, a = records[shuffled].unbind(1)
         rate = theirs["r_mag"].exp()[latent] if arch == "gated" else torch.zeros_like(f)
         da = rate * by_mag + by_gate
@@ -139,22 +124,14 @@ def test_two_hundred_lazy_steps_equal_torchs_adam(arch: str, passes: ModuleType)
 
         fired = torch.zeros(d_sae, dtype=torch.int32)
         if passes is not sparse_plain:
-            listed = ByLatent(starts, listed.entries.int(), listed.rows.int())
-        what = Errors(errors, records, errors.sum(0), torch.zeros(6, dtype=F64))
+            listed = GatesByLatent(starts, listed.entries.int(), listed.rows.int())
+        what = Derivatives(errors, records, errors.sum(0), torch.zeros(6, dtype=F64))
         adam = Adam(torch.tensor(lr, dtype=F64), 0.999, 1e-8, step)
-        own_through = passes.latents_pass(listed, what, x, one, adam, fired, scratch)
+        own_through = passes.latents_pass(listed, what, x, one, adam, fired, buffers)
         torch.testing.assert_close(own_through, through, rtol=1e-11, atol=1e-11)
         assert torch.equal(fired, torch.zeros(d_sae).index_add_(0, latent, (f > 0).float()).int())
     for name, expected in theirs.items():
         assert (one.params[name] - expected).norm() <= 1e-12 * expected.norm(), name
-
-
-def train(bank: Bank, steps: range, rows: int = 64) -> None:
-    lr = torch.full((bank.saes,), 1e-3, dtype=bank.centre.dtype)
-    l1 = torch.linspace(0.1, 0.4, bank.saes, dtype=F64)
-    for step in steps:
-        x = normal(rows, bank.d_in, seed=step).to(bank.centre)
-        bank.step(x, l1, Adam(lr, 0.999, 1e-8, step))
 
 
 @pytest.mark.parametrize("arch", ["gated", "relu"])
@@ -162,10 +139,10 @@ def train(bank: Bank, steps: range, rows: int = 64) -> None:
 def test_sparse_and_dense_trainings_end_in_the_same_weights(arch: str, passes: ModuleType) -> None:
     start = [random_params(arch, 12, 70, i) for i in range(3)]
     for sae in start:
-        getattr(sae, names(arch)[3]).sub_(6)  # few gates are open, and some latents are rarely touched
-    banks = [bank_of(arch, start, passes, path) for path in ("sparse", "dense")]
+        gate_of(sae).sub_(6)  # few gates are open, and some latents are rarely touched
+    banks = [bank_of(start, passes, path) for path in ("sparse", "dense")]
     for bank in banks:
-        train(bank, range(1, 61))
+        take_steps(bank, range(1, 61))
     assert banks[0].stamps.min() < 60
     for name, expected in banks[1].params.items():
         assert (banks[0].params[name] - expected).norm() <= 1e-10 * expected.norm(), name
@@ -175,14 +152,14 @@ def test_sparse_and_dense_trainings_end_in_the_same_weights(arch: str, passes: M
 def test_an_sae_changes_to_the_sparse_path_and_back_with_its_density(passes: ModuleType) -> None:
     start = [random_params("gated", 12, 200, i) for i in range(2)]
     start[1].b_gate.sub_(8)
-    bank, twin = (bank_of("gated", start, passes, path) for path in (None, "dense"))
+    bank, twin = (bank_of(start, passes, path) for path in (None, "dense"))
     assert bank.paths == ("dense", "dense")
-    train(bank, range(1, 10))
+    take_steps(bank, range(1, 10))
     assert bank.paths == ("dense", "sparse")
-    train(twin, range(1, 10))
+    take_steps(twin, range(1, 10))
     for one in (bank, twin):
         one.params["b_gate"][1] += 20  # every gate is open
-        train(one, range(10, 12))
+        take_steps(one, range(10, 12))
     assert bank.paths == ("dense", "dense")
     for name, tensor in bank.state().items():
         if tensor.is_floating_point():
@@ -192,29 +169,28 @@ def test_an_sae_changes_to_the_sparse_path_and_back_with_its_density(passes: Mod
 
 @pytest.mark.parametrize("passes", PASSES)
 def test_a_restored_bank_goes_on_to_the_same_bits(passes: ModuleType) -> None:
-    def fresh() -> Bank:
+    def fresh() -> FastBank:
         start = [random_params("gated", 12, 70, i, F32) for i in range(2)]
         for sae in start:
             sae.b_gate.sub_(6)
-        return bank_of("gated", start, passes, None)
+        return bank_of(start, passes, None)
 
     whole, first, second = fresh(), fresh(), fresh()
-    train(whole, range(1, 31))
-    train(first, range(1, 13))
+    take_steps(whole, range(1, 31))
+    take_steps(first, range(1, 13))
     second.restore({name: tensor.clone() for name, tensor in first.state().items()})
-    train(second, range(13, 31))
+    take_steps(second, range(13, 31))
     assert second.paths == ("sparse", "sparse")
     for name, tensor in whole.state().items():
         assert torch.equal(tensor, second.state()[name]), name
 
 
-@pytest.mark.skipif(sparse_kernels is None, reason="numba is missing")
 def test_the_number_of_threads_changes_no_bit_of_the_compiled_passes() -> None:
     states = []
     for count in (1, 2):
-        bank = bank_of("gated", [random_params("gated", 40, 300, 1, F32)], sparse_kernels)
+        bank = bank_of([random_params("gated", 40, 300, 1, F32)], sparse_numba)
         with kernel_threads(count):
-            train(bank, range(1, 6), rows=200)
+            take_steps(bank, range(1, 6), rows=200)
         states.append(bank.state())
     for name, tensor in states[0].items():
         assert torch.equal(tensor, states[1][name]), name
@@ -224,13 +200,13 @@ def test_the_number_of_threads_changes_no_bit_of_the_compiled_passes() -> None:
 @pytest.mark.parametrize("passes", PASSES)
 @pytest.mark.parametrize("path", ["dense", "sparse"])
 def test_reset_latents_take_a_first_step_of_the_learning_rate(arch: str, passes: ModuleType, path: str) -> None:
-    bank = bank_of(arch, [random_params(arch, 8, 30, i) for i in range(2)], passes, path)
-    train(bank, range(1, 50))
+    bank = bank_of([random_params(arch, 8, 30, i) for i in range(2)], passes, path)
+    take_steps(bank, range(1, 50))
     latents = torch.tensor([3, 17])
     bank.params["W_enc"][1, latents] = 0.5
     bank.reset(1, latents)
     before = {name: tensor.clone() for name, tensor in bank.params.items()}
-    train(bank, range(50, 51))
+    take_steps(bank, range(50, 51))
     moved = (bank.params["W_enc"] - before["W_enc"]).abs()[1, latents]
     # Adam's first step is the rate in every component; a global step count would make it 31 times that at v = 0.
     torch.testing.assert_close(moved, torch.full_like(moved, 1e-3), rtol=1e-3, atol=0)
@@ -243,19 +219,19 @@ def test_reset_latents_take_a_first_step_of_the_learning_rate(arch: str, passes:
 def test_a_nan_stops_its_own_sae_alone(arch: str, passes: ModuleType, path: str | None, name: str) -> None:
     start = [random_params(arch, 8, 100, i, F32) for i in range(3)]
     for sae in start:
-        getattr(sae, names(arch)[3]).sub_(4)
-    bank = bank_of(arch, start, passes, path)
-    train(bank, range(1, 4))
-    bank.params[names(arch)[3] if name == "bias" else name][1].view(-1)[3] = float("nan")
+        gate_of(sae).sub_(4)
+    bank = bank_of(start, passes, path)
+    take_steps(bank, range(1, 4))
+    bank.params[start[0].GATE if name == "bias" else name][1].view(-1)[3] = float("nan")
     before = {key: tensor.clone() for key, tensor in bank.state().items()}
     lr, l1 = torch.full((3,), 1e-3), torch.full((3,), 0.1, dtype=F64)
     lr[2] = 0
     x = normal(64, 8, seed=9).float()
     if name == "W_dec":
         x[0] = 30 * before["W_enc"][1, 0]  # so that its latent is open
-    figures = bank.step(x, l1, Adam(lr, 0.999, 1e-8, 4))
-    assert figures.loss(l1)[0].isfinite()
-    assert not figures.loss(l1)[1].isfinite()
+    batch = bank.step(x, l1, Adam(lr, 0.999, 1e-8, 4))
+    assert batch.loss(l1)[0].isfinite()
+    assert not batch.loss(l1)[1].isfinite()
     for key, tensor in before.items():
         now = bank.state()[key]
         if key in ("steps", "sparse", "stamps") or key.endswith("second_moment"):
@@ -265,12 +241,12 @@ def test_a_nan_stops_its_own_sae_alone(arch: str, passes: ModuleType, path: str 
             assert not torch.equal(now[0], tensor[0]), key
 
 
-def test_figures_of_both_paths_agree() -> None:
+def test_batch_sums_of_both_paths_agree() -> None:
     for arch, passes in itertools.product(("gated", "relu"), PASSES):
         start = [random_params(arch, 12, 70, i) for i in range(2)]
         l1, lr = torch.tensor([0.1, 0.2], dtype=F64), torch.full((2,), 1e-3, dtype=F64)
         own, expected = (
-            bank_of(arch, start, passes, path).step(normal(33, 12, seed=4), l1, Adam(lr, 0.999, 1e-8, 1))
+            bank_of(start, passes, path).step(normal(33, 12, seed=4), l1, Adam(lr, 0.999, 1e-8, 1))
             for path in ("sparse", "dense")
         )
         for name in vars(expected):

@@ -1,19 +1,18 @@
-"""Any architecture's training step as its file has it: autograd for the gradients, one SAE at a time.
+"""The training step of any architecture, as its file defines the loss: autograd for the gradients, one SAE at a time.
 
-Slower than `bank`, which knows two architectures by heart, and with the same interface; it is for the ablations, for
-what comes as a new file, and for clipped gradients, whose norm is known only once all gradients are there.
+It is slower than `fast_bank`, which has written-out gradients for two architectures, and has the same interface. It
+trains the ablations, new architectures, and SAEs with clipped gradients, for which all gradients must be known first.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from gsae.train.architectures.base import Params
-from gsae.train.architectures.registry import PARAMS, names
 
 from .adam import Adam
-from .stack import Figures
+from .batch_sums import BatchSums
 
 
 class AutogradBank:
@@ -21,45 +20,48 @@ class AutogradBank:
 
     def __init__(
         self,
-        arch: str,
-        start: list[Params],
+        start: Sequence[Params],
         centre: Tensor,
         operands: torch.dtype,
         device: str | torch.device = "cpu",
         clip: float | None = None,
     ) -> None:
-        """As `Bank`; clip: most that the norm of all gradients of an SAE may be."""
-        self.arch, self.saes, self._clip = arch, len(start), clip
-        self.params = {name: torch.stack([getattr(one, name) for one in start]).to(device) for name in names(arch)}
-        self.trained = tuple(name for name in names(arch) if name not in PARAMS[arch].FROZEN)
+        """As `FastBank`; clip: the largest norm of all gradients of an SAE together."""
+        self._params_type, self.saes, self._clip = type(start[0]), len(start), clip
+        names = self._params_type.names()
+        self.params = {name: torch.stack([getattr(one, name) for one in start]).to(device) for name in names}
+        self.trained = tuple(name for name in names if name not in self._params_type.FROZEN)
         self.moments = {name: torch.zeros_like(self.params[name]) for name in self.trained}
         self.d_sae, self.d_in = self.params["W_dec"].shape[1:]
         self.centre = centre.to(self.params["b_dec"])
-        # After which step each latent's second moments began: 0, or when `reset` last restarted it.
+        # The step after which the second moments of each latent began: 0, or that of the last `reset`.
         self.born = torch.zeros(self.saes, self.d_sae, dtype=torch.int64, device=device)
         self.steps = 0
         self._cast = operands if operands != self.params["b_dec"].dtype else None
 
     @property
     def paths(self) -> tuple[str, ...]:
-        """How each SAE's step is taken."""
+        """The step that each SAE takes next: always "dense"."""
         return ("dense",) * self.saes
 
     def one(self, index: int) -> Params:
-        """The SAE at one place of the stack, copied to the CPU."""
-        return PARAMS[self.arch](**{name: tensor[index].cpu().clone() for name, tensor in self.params.items()})
+        """One SAE, copied to the CPU."""
+        return self._params_type(**{name: tensor[index].cpu().clone() for name, tensor in self.params.items()})
 
-    def step(self, x: Tensor, l1_coefficients: Tensor, adam: Adam) -> Figures:
-        """Take one step on x (rows, d_in), scaled inputs less `centre`; a rate of 0 or a lost SAE changes nothing."""
+    def step(self, x: Tensor, l1_coefficients: Tensor, adam: Adam) -> BatchSums:
+        """Take one training step on x (rows, d_in), the scaled inputs less `centre`; l1_coefficients (saes,) float64.
+
+        An SAE with a rate of 0, or with a loss that is not finite on this batch, is left unchanged.
+        """
         self.steps = adam.step
         z = x + self.centre
         found = [self._one_step(index, z, l1_coefficients[index], adam) for index in range(self.saes)]
-        return Figures(*(torch.stack(column) for column in zip(*found, strict=True)))
+        return BatchSums(*(torch.stack(column) for column in zip(*found, strict=True)))
 
     def _one_step(self, index: int, z: Tensor, l1: Tensor, adam: Adam) -> tuple[Tensor, ...]:
         leaves = {n: t[index].detach().requires_grad_(n in self.trained) for n, t in self.params.items()}
         with torch.autocast(z.device.type, self._cast, enabled=self._cast is not None):
-            terms = PARAMS[self.arch](**leaves).terms(z)
+            terms = self._params_type(**leaves).terms(z)
         error = (z - terms.x_hat).square().sum()
         auxiliary, penalty = terms.auxiliary.sum(), terms.penalty.sum()
         loss = (error + auxiliary + l1.to(error) * penalty) / len(z)
@@ -79,7 +81,7 @@ class AutogradBank:
         return [g * share for g in gradients]
 
     def _update(self, index: int, gradients: dict[str, Tensor], lr: Tensor, adam: Adam) -> None:
-        """One Adam step of one SAE: the paper's, with a bias correction of its own for every latent."""
+        """Take one Adam step of one SAE, with a bias correction for each latent."""
         for name, g in gradients.items():
             p, v = self.params[name][index], self.moments[name][index]
             born = self.born.new_zeros(1) if name == "b_dec" else self.born[index]
@@ -94,14 +96,14 @@ class AutogradBank:
             torch.where(lr > 0, moved, p, out=p)
 
     def reset(self, sae: int, latents: Tensor) -> None:
-        """Forget the moments of latents (n,) whose parameters were written anew; their bias correction starts again."""
+        """Forget the moments of latents (n,) with new parameters; their bias correction starts again."""
         for name, moment in self.moments.items():
             if name != "b_dec":
                 moment[sae, latents] = 0
         self.born[sae, latents] = self.steps
 
     def state(self) -> dict[str, Tensor]:
-        """All that changes, for `restore`."""
+        """Everything that a checkpoint must hold; the tensors are those of the bank, not copies."""
         moments = {f"{name}.second_moment": moment for name, moment in self.moments.items()}
         return {**self.params, **moments, "born": self.born, "steps": torch.tensor(self.steps)}
 
