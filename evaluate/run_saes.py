@@ -9,43 +9,11 @@ from dataclasses import dataclass
 from math import inf
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, ValidationError
-
 from gsae.errors import IncompatibleError, NotFoundError, UsageError
-from gsae.settings import first_fault
 from gsae.store import Site, Split, Store, StoreSet
-from gsae.train import SAE, load_sae
+from gsae.train import SAE, SAEMetadata, load_sae
 
-
-class TrainingNotes(BaseModel):
-    """What an evaluation needs of the notes that training left in an SAE's cfg.json."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-    architecture: str
-    l1_coefficient: float | None
-    lr: float | None
-    seed: int | None
-    site: str
-    store_digest: str
-    max_norm_multiple: float
-    norm_limit: float | None  # None: no limit
-    dead: float | None = None
-
-    @classmethod
-    def of(cls, folder: Path, sae: SAE) -> "TrainingNotes":
-        """Return the notes of the SAE in `folder`. Raises IncompatibleError where one is missing."""
-        try:
-            return cls.model_validate(dict(sae.metadata))
-        except ValidationError as error:
-            raise IncompatibleError(
-                f"{folder / 'cfg.json'} does not say how its SAE was trained: metadata.gsae.{first_fault(error)}."
-            ) from None
-
-    @property
-    def input(self) -> "Input":
-        """What SAEs must have in common to share a pass."""
-        return Input(self.site, self.max_norm_multiple, inf if self.norm_limit is None else self.norm_limit)
+NEEDED = ("architecture", "site", "store_digest", "max_norm_multiple")  # fields of metadata.gsae
 
 
 @dataclass(frozen=True)
@@ -62,11 +30,29 @@ class Input:
 
 @dataclass(frozen=True)
 class RunSAE:
-    """One SAE of a run."""
+    """One SAE of a run, and how it was trained."""
 
     folder: Path
     sae: SAE
-    notes: TrainingNotes
+    trained: SAEMetadata
+    architecture: str
+    input: Input
+    store_digest: str
+
+    @classmethod
+    def load(cls, folder: Path, device: str = "cpu") -> "RunSAE":
+        """Load the SAE in `folder`. Raises IncompatibleError where its cfg.json does not say how it was trained."""
+        sae = load_sae(folder).to(device)
+        trained = SAEMetadata.model_validate(dict(sae.metadata))
+        architecture, site, digest = trained.architecture, trained.site, trained.store_digest
+        multiple = trained.max_norm_multiple
+        if architecture is None or site is None or digest is None or multiple is None:
+            missing = next(name for name in NEEDED if getattr(trained, name) is None)
+            raise IncompatibleError(
+                f"{folder / 'cfg.json'} does not say how its SAE was trained: metadata.gsae.{missing} is missing."
+            )
+        limit = inf if trained.norm_limit is None else trained.norm_limit
+        return cls(folder, sae, trained, architecture, Input(site, multiple, limit), digest)
 
 
 @dataclass(frozen=True)
@@ -101,18 +87,15 @@ def load_saes(run: Path, store: Store | StoreSet, names: Sequence[str] = (), dev
     Raises NotFoundError as `sae_folders` does, and IncompatibleError where the SAEs take different rows, were trained
     from another store, or the store has several context sizes.
     """
-    saes = {}
-    for folder in sae_folders(run, names):
-        sae = load_sae(folder).to(device)
-        saes[folder.name] = RunSAE(folder, sae, TrainingNotes.of(folder, sae))
+    saes = {folder.name: RunSAE.load(folder, device) for folder in sae_folders(run, names)}
     return RunSAEs(saes, _common_input(run, saes, store))
 
 
 def _common_input(run: Path, saes: Mapping[str, RunSAE], store: Store | StoreSet) -> Input:
     for name, each in saes.items():
-        if each.notes.store_digest != store.digest:
+        if each.store_digest != store.digest:
             raise IncompatibleError(
-                f"{name} of {run} was trained from a store with digest {each.notes.store_digest}, but {store.name} has "
+                f"{name} of {run} was trained from a store with digest {each.store_digest}, but {store.name} has "
                 f"digest {store.digest}.\nPass the store that the SAE was trained from."
             )
     sizes = {each.plan.context_size for each in (store.stores if isinstance(store, StoreSet) else [store])}
@@ -120,7 +103,7 @@ def _common_input(run: Path, saes: Mapping[str, RunSAE], store: Store | StoreSet
         raise IncompatibleError(
             f"Only stores of one context size can be evaluated together. {store.name} have {sorted(sizes)}."
         )
-    inputs = {each.notes.input: name for name, each in saes.items()}
+    inputs = {each.input: name for name, each in saes.items()}
     if len(inputs) > 1:
         (a, first), (b, second) = list(inputs.items())[:2]
         raise IncompatibleError(
@@ -141,8 +124,7 @@ def rows_of_split(store: Store | StoreSet, site: str, split: Split) -> Site:
 
 def site_of(run: Path) -> str:
     """Return the site that a run's SAEs were trained on, which the caller needs to load the language model."""
-    folder = sae_folders(run)[0]
-    return TrainingNotes.of(folder, load_sae(folder)).site
+    return RunSAE.load(sae_folders(run)[0]).input.site
 
 
 def check_run(run: Path, store: Store | StoreSet, names: Sequence[str] = (), split: Split = "heldout") -> str:

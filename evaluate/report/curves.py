@@ -4,14 +4,15 @@ The metrics.jsonl of a long run may be larger than memory should hold, so a curv
 points.
 """
 
-import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+from pydantic import ValidationError
 
 from gsae.errors import CorruptError
+from gsae.settings import first_fault
+from gsae.train import MetricsLine
 
 METRICS = ("l0", "explained_variance", "gamma", "dead", "loss")
 MAX_POINTS = 200
@@ -37,13 +38,12 @@ def read_curves(path: Path) -> dict[str, Curve]:
     with path.open(encoding="utf-8", errors="replace") as lines:
         for number, text in enumerate(lines, 1):
             try:
-                line = json.loads(text)
-                name, _ = str(line["sae"]), int(line["step"])
-            except (ValueError, KeyError, TypeError) as error:
+                line = MetricsLine.parse(text)
+            except ValidationError as error:
                 if not text.endswith("\n"):
                     break
-                raise CorruptError(f"{path}, line {number}: no metrics with `sae` and `step`.") from error
-            found.setdefault(name, _Thinned()).add(line)
+                raise CorruptError(f"{path}, line {number}: {first_fault(error)}.") from error
+            found.setdefault(line.sae, _Thinned()).add(line)
     return {name: thinned.curve() for name, thinned in found.items()}
 
 
@@ -63,12 +63,12 @@ class _Thinned:
     """The lines of a curve of unknown length: whenever 2 * MAX_POINTS are held, every other one is dropped."""
 
     def __init__(self) -> None:
-        self._lines: list[dict[str, Any]] = []
-        self._last: dict[str, Any] = {}
+        self._lines: list[MetricsLine] = []
+        self._last: MetricsLine | None = None
         self._seen = 0
         self._stride = 1
 
-    def add(self, line: dict[str, Any]) -> None:
+    def add(self, line: MetricsLine) -> None:
         if self._seen % self._stride == 0:
             self._lines.append(line)
         if len(self._lines) == 2 * MAX_POINTS:
@@ -78,14 +78,10 @@ class _Thinned:
         self._last = line
 
     def curve(self) -> Curve:
-        lines = self._lines if self._lines[-1] is self._last else [*self._lines, self._last]
-        logged = [name for name in METRICS if any(name in line for line in lines)]
+        lines = self._lines if self._last is None or self._lines[-1] is self._last else [*self._lines, self._last]
+        logged = [name for name in METRICS if any(name in line.model_fields_set for line in lines)]
         whole = Curve(
-            step=tuple(int(line["step"]) for line in lines),
-            values={name: tuple(_number(line.get(name)) for line in lines) for name in logged},
+            step=tuple(line.step for line in lines),
+            values={name: tuple(getattr(line, name) for line in lines) for name in logged},
         )
         return thin(whole, MAX_POINTS)
-
-
-def _number(value: object) -> float | None:
-    return value if isinstance(value, (int, float)) and math.isfinite(value) else None

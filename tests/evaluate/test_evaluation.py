@@ -183,7 +183,7 @@ def test_progress_is_reported_to_the_end(run: Path, tiny_store: Store) -> None:
     assert last["contexts"] == Progress("contexts", 5, 5)
 
 
-def test_an_sae_that_diverged_has_null_figures(run: Path, tiny_store: Store) -> None:
+def test_an_sae_that_diverged_has_null_values(run: Path, tiny_store: Store) -> None:
     write_sae(run, "gated", 7, training_notes(tiny_store), scale=float("nan"))
     evaluate(run, tiny_store, effects, 2)
     found = json.loads((run / "saes/gated-7/eval.json").read_text())
@@ -231,7 +231,7 @@ def test_saes_of_several_norm_limits_are_refused(run: Path, tiny_store: Store) -
 
 def test_an_sae_that_was_not_trained_here_is_refused(run: Path, tiny_store: Store) -> None:
     write_sae(run, "relu", 9, {})
-    assert "metadata.gsae.l1_coefficient" in assert_refused(run, tiny_store, IncompatibleError)
+    assert "metadata.gsae.site is missing" in assert_refused(run, tiny_store, IncompatibleError)
 
 
 def test_no_contexts_to_run_are_refused(run: Path, tiny_store: Store) -> None:

@@ -37,7 +37,7 @@ class Linear:
 
 
 class Scaling:
-    """An "SAE" that returns a multiple of its input, with one latent a dimension."""
+    """An "SAE" that returns a multiple of its input, with one latent for each dimension."""
 
     def __init__(self, d_in: int, scale: float) -> None:
         self.d_in, self.d_sae, self.scale = d_in, d_in, scale
@@ -108,7 +108,7 @@ def test_every_metric_equals_brute_force_on_kept_rows_on_all_and_without_the_lar
     assert (counted.below_cut.rows < 300) == (cut < np.inf)
 
 
-def test_the_survey_finds_the_exact_mean_and_the_exact_largest_thousandth(tiny_store: Store) -> None:
+def test_the_first_pass_finds_the_exact_mean_and_the_exact_largest_thousandth(tiny_store: Store) -> None:
     site = tiny_store.site("mlp.1", split="train")
     wide = np.concatenate([x.double().numpy() for _, x in site.in_order(512)])
     norms = np.linalg.norm(wide, axis=1)

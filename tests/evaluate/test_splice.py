@@ -62,7 +62,7 @@ class Case:
 
     @property
     def tolerance(self) -> float:
-        """A pass over one context may round bfloat16 products otherwise than a pass over five."""
+        """A pass over one context may round bfloat16 products differently from a pass over five."""
         return 1e-5 if self.lm.dtype == torch.float32 else 5e-3
 
 
@@ -110,7 +110,7 @@ def logits_of(case: Case, row: NDArray[np.int64], change: Callable[[Tensor], Ten
 
 
 def directly(case: Case, function: Any, limit: float, everywhere: bool = False) -> dict[str, list[float]]:
-    """Sums of each context with a position-by-position hook, in a pass of its own, in float64."""
+    """Sums of each context in float64, from one pass for each context with a hook that goes by positions."""
     found: dict[str, list[float]] = {"loss": [], "loss_after": [], "divergence": []}
     for row in some_tokens().astype(np.int64):
 
@@ -190,7 +190,7 @@ def test_an_sae_that_returns_the_mean_scores_zero_against_mean_ablation(case: Ca
     assert found.score("average", MEAN).value == 0.0
 
 
-def test_groups_of_contexts_joined_are_the_whole(case: Case) -> None:
+def test_joined_groups_of_contexts_equal_one_pass(case: Case) -> None:
     whole, tokens = run(case, half=Map(lambda x: x / 2)), some_tokens()
     stored = ~np.isin(tokens, EXCLUDED)
     stored[:, 1] = False
@@ -204,14 +204,14 @@ def test_groups_of_contexts_joined_are_the_whole(case: Case) -> None:
     assert joined.score("half").value == pytest.approx(whole.score("half").value, abs=100 * case.tolerance)
 
 
-def test_only_tokens_that_are_no_special_token_are_counted() -> None:
+def test_special_tokens_are_not_counted() -> None:
     found = run(made("llama"))
     assert found.tokens.tolist() == [11, 10, 11, 7, 11]
     assert found.tokens_after.tolist() == [10, 9, 10, 7, 10]
     assert found.names == ()
 
 
-def test_all_conditions_are_asked_for_at_once_so_the_clean_pass_is_shared() -> None:
+def test_all_conditions_are_requested_at_once_so_the_clean_pass_is_shared() -> None:
     asked: list[int] = []
 
     def counting(ids: Tensor, edits: Sequence[Edit]) -> tuple[Tensor, Tensor]:

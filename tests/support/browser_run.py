@@ -1,4 +1,4 @@
-"""Small features folders as `gsae features` lays them out: figures that tests can tell, and hostile texts."""
+"""Small features folders as `gsae features` writes them, with values that tests can compute, and hostile texts."""
 
 import json
 from pathlib import Path

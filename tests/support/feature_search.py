@@ -1,7 +1,7 @@
-"""Compares what `gsae features` says of a real SAE with a search over the store in float64.
+"""Compares the features of a real SAE with a search over the store in float64.
 
-A gate or a histogram's edge that is closer than float32's rounding of a sum may go either way: such rows are counted
-by themselves ("undecided"), and figures may differ by as many.
+A value closer to a gate or to an edge of the histogram than the rounding of a float32 sum may go either way. Such rows
+are counted as "undecided", and counts may differ by as many.
 """
 
 import json

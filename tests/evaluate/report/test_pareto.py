@@ -24,7 +24,7 @@ def test_parallel_curves_give_their_factor():
     assert l0_ratio(BASELINE, GATED).value == pytest.approx(1 / 3)
 
 
-def test_the_ratio_is_the_median_over_equal_steps_of_the_common_scores():
+def test_the_ratio_is_the_median_over_even_steps_of_the_common_scores():
     # The ratio runs from 2 at 0.8 to 4 at 0.9, log-linearly; scores outside the common range must not matter.
     gated = [Point(10, 0.8), Point(20, 0.9), Point(1000, 0.91)]
     baseline = [Point(1, 0.79), Point(20, 0.8), Point(80, 0.9)]
@@ -54,7 +54,7 @@ def test_order_and_beaten_points_do_not_matter_and_the_ratio_scales(gated, basel
     assert l0_ratio([*beaten, *gated], scaled).value == pytest.approx(3 * factor)
 
 
-def test_of_equal_points_one_stays_and_points_without_figures_never_count():
+def test_of_equal_points_one_stays_and_points_without_values_never_count():
     l0 = np.array([5.0, 5, 5, 9, 9, 0, np.nan, 20])
     score = np.array([0.5, 0.5, 0.4, 0.5, 0.6, 0.9, 0.9, np.inf])
     assert l0[non_dominated(l0, score)].tolist() == [5, 9]
@@ -122,7 +122,7 @@ def test_the_interval_contains_the_ratio_and_follows_from_the_seed_alone():
     assert found != bootstrap(gated, baseline, "ce_loss_score", seed=1)
 
 
-def test_contexts_that_are_all_alike_leave_no_doubt():
+def test_equal_contexts_give_an_interval_of_no_width():
     def sae(l0, score):
         return PerContext(rows=[8] * 20, l0=[8 * l0] * 20, sse=[1 - score] * 20, sst=[1] * 20)
 

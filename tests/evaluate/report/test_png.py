@@ -1,4 +1,4 @@
-"""The plots as PNG files: every one that the runs have figures for, the same bytes each time, and a clear refusal."""
+"""The plots as PNG files: one for each metric that the runs have, and the same bytes each time."""
 
 import sys
 
@@ -14,8 +14,9 @@ from gsae.tests.support.report_run import sweep, write_run
 NAMES = {*(metric.png for metric in METRICS if metric.png), DENSITY}
 
 
-def size(png):
-    content = png.read_bytes()
+def assert_png(file):
+    """Assert that a file is a PNG; return its width and height."""
+    content = file.read_bytes()
     assert content.startswith(b"\x89PNG\r\n")
     return int.from_bytes(content[16:20]), int.from_bytes(content[20:24])
 
@@ -25,7 +26,7 @@ def test_every_plot_is_written_at_the_size_of_a_column_and_the_same_twice(tmp_pa
     runs = [write_run(tmp_path / "one", sweep()), write_run(tmp_path / "two", worse)]
     files = write_plots(runs, tmp_path / "png")
     assert {file.stem for file in files} == NAMES
-    assert all(size(file) == (1020, 798) for file in files)
+    assert all(assert_png(file) == (1020, 798) for file in files)
     first = [file.read_bytes() for file in files]
     assert [file.read_bytes() for file in write_plots(runs, tmp_path / "png")] == first
     assert len(set(first)) == len(first)

@@ -1,4 +1,4 @@
-"""The report as a file: complete, small, closed to the network, the same every time, and honest about what lacks."""
+"""The report as a file: complete, small, without network, the same every time, and it says what is missing."""
 
 import base64
 import hashlib
@@ -49,7 +49,7 @@ def test_the_data_in_the_page_is_what_the_files_hold(run, tmp_path):
     assert page["missing"] == []
 
 
-def test_the_page_is_small_and_asks_for_nothing(run, tmp_path):
+def test_the_page_is_small_and_requests_nothing(run, tmp_path):
     html = made(tmp_path, run)
     assert len(html) < MAX_BYTES
     text = html.decode()
@@ -57,7 +57,7 @@ def test_the_page_is_small_and_asks_for_nothing(run, tmp_path):
     assert set(re.findall(r"https?://[^\s\"']*", text)) == {"http://www.w3.org/2000/svg"}  # a name, not an address
 
 
-def test_the_policy_lets_only_the_templates_own_script_and_style_act(run, tmp_path):
+def test_the_policy_allows_only_the_script_and_style_of_the_page(run, tmp_path):
     text = made(tmp_path, run).decode()
     (policy,) = re.findall(r'http-equiv="Content-Security-Policy" content="([^"]*)"', text)
     assert policy.startswith("default-src 'none'; ")
@@ -69,7 +69,7 @@ def test_the_policy_lets_only_the_templates_own_script_and_style_act(run, tmp_pa
     assert "innerHTML" not in text
 
 
-def test_the_same_runs_give_the_same_bytes_wherever_they_lie(run, tmp_path):
+def test_the_same_runs_give_the_same_bytes_in_any_folder(run, tmp_path):
     first = made(tmp_path, run)
     assert made(tmp_path, run) == first
     moved = tmp_path / "elsewhere" / "run"
@@ -87,7 +87,7 @@ def test_hostile_names_come_back_as_text_and_never_as_markup(tmp_path):
     assert ["note", HOSTILE] in page["provenance"][0]["settings"]
 
 
-def test_the_headline_and_the_paragraph_state_the_measured_figures(run, tmp_path):
+def test_the_headline_and_the_paragraph_state_the_measured_values(run, tmp_path):
     page = data(made(tmp_path, run))
     assert page["headline"] == "Gated SAEs reach the baseline’s loss recovered with 2.5\xa0times fewer active latents"
     (paragraph,) = page["summary"]
@@ -108,7 +108,7 @@ def test_a_worse_or_undecided_gated_sae_is_not_praised(tmp_path):
     assert "about as many" in data(made(tmp_path, write_run(tmp_path / "b", alike)))["headline"]
 
 
-def test_without_the_language_model_the_page_says_what_lacks(tmp_path):
+def test_without_the_language_model_the_page_says_what_is_missing(tmp_path):
     page = data(made(tmp_path, write_run(tmp_path / "run", sweep(ce=False))))
     assert page["missing"][0].startswith("Loss recovered is missing: it needs the language model.")
     assert "explained variance" in page["headline"]
@@ -121,7 +121,7 @@ def test_one_architecture_alone_has_no_ratio_but_a_report(tmp_path):
     assert "baseline curve has 0 usable points" in page["summary"][0]
 
 
-def test_runs_are_laid_over_one_another_and_told_apart(tmp_path):
+def test_several_runs_are_shown_together_with_different_labels(tmp_path):
     runs = [write_run(tmp_path / at / "run", sweep(site=site)) for at, site in (("a", "mlp.10"), ("b", "resid.15"))]
     page = data(made(tmp_path, *runs))
     assert [series["label"] for series in page["series"]] == [
@@ -155,7 +155,7 @@ def test_provenance_names_store_model_text_and_settings(run, tmp_path):
     assert dict(provenance["settings"])["sae[0]"] == ("arch = gated, width = 1024, l1 = 0.06, lr = 0.001, seed = 0")
 
 
-def test_the_commands_that_made_it_are_those_that_make_it_again(run, tmp_path):
+def test_the_commands_are_those_that_reproduce_the_report(run, tmp_path):
     train, evaluate, again = data(made(tmp_path, run))["commands"]
     words = shlex.split(train)
     assert words[:5] == ["gsae", "train", "store", "--site", "mlp.10"]
@@ -231,7 +231,7 @@ def test_curves_are_thinned_to_their_ends_and_even_steps_between(run, tmp_path):
     assert max(b - a for a, b in zip(curve.step, curve.step[1:], strict=False)) < 600
 
 
-def test_many_saes_still_make_a_page_under_1_mb(tmp_path):
+def test_a_page_of_many_saes_is_still_under_1_mb(tmp_path):
     few = [{k: v for k, v in e.items() if k != "per_context"} for e in sweep()]
     many = [{**e, "sae": f"{e['sae']}-{i}"} for i in range(15) for e in few]
     html = made(tmp_path, write_run(tmp_path / "run", many))

@@ -1,4 +1,4 @@
-"""The report in a real browser: right points, hover, keyboard, sorting, nothing requested, nothing injected.
+"""The report in a real browser: points, hover, keyboard and sorting work, nothing is requested, nothing is injected.
 
 Drives headless Chromium. Where it is missing these tests fail and say what to install: a report that nobody opened
 is not tested.
@@ -60,12 +60,12 @@ def column(browser, header):
     ]
 
 
-def test_it_asks_for_nothing_but_itself_and_logs_nothing(browser, page):
+def test_it_requests_only_itself_and_logs_nothing(browser, page):
     assert opened(browser, page) == [page.as_uri()]
     assert browser.get_log("browser") == []
 
 
-def test_every_plot_has_its_points_where_the_figures_put_them(shown):
+def test_every_plot_has_its_points_where_the_metrics_put_them(shown):
     for figure in ("fig-ce", "fig-ev", "fig-gamma"):
         assert len(shown.find_elements(By.CSS_SELECTOR, f"#{figure} .dot")) == 10
     assert len(shown.find_elements(By.CSS_SELECTOR, "#fig-curves .curve")) == 10
@@ -137,7 +137,7 @@ def test_the_table_is_downloaded_as_csv_in_the_order_shown(browser, tmp_path):
     assert browser.get_log("browser") == []
 
 
-def test_several_runs_lie_over_one_another_and_lines_can_be_taken_away(browser, tmp_path):
+def test_several_runs_are_drawn_together_and_lines_can_be_hidden(browser, tmp_path):
     kinds = ("gated-untied", "rescale-shift")
     more = [{**e, "architecture": kind, "sae": f"{kind}-{i}"} for kind in kinds for i, e in enumerate(sweep()[:5])]
     worse = [{**e, "explained_variance": e["explained_variance"] - 0.03} for e in sweep(seed=1)]
@@ -169,14 +169,14 @@ def test_several_runs_lie_over_one_another_and_lines_can_be_taken_away(browser, 
     assert browser.get_log("browser") == []
 
 
-def test_axes_lines_and_the_ratio_carry_their_names(shown):
+def test_axes_lines_and_the_ratio_are_labelled(shown):
     text = shown.find_element(By.ID, "fig-ce").text
     for words in ("L0: active latents per token", "loss recovered", "Gated, 1,024", "Baseline, 1,536", "2.5×"):
         assert words in text
     assert "no shrinkage" in shown.find_element(By.ID, "fig-gamma").text
 
 
-def test_hovering_shows_the_sae_and_lights_it_everywhere(shown):
+def test_hovering_shows_the_sae_and_highlights_it_everywhere(shown):
     dot = shown.find_element(By.CSS_SELECTOR, "#fig-ce .dot[data-sae='2']")
     tip = shown.find_element(By.ID, "tip")
     assert not tip.is_displayed()
@@ -190,7 +190,7 @@ def test_hovering_shows_the_sae_and_lights_it_everywhere(shown):
     assert not tip.is_displayed()
 
 
-def test_the_keyboard_reaches_every_point_and_a_reader_hears_its_figures(shown):
+def test_the_keyboard_reaches_every_point_and_its_label_has_its_values(shown):
     dots = shown.find_elements(By.CSS_SELECTOR, "#fig-ce .dot")
     assert [d.get_attribute("tabindex") for d in dots].count("0") == 1
     shown.execute_script("arguments[0].focus()", dots[0])
@@ -249,7 +249,7 @@ def test_hostile_names_are_shown_and_never_act(browser, tmp_path):
     assert HOSTILE in browser.find_element(By.ID, "tip").text
 
 
-def test_without_the_language_model_the_plot_gives_way_to_the_reason(browser, tmp_path):
+def test_without_the_language_model_a_reason_replaces_the_plot(browser, tmp_path):
     report([write_run(tmp_path / "run", sweep(ce=False))], tmp_path / "report.html")
     opened(browser, tmp_path / "report.html")
     assert "needs the language model" in browser.find_element(By.CSS_SELECTOR, "#fig-ce .plot").text

@@ -31,7 +31,7 @@ def test_a_new_metric_is_one_entry(tmp_path, monkeypatch):
     assert "skipped" in {file.stem for file in write_plots([run], tmp_path / "png")}
 
 
-def test_the_page_has_no_place_left_unfilled(tmp_path):
+def test_the_page_has_no_unfilled_placeholder(tmp_path):
     report([write_run(tmp_path / "run", sweep())], tmp_path / "report.html")
     assert "{{" not in (tmp_path / "report.html").read_text()
     assert html.SCRIPTS[0] == "data"

@@ -1,4 +1,4 @@
-"""A blind comparison: what is served does not tell, a seed fixes the draw, what it reports is counted right."""
+"""A blind comparison: what is served reveals no SAE, a seed fixes the draw, and the result is counted right."""
 
 import json
 import re
@@ -21,7 +21,7 @@ def run(tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
-def test_what_is_served_does_not_tell_which_sae_or_latent_it_shows(run: Path) -> None:
+def test_what_is_served_does_not_reveal_the_sae_or_the_latent(run: Path) -> None:
     blind = build_blind(run, (), settings=BlindSettings(pairs=10, seed=1))
     files = [
         path for path in (blind / "site" / "data").rglob("*") if path.is_file() and path.parent.name != "vocabularies"
@@ -39,7 +39,7 @@ def test_what_is_served_does_not_tell_which_sae_or_latent_it_shows(run: Path) ->
     assert not list((blind / "site").rglob("*key*"))
 
 
-def test_the_draw_is_even_among_latents_that_fire_often_and_fixed_by_the_seed(run: Path, tmp_path: Path) -> None:
+def test_the_draw_is_of_latents_that_fire_often_and_fixed_by_the_seed(run: Path, tmp_path: Path) -> None:
     key = read_key(build_blind(run, (), settings=BlindSettings(pairs=20, seed=1, minimum_rows=100)))
     assert key.saes == ("b-gated", "a-relu")  # the Gated one is the first
     for sae in (0, 1):
@@ -75,7 +75,7 @@ def test_the_comparison_is_that_of_the_pairs_counted_by_hand(run: Path) -> None:
     assert compare_ratings(blind) == found
 
 
-def test_the_interval_is_about_that_of_the_mean_of_many_pairs(run: Path) -> None:
+def test_the_interval_of_many_pairs_is_close_to_that_of_a_normal_mean(run: Path) -> None:
     blind = build_blind(run, (), settings=BlindSettings(pairs=40, seed=3))
     rng, ratings = np.random.default_rng(0), ratings_of(blind)
     said = {pair: rng.integers(0, 3, 2).tolist() for pair in range(40)}
@@ -87,13 +87,13 @@ def test_the_interval_is_about_that_of_the_mean_of_many_pairs(run: Path) -> None
     assert found["interval"] == pytest.approx(wanted, abs=0.05)
 
 
-def test_without_ratings_there_is_no_figure(run: Path) -> None:
+def test_without_ratings_there_is_no_mean_or_difference(run: Path) -> None:
     found = compare_ratings(build_blind(run, (), settings=BlindSettings(pairs=2)))
     assert (found["difference"], found["interval"], found["pairs"]) == (None, None, 0)
     assert set(found["means"].values()) == {None}
 
 
-def test_a_comparison_goes_on_and_another_is_refused_its_folder(run: Path) -> None:
+def test_a_comparison_continues_and_another_one_is_refused_its_folder(run: Path) -> None:
     blind = build_blind(run, (), settings=BlindSettings(pairs=5))
     ratings_of(blind).record(3, 2)
     assert build_blind(run, (), settings=BlindSettings(pairs=5)) == blind

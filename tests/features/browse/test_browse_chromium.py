@@ -1,4 +1,4 @@
-"""The browser in headless Chromium: it sorts, filters and shades right, its addresses hold, and no text acts.
+"""The browser in headless Chromium: it sorts, filters and shades, its addresses can be shared, and no text acts.
 
 Where Chromium is missing these tests fail and say what to install: a page that nobody opened is not tested.
 """
@@ -110,7 +110,7 @@ def texts(browser, selector):
 
 
 def press(browser, selector):
-    """A real click: Chromium's way back leaves out what a page did without one."""
+    """Click: Chromium's history leaves out what a page did without a user's click."""
     browser.find_element(By.CSS_SELECTOR, selector).click()
 
 
@@ -131,7 +131,7 @@ def typed(browser, name, text):
 
 
 @pytest.mark.parametrize(("column", "value"), SORTED)
-def test_a_click_on_a_header_sorts_and_another_turns_it_over(browser, served, column, value):
+def test_a_click_on_a_header_sorts_and_another_reverses_the_order(browser, served, column, value):
     opened(browser, served)
     head = f".head .{column}"
     alive = [latent for latent in range(100) if rows_fired_by(latent)]
@@ -160,7 +160,7 @@ def test_top_tokens_are_sorted_by_their_texts_and_the_dead_come_last(browser, se
     assert latents(browser)[-20:] == [*range(4, 100, 5)]
 
 
-def test_filters_leave_what_they_say(browser, served):
+def test_filters_select_the_right_latents(browser, served):
     opened(browser, served)
     typed(browser, "find", "WORD4")
     wanted = [latent for latent in range(100) if rows_fired_by(latent) and "word4" in TEXTS[latent]]
@@ -261,7 +261,7 @@ def test_shades_are_seen_and_grow_with_the_value(browser, served):
     assert colour(26) == 0 < colour(3) < colour(28) < colour(27)
 
 
-def test_hovering_and_arrow_keys_tell_values(browser, served):
+def test_hovering_and_arrow_keys_show_values(browser, served):
     opened(browser, f"{served}#/0/f/7")
     tip = browser.find_element(By.ID, "tip")
     assert not tip.is_displayed()
@@ -282,7 +282,7 @@ def test_hovering_and_arrow_keys_tell_values(browser, served):
     assert not tip.is_displayed()
 
 
-def test_histogram_logits_and_neighbours_say_what_the_features_say(browser, served):
+def test_histogram_logits_and_neighbours_show_the_features(browser, served):
     opened(browser, f"{served}#/0/f/23")
     titles = texts(browser, ".bin title")
     assert len(titles) == 10
@@ -352,7 +352,7 @@ def test_hostile_addresses_and_names_are_shown_as_text(browser, tmp_path):
 # --- addresses ---
 
 
-def test_back_and_forward_go_through_what_was_seen(browser, served):
+def test_back_and_forward_follow_the_history(browser, served):
     opened(browser, served)
     press(browser, ".head .max button")
     sorted_ = latents(browser)
@@ -374,7 +374,7 @@ def test_back_and_forward_go_through_what_was_seen(browser, served):
     until(browser, lambda: latents(browser) == sorted_)
 
 
-def test_going_back_returns_to_the_rows_that_were_in_sight(browser, served):
+def test_going_back_restores_the_scroll_position(browser, served):
     opened(browser, served)
     browser.execute_script("document.querySelector('.grid').scrollTop = 1600")
     until(browser, lambda: 60 in latents(browser))
@@ -399,7 +399,7 @@ def test_an_address_opens_the_same_thing_elsewhere(browser, served):
     assert browser.title == "latent 61, relu-w70 – gsae browse"
 
 
-def test_two_saes_side_by_side_are_looked_through_by_themselves(browser, served):
+def test_two_saes_side_by_side_are_independent(browser, served):
     opened(browser, f"{served}#/compare/0/1?a.f=7&b.sort=max&b.dir=desc", ".pane:nth-of-type(2) .body .row")
     until(browser, lambda: heading(browser) == ["Latent 7"])
     right = sorted(
@@ -432,7 +432,7 @@ def test_nothing_sticks_out_on_a_phone_and_the_dark_page_is_dark(browser, served
     assert (ink > paper) is dark
 
 
-def test_a_shard_that_is_gone_is_told_and_can_be_tried_again(browser, tmp_path):
+def test_a_missing_shard_is_named_and_can_be_tried_again(browser, tmp_path):
     write_features(tmp_path)
     out = build_browser(tmp_path)
     shard = out / "data/0/latents/00001.json"
@@ -453,7 +453,7 @@ def test_a_shard_that_is_gone_is_told_and_can_be_tried_again(browser, tmp_path):
 # --- blind ---
 
 
-def test_a_blind_reader_rates_without_being_told_and_goes_on_later(browser, tmp_path):
+def test_a_blind_reader_sees_no_names_and_can_continue_later(browser, tmp_path):
     write_features(tmp_path / "run")
     write_features(tmp_path / "run", "relu-w70", architecture="relu", d_sae=70)
     blind = build_blind(tmp_path / "run", (), tmp_path / "blind", BlindSettings(pairs=3, seed=5))

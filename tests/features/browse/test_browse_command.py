@@ -1,4 +1,4 @@
-"""`gsae browse` as a user has it: it says where it answers, ends cleanly at Ctrl-C, and prints what was rated."""
+"""The command `gsae browse`: it prints its address, ends cleanly at Ctrl-C, and prints the ratings."""
 
 import json
 import re
@@ -35,14 +35,14 @@ def served(arguments: list[Any], visit: Callable[[str], None], number: signal.Si
     return process.returncode, out
 
 
-def rate(url: str, trial: int, rating: int) -> None:
+def assert_rates(url: str, trial: int, rating: int) -> None:
     body = json.dumps({"trial": trial, "rating": rating}).encode()
     headers = {"Content-Type": "application/json", "Origin": url.rstrip("/")}
     with urllib.request.urlopen(urllib.request.Request(f"{url}ratings", body, headers), timeout=10) as answer:
         assert json.load(answer)[str(trial)] == rating
 
 
-def test_files_alone_are_written_where_out_says(run: Path, tmp_path: Path) -> None:
+def test_no_serve_only_writes_files_to_out(run: Path, tmp_path: Path) -> None:
     done = gsae("browse", run, "--sae", "relu-w70", "--no-serve", "--out", tmp_path / "site", "--json")
     assert done.returncode == 0
     assert json.loads(done.stdout) == {"browser": str(tmp_path / "site")}
@@ -63,14 +63,14 @@ def test_it_serves_until_it_is_stopped(run: Path, number: signal.Signals) -> Non
     assert out == f"{run / 'browser'}: any static web server shows it.\n"
 
 
-def test_a_blind_comparison_is_gone_on_with_and_printed(run: Path) -> None:
+def test_a_blind_comparison_continues_and_is_printed(run: Path) -> None:
     blind = [run, "--blind", "--pairs", "2", "--seed", "4"]
-    code, out = served(blind, lambda url: rate(url, 0, 2), signal.SIGINT)
+    code, out = served(blind, lambda url: assert_rates(url, 0, 2), signal.SIGINT)
     assert (code, "1 of 4 rated." in out, "Mean difference" in out) == (0, True, False)
 
     def rest(url: str) -> None:
         for trial in (1, 2, 3):
-            rate(url, trial, 1)
+            assert_rates(url, trial, 1)
 
     code, out = served(blind, rest, signal.SIGINT)
     assert code == 0
@@ -79,7 +79,7 @@ def test_a_blind_comparison_is_gone_on_with_and_printed(run: Path) -> None:
     assert (found["rated"], found["trials"], found["pairs"]) == (4, 4, 2)
 
 
-def test_what_cannot_be_shown_is_told_in_one_line(run: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_shown_is_refused_in_one_line(run: Path, tmp_path: Path) -> None:
     refused(3, "Run `gsae features", "browse", tmp_path, "--no-serve")
     refused(3, "gated-w999", "browse", run, "--no-serve", "--sae", "gated-w999")
     refused(2, "Give --sae twice; ", "browse", run, "--no-serve", "--blind", "--sae", "relu-w70")

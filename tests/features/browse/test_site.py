@@ -1,4 +1,4 @@
-"""The browser's files say what the features say, appear whole or not at all, and its server gives nothing else."""
+"""The browser's files show the features and appear whole or not at all, and its server serves nothing else."""
 
 import http.client
 import json
@@ -37,7 +37,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 # --- files ---
 
 
-def test_the_table_and_every_latents_page_say_what_the_features_say(run: Path) -> None:
+def test_the_table_and_every_latents_page_show_the_features(run: Path) -> None:
     out = build_browser(run)
     index = read(out / "data/index.json")
     assert [sae["sae"] for sae in index["saes"]] == ["gated-w100", "relu-w70"]
@@ -107,7 +107,7 @@ def test_a_build_that_fails_leaves_what_was_there(run: Path) -> None:
     assert sorted(p.name for p in run.iterdir()) == ["browser", "features"]
 
 
-def test_two_that_build_at_once_wait_for_each_other(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_simultaneous_builds_wait_for_each_other(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     inside, most, write = [], [], browser._write_sae
 
     def watched(*arguments: Any) -> None:
@@ -125,7 +125,7 @@ def test_two_that_build_at_once_wait_for_each_other(run: Path, monkeypatch: pyte
     assert sorted(path.name for path in run.iterdir()) == ["browser", "features"]
 
 
-def test_without_texts_or_logits_there_are_ids_alone(tmp_path: Path) -> None:
+def test_without_texts_or_logits_there_are_only_ids(tmp_path: Path) -> None:
     write_features(tmp_path, words=False, logits=False)
     out = build_browser(tmp_path)
     assert read(out / "data/index.json")["saes"][0]["vocabulary"] is None
@@ -195,7 +195,7 @@ def ask(server: Server, target: str, method: str = "GET", body: bytes | None = N
     return found
 
 
-def test_pages_are_given_with_a_strict_policy_to_this_machine_alone(server: Server) -> None:
+def test_pages_are_served_with_a_strict_policy_and_only_to_this_machine(server: Server) -> None:
     assert server.server_address[0] == "127.0.0.1"
     for target, kind in (("/", "text/html"), ("/app.js", "text/javascript"), ("/app.css", "text/css"),
                          ("/data/index.json", "application/json")):  # fmt: skip
@@ -219,7 +219,7 @@ def test_pages_are_given_with_a_strict_policy_to_this_machine_alone(server: Serv
         "/nothing.json", "secret.json", "http://other/../secret.json",
     ],
 )  # fmt: skip
-def test_nothing_but_the_browsers_files_is_given(server: Server, target: str) -> None:
+def test_only_the_browsers_files_are_served(server: Server, target: str) -> None:
     status, headers, body = ask(server, target)
     assert status == 404
     assert b"secret" not in body
@@ -243,7 +243,7 @@ def post(server: Server, body: bytes, **headers: str) -> int:
     return int(ask(server, "/ratings", "POST", body, **(ours | headers))[0])
 
 
-def test_a_rating_is_on_the_disk_when_it_is_answered(server: Server, tmp_path: Path) -> None:
+def test_a_rating_is_on_the_disk_before_it_is_answered(server: Server, tmp_path: Path) -> None:
     assert post(server, b'{"trial": 2, "rating": 1}') == 200
     assert post(server, b'{"trial": 2, "rating": 2}') == 200
     lines = (tmp_path / "ratings.jsonl").read_text().splitlines()
@@ -270,6 +270,6 @@ def test_ratings_from_elsewhere_or_of_another_form_change_nothing(server: Server
     assert not (tmp_path / "ratings.jsonl").exists()
 
 
-def test_a_port_that_is_taken_is_told(server: Server, tmp_path: Path) -> None:
+def test_a_port_that_is_taken_is_named(server: Server, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="is taken"):
         Server(tmp_path, server.server_port)

@@ -29,7 +29,7 @@ def features(tmp_path: Path, tiny_store: Store) -> Path:
     return tmp_path / "run" / "features" / "gated-0"
 
 
-def loaded(folder: Path) -> tuple[dict[tuple[int, int, int], float], list[dict[str, NDArray[Any]]]]:
+def assert_loads(folder: Path) -> tuple[dict[tuple[int, int, int], float], list[dict[str, NDArray[Any]]]]:
     """Every entry as (context's number, position, latent) -> value, and the files in order, as their loader does it."""
     files = sorted(folder.glob("*.safetensors"), key=lambda path: int(path.stem.split("_")[0]))
     entries, tensors = {}, [load_file(path) for path in files]
@@ -59,7 +59,7 @@ def test_every_feature_above_0_is_there_by_context_position_and_latent(
         for latent in np.flatnonzero(row > 0).tolist():
             expected[heldout.index(source // size), source % size, latent] = row[latent]
 
-    found, files = loaded(folder)
+    found, files = assert_loads(folder)
     assert folder == tmp_path / "out" / "latents" / site.spec.module
     assert (len(files) > 3) == (entries_a_file == 200)
     assert found.keys() == expected.keys()
@@ -106,7 +106,7 @@ def test_a_stopped_export_has_no_config_and_ends_in_the_same_bytes(
     assert to_delphi(features, tiny_store, tmp_path / "stopped") == folder
 
 
-def test_what_cannot_be_exported_is_said(features: Path, tiny_store: Store, tmp_path: Path) -> None:
+def test_what_cannot_be_exported_is_refused(features: Path, tiny_store: Store, tmp_path: Path) -> None:
     out = tmp_path / "out"
     with pytest.raises(NotFoundError, match="Run `gsae features"):
         to_delphi(features.parent / "gated-7", tiny_store, out)

@@ -1,4 +1,4 @@
-"""What `gsae export` writes does as the other project's classes do: their formulas are written here, from its code.
+"""The export for dictionary_learning gives the same features with that project's formulas, which are written out here.
 
 bench/export.py loads the same files with the project itself.
 """

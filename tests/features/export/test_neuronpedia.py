@@ -1,4 +1,4 @@
-"""What `to_neuronpedia` writes is what the features' Parquet holds, a line a row of Neuronpedia's tables."""
+"""`to_neuronpedia` writes the contents of the features' Parquet files as rows of Neuronpedia's tables, one a line."""
 
 import gzip
 import json
@@ -31,7 +31,7 @@ def features(tmp_path: Path, tiny_store: Store) -> Path:
     return tmp_path / "run" / "features" / "gated-0"
 
 
-def lines(folder: Path, name: str) -> list[dict[str, Any]]:
+def assert_batches(folder: Path, name: str) -> list[dict[str, Any]]:
     batches = sorted((folder / name).iterdir(), key=lambda path: int(path.name.split("-")[1].split(".")[0]))
     assert [path.name for path in batches] == [f"batch-{i}.jsonl.gz" for i in range(len(batches))]
     return [json.loads(line) for path in batches for line in gzip.decompress(path.read_bytes()).splitlines()]
@@ -45,9 +45,9 @@ def float32(values: Any) -> list[float]:
     return [float(value) for value in np.float32(values)]
 
 
-def test_a_feature_has_the_figures_of_its_latent(features: Path, tmp_path: Path) -> None:
+def test_a_feature_has_the_values_of_its_latent(features: Path, tmp_path: Path) -> None:
     folder = to_neuronpedia(features, tmp_path / "out")
-    found, latents = lines(folder, "features"), table(features, "latents")
+    found, latents = assert_batches(folder, "features"), table(features, "latents")
     texts = [row["text"] for row in table(features, "vocabulary")]
     assert [row["index"] for row in found] == [str(latent) for latent in range(D_SAE)]
     for row, latent in zip(found, latents, strict=True):
@@ -73,7 +73,7 @@ def test_an_activation_is_an_example_with_all_of_its_context(
     folder = to_neuronpedia(features, tmp_path / "out")
     assert len(list((folder / "features").iterdir())) == -(-D_SAE // group)
     edges = {row["latent"]: row["quantile_edges"] for row in table(features, "latents")}
-    examples, found = table(features, "examples"), lines(folder, "activations")
+    examples, found = table(features, "examples"), assert_batches(folder, "activations")
     assert len({row["id"] for row in found}) == len(found) == len(examples)
     for row, example in zip(found, examples, strict=True):
         values = np.zeros(tiny_store.plan.context_size, np.float32)
@@ -91,7 +91,7 @@ def test_an_activation_is_an_example_with_all_of_its_context(
             assert row["qualifyingTokenIndex"] == example["position"]
 
 
-def test_every_row_hangs_on_the_model_and_the_source(features: Path, tmp_path: Path) -> None:
+def test_every_row_refers_to_the_model_and_the_source(features: Path, tmp_path: Path) -> None:
     folder = to_neuronpedia(features, tmp_path / "out")
     one = {
         name: json.loads((folder / f"{name}.jsonl").read_text()) for name in ("release", "model", "sourceset", "source")
@@ -103,7 +103,7 @@ def test_every_row_hangs_on_the_model_and_the_source(features: Path, tmp_path: P
     assert one["sourceset"]["releaseName"] == one["release"]["name"]
     for name in ("features", "activations"):
         rows: dict[Any, int] = defaultdict(int)
-        for row in lines(folder, name):
+        for row in assert_batches(folder, name):
             rows[row["modelId"], row["layer"]] += 1
         assert list(rows) == [(model, source)]
 
@@ -119,12 +119,12 @@ def test_a_batch_is_never_more_than_an_import_takes_at_once(
     for name in ("features", "activations"):
         assert len(list((whole / name).iterdir())) == 1
         assert len(list((cut / name).iterdir())) == -(-D_SAE // 3)
-        assert lines(cut, name) == lines(whole, name)
+        assert assert_batches(cut, name) == assert_batches(whole, name)
 
 
 def test_neuronpedias_tables_would_take_every_row(features: Path, tmp_path: Path) -> None:
     folder = to_neuronpedia(features, tmp_path / "out")
-    rows = {table: lines(folder, name) for name, table in BATCHES.items()}
+    rows = {table: assert_batches(folder, name) for name, table in BATCHES.items()}
     rows |= {table: [json.loads((folder / f"{name}.jsonl").read_text())] for name, table in FILES.items()}
     for table, found in rows.items():
         assert [fault for row in found for fault in faults(table, row)] == []
@@ -145,7 +145,7 @@ def test_paths_of_this_machine_are_in_no_row(features: Path, tmp_path: Path) -> 
     folder = to_neuronpedia(features, tmp_path / "out")
     assert folder.parent.name == "tiny-lm"
     for name in (*FILES, *BATCHES):
-        found = (folder / f"{name}.jsonl").read_text() if name in FILES else json.dumps(lines(folder, name))
+        found = (folder / f"{name}.jsonl").read_text() if name in FILES else json.dumps(assert_batches(folder, name))
         assert "/home" not in found
 
 
@@ -176,7 +176,9 @@ def test_a_stopped_export_has_no_source_and_ends_in_the_same_bytes(
     assert contents(to_neuronpedia(features, tmp_path / "stopped")) == whole
 
 
-def test_what_cannot_be_exported_is_said_and_nothing_is_lost(features: Path, tiny_store: Store, tmp_path: Path) -> None:
+def test_what_cannot_be_exported_is_refused_and_nothing_is_lost(
+    features: Path, tiny_store: Store, tmp_path: Path
+) -> None:
     out = tmp_path / "out"
     with pytest.raises(NotFoundError, match="Run `gsae features"):
         to_neuronpedia(features.parent / "gated-7", out)

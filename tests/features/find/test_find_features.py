@@ -58,7 +58,7 @@ def brute(store: Store, arch: str, split: Any = "heldout") -> tuple[NDArray[np.i
 
 @pytest.mark.parametrize("split", ["heldout", "train"])
 @pytest.mark.parametrize("arch", ARCHS)
-def test_every_figure_of_every_latent_is_that_of_a_search_in_float64(
+def test_every_value_of_every_latent_equals_a_search_in_float64(
     run: Path, tiny_store: Store, arch: str, split: Any
 ) -> None:
     find_features(run, tiny_store, VOCABULARY, split=split, settings=SMALL)
@@ -84,7 +84,7 @@ def test_every_figure_of_every_latent_is_that_of_a_search_in_float64(
 
 
 @pytest.mark.parametrize("arch", ARCHS)
-def test_examples_are_the_strongest_contexts_and_draws_from_each_quantile_with_all_of_their_context(
+def test_examples_are_the_strongest_contexts_and_samples_of_each_quantile(
     run: Path, tiny_store: Store, arch: str
 ) -> None:
     find_features(run, tiny_store, VOCABULARY, settings=SMALL)
@@ -149,7 +149,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_a_stopped_search_goes_on_and_ends_in_the_same_bytes(
+def test_a_stopped_search_continues_to_the_same_bytes(
     run: Path, tiny_store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(firings, "FILE_ROWS", 100)
@@ -176,7 +176,7 @@ def test_a_stopped_search_goes_on_and_ends_in_the_same_bytes(
         assert {path: path.stat().st_ino for path in kept} == kept
 
 
-def test_a_whole_folder_is_left_alone_and_one_of_other_weights_is_made_again(run: Path, tiny_store: Store) -> None:
+def test_a_complete_folder_is_kept_and_one_of_other_weights_is_replaced(run: Path, tiny_store: Store) -> None:
     (before,) = find_features(run, tiny_store, VOCABULARY, names=["gated-0"], settings=SMALL)
     folder = run / "features" / "gated-0"
     inodes = {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in folder.rglob("*") if path.is_file()}
@@ -193,9 +193,7 @@ def test_a_whole_folder_is_left_alone_and_one_of_other_weights_is_made_again(run
     assert table(run, "gated", "latents") != figures
 
 
-def test_ranges_of_latents_join_to_all_of_them_whatever_their_size(
-    run: Path, tiny_store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_ranges_of_any_size_cover_all_latents(run: Path, tiny_store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     find_features(run, tiny_store, Vocabulary(), names=["gated-0"])
     files = sorted((run / "features" / "gated-0" / "activations").iterdir())
     whole = [(latent, s.tolist(), v.tolist()) for part in read_firings(files, 0, D_SAE) for latent, s, v in part]
@@ -208,7 +206,7 @@ def test_ranges_of_latents_join_to_all_of_them_whatever_their_size(
     assert some == whole[7:19]
 
 
-def test_equal_values_are_told_apart_by_their_place() -> None:
+def test_equal_values_are_ordered_by_context_and_position() -> None:
     sources, values = np.arange(0, 60, 2), np.ones(30, np.float32)
     found = portrait(3, sources, values, 10, FeatureSettings(top=3, quantiles=2, samples=3, bins=4))
     assert found.examples.source[:3].tolist() == [0, 10, 20]
@@ -242,7 +240,7 @@ def test_a_row_that_is_not_finite_is_left_out_and_counted(tmp_path: Path) -> Non
     assert facts.rows + facts.rows_skipped == len(x)
 
 
-def test_what_is_asked_for_in_vain_is_said(run: Path, tiny_store: Store) -> None:
+def test_what_cannot_be_found_is_refused(run: Path, tiny_store: Store) -> None:
     with pytest.raises(NotFoundError, match=r"no SAE 'gated-7'\. It has gated-0, relu-1"):
         find_features(run, tiny_store, Vocabulary(), names=["gated-7"])
     find_features(run, tiny_store, Vocabulary(), names=["gated-0"])
@@ -255,7 +253,7 @@ def test_what_is_asked_for_in_vain_is_said(run: Path, tiny_store: Store) -> None
         list(read_firings(files, 0, D_SAE))
 
 
-def test_what_is_asked_for_in_vain_is_said_before_the_language_model_is_loaded(
+def test_what_cannot_be_found_is_refused_before_the_language_model_is_loaded(
     run: Path, tiny_store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def load(*arguments: Any) -> None:
