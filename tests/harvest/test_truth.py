@@ -93,6 +93,7 @@ def of_plain_passes(model: Any, family: str, calls: list[np.ndarray]) -> dict[st
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_random_rows_of_a_store_are_the_bits_of_a_plain_pass(
