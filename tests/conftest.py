@@ -20,15 +20,15 @@ Every warning is an error (`filterwarnings` in pyproject.toml), in all processes
 
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-import torch
 
-from gsae.store import Store
-from gsae.tests.support.stores import make_store, sparse_rows
+if TYPE_CHECKING:  # imported by the functions below: the process that hands out the tests needs no torch
+    from gsae.store import Store
 
 HEAVY = ("slow", "server", "kill", "browser")  # the markers that `make quick` leaves out; pyproject.toml describes them
 
@@ -49,12 +49,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_runtest_setup() -> None:
     """Compute with one thread: numba's thread pool, when it starts, sets the number of torch's threads too."""
-    torch.set_num_threads(1)
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
-def tiny_store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+def tiny_store(tmp_path_factory: pytest.TempPathFactory) -> "Store":
     """A store with site mlp.1 (d_in 32), some 7,500 train rows of sparse sums of 64 known directions, held-out rows."""
+    from gsae.tests.support.stores import make_store, sparse_rows
+
     root: Path = tmp_path_factory.mktemp("tiny") / "store"
     return make_store(root, contexts=300, window_rows=2048, rows=sparse_rows)
 
@@ -99,6 +102,7 @@ def tiny_tokenizer() -> Any:
 @pytest.fixture(scope="session")
 def tiny_llama(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Any) -> Path:
     """A directory with a random Llama of 3 layers, d = 32, 4 heads on 2, in bfloat16, and its tokenizer."""
+    import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(

@@ -6,7 +6,6 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor
 
 from gsae.harvest import HarvestConfig, LanguageModel, capture, harvest, load_lm, resolve
-from gsae.store import Store
+from gsae.tests.support.batch_plan import planned_batches
 from gsae.tests.support.families import FAMILIES, built
 
 CONTEXT_SIZE, WINDOW_ROWS, BATCH_SIZE, ROWS, LAYER = 32, 256, 3, 420, 1
@@ -94,6 +93,7 @@ def of_plain_passes(model: Any, family: str, calls: list[np.ndarray]) -> dict[st
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_random_rows_of_a_store_are_the_bits_of_a_plain_pass(
@@ -127,29 +127,6 @@ def test_random_rows_of_a_store_are_the_bits_of_a_plain_pass(
                 assert torch.equal(row.view(BITS[kind]), same.view(BITS[kind])), (name, context, position)
         compared += len(rows)
     assert compared >= 300
-
-
-def philox(n: int, seed: int, stream: int, index: int = 0) -> np.ndarray:
-    """The permutation that docs/format.md describes."""
-    generator = np.random.Philox(key=np.array([seed, stream], np.uint64), counter=np.array([0, 0, index, 0], np.uint64))
-    return np.argsort(generator.random_raw(n), kind="stable")
-
-
-def planned_batches(store: Store) -> list[np.ndarray]:
-    """The ids of every forward call, from tokens and plan, as docs/format.md describes them."""
-    plan, tokens, split = store.plan, store.tokens(), store.split()
-    rows = (~np.isin(tokens, plan.tokenizer.excluded_ids)).sum(1)
-    found = []
-    for number, stream in ((1, 3), (0, 2)):
-        contexts = np.flatnonzero(split == number)
-        contexts = contexts[philox(len(contexts), plan.seed, stream)]
-        owner = np.repeat(contexts, rows[contexts])[: plan.heldout_rows if number else plan.rows]
-        for start in range(0, len(owner), plan.window_rows):
-            own = list(dict.fromkeys(owner[start : start + plan.window_rows].tolist()))
-            batches = -(-len(own) // plan.batch_size)
-            bounds = [len(own) * i // batches for i in range(batches + 1)]
-            found += [tokens[own[a:b]] for a, b in pairwise(bounds)]
-    return found
 
 
 def test_the_ids_of_every_forward_call_follow_the_plans_batches(tiny_llama: Path, text: Path, tmp_path: Path) -> None:

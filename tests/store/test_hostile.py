@@ -226,6 +226,7 @@ JSON = st.recursive(
 )
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data(), value=JSON)
 def test_any_field_of_a_manifest_replaced_by_anything_is_an_error_or_harmless(
@@ -244,6 +245,7 @@ def test_any_field_of_a_manifest_replaced_by_anything_is_an_error_or_harmless(
         tracemalloc.stop()
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data(), value=JSON, name=st.sampled_from(["plan.json", "shards/train-00000.json"]))
 def test_any_field_of_a_plan_or_record_replaced_by_anything_is_an_error_or_harmless(

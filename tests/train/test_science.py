@@ -27,6 +27,7 @@ def measured(sae: SAE, x: Tensor) -> dict[str, float]:
     }
 
 
+@pytest.mark.slow
 def test_gated_finds_the_features_unshrunk_the_baseline_shrinks_and_unfreezing_the_auxiliary_decoder_does_not_help(
     tmp_path: Path,
 ) -> None:

@@ -21,6 +21,7 @@ def assert_png(file):
     return int.from_bytes(content[16:20]), int.from_bytes(content[20:24])
 
 
+@pytest.mark.slow
 def test_every_plot_is_written_at_the_size_of_a_column_and_the_same_twice(tmp_path):
     worse = [{**e, "explained_variance": e["explained_variance"] - 0.03, "site": "a $b$"} for e in sweep(seed=1)]
     runs = [write_run(tmp_path / "one", sweep()), write_run(tmp_path / "two", worse)]

@@ -50,6 +50,7 @@ def test_no_serve_only_writes_files_to_out(run: Path, tmp_path: Path) -> None:
     assert sae["sae"] == "relu-w70"
 
 
+@pytest.mark.kill
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_it_serves_until_it_is_stopped(run: Path, number: signal.Signals) -> None:
     seen = []
@@ -63,6 +64,7 @@ def test_it_serves_until_it_is_stopped(run: Path, number: signal.Signals) -> Non
     assert out == f"{run / 'browser'}: any static web server shows it.\n"
 
 
+@pytest.mark.kill
 def test_a_blind_comparison_continues_and_is_printed(run: Path) -> None:
     blind = [run, "--blind", "--pairs", "2", "--seed", "4"]
     code, out = served(blind, lambda url: assert_rates(url, 0, 2), signal.SIGINT)

@@ -68,6 +68,7 @@ def read_all(root: Path) -> list[torch.Tensor]:
         return found + [rows.clone() for rows in batches]
 
 
+@pytest.mark.slow
 def test_of_300_changed_bytes_every_one_is_found_and_none_is_read_as_something_else(store: Store) -> None:
     rng = np.random.default_rng(0)
     names = list(files(store.path))
