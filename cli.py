@@ -23,7 +23,7 @@ class LazyCommand(TyperCommand):
 
     def load(self) -> TyperCommand:
         """Import the command's file and return the command with its options."""
-        from gsae.commands.options import command_of
+        from gsae.commands.help import command_of
 
         file, function = COMMANDS[str(self.name)][0].split(":")
         return command_of(str(self.name), getattr(import_module(f"gsae.commands.{file}"), function))

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from gsae.cli import LazyCommand
-from gsae.commands.options import options_table
+from gsae.commands.help import options_table
 from gsae.tests.support.option_tables import DOCS, TABLE, with_tables
 
 

@@ -6,7 +6,8 @@ import pytest
 import typer
 from pydantic import Field
 
-from gsae.commands.options import Given, command_of, options_table, takes, whole_numbers
+from gsae.commands.help import command_of, options_table
+from gsae.commands.options import Given, takes, whole_numbers
 from gsae.errors import UsageError
 from gsae.settings import NEEDED, Settings, setting
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import gsae
 from gsae.cli import LazyCommand
-from gsae.commands.options import options_table
+from gsae.commands.help import options_table
 
 DOCS = Path(gsae.__file__).parent / "docs"
 TABLE = re.compile(r"(<!-- options: (\w+) -->\n).*?(\n<!-- end -->)", re.DOTALL)
