@@ -1,6 +1,7 @@
 """When memory is short: a batch size that fits is found and kept, a pass is tried twice, and the run ends cleanly."""
 
-from collections.abc import Callable
+import gc
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,14 @@ from gsae.tests.support.command import refused
 
 Refuses = Callable[[int], bool]
 OutOfMemory = [torch.OutOfMemoryError("CUDA out of memory."), RuntimeError("DefaultCPUAllocator: not enough memory")]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _small_collections() -> Iterator[None]:
+    """A pass that failed is tried again after a garbage collection, which is slow among the imports of all tests."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 def config(model: Path, **changed: Any) -> HarvestConfig:
