@@ -99,7 +99,7 @@ def test_wrong_trainings_are_refused_in_one_line(tiny_store: Store, tmp_path: Pa
     assert not out.exists()
     out.mkdir()
     (out / "notes.txt").write_text("mine")
-    refused(5, "no run of gsae", *known, "--site", "mlp.1", *SAE)
+    refused(5, "is not a run of gsae", *known, "--site", "mlp.1", *SAE)
     assert files(out) == {"notes.txt": b"mine"}
 
 
@@ -142,7 +142,7 @@ def test_several_stores_are_trained_from_and_evaluated_as_one(tmp_path: Path) ->
     (result,) = json.loads(gsae("eval", run, "--no-model", "--device", "cpu", "--json").stdout)
     assert result["rows"] == sum(open_store(store).site("mlp.1", "heldout").rows for store in stores)
     shutil.rmtree(stores[1])
-    refused(3, f"{stores[1]}, which is not there", "eval", run, "--no-model")
+    refused(3, f"{stores[1]}, which does not exist", "eval", run, "--no-model")
 
 
 def test_the_sites_of_a_model_are_listed_by_its_config_alone(tiny_llama: Path, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ Precision = Literal["float32", "tf32", "bfloat16"]
 
 LONG_RUN_ROWS = 100_000_000  # training rows from which on the paper's learning rates are the default (docs/training.md)
 
-WHAT, RATES, RESAMPLING = "What to train", "Steps and rates", "Resampling of silent latents"
+NEEDED, RATES, RESAMPLING = "What one needs", "Start, steps and rates", "Resampling of silent latents"
 DATA, SAVING, MACHINE = "Data", "Checkpoints and metrics", "Machine"
 
 
@@ -88,9 +88,9 @@ class RunConfig(Settings):
     are for Python callers.
     """
 
-    site: str = setting(..., "Site of the stores to train on, for example mlp.10.", panel=WHAT)
+    site: str = setting(..., "Site of the stores to train on, for example mlp.10.", panel=NEEDED)
     batch_size: int = setting(4096, "Rows per batch.", panel=RATES, ge=1)
-    steps: int = setting(..., "Number of batches to train on.", panel=RATES, ge=1)
+    steps: int = setting(..., "Number of batches to train on.", panel=NEEDED, ge=1)
     data_seed: int = setting(0, "Seed of the order of rows.", panel=DATA, ge=0, lt=2**63)
     lr: float | None = setting(
         None,
@@ -183,7 +183,7 @@ class RunConfig(Settings):
         None,
         "Folder of a saved SAE, RUN/saes/NAME, to start from, for SAEs that set no init. "
         "Default: random initial weights.",
-        panel=WHAT,
+        panel=RATES,
     )
     saes: tuple[SAEConfig, ...] = setting(..., "The SAEs of the run.", min_length=1)
 
