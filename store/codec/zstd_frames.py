@@ -1,4 +1,4 @@
-"""zstd frames of a known size: the size that a frame declares is checked before it is decompressed.
+"""The codec `zstd`, in frames of a known size: the size that a frame declares is checked before it is decompressed.
 
 So a forged frame cannot make the reader allocate memory, and a frame with too few bytes is an error.
 """
@@ -10,6 +10,8 @@ from numcodecs import zstd
 from numpy.typing import NDArray
 
 from gsae.errors import CorruptError
+
+from .row_codec import RowCodec, scatter_raw
 
 MAGIC = b"\x28\xb5\x2f\xfd"
 HEADER_BYTES = 14  # longest part of a frame header up to the end of the content size (RFC 8878, 3.1.1.1)
@@ -46,3 +48,27 @@ def content_size(frame: NDArray[np.uint8]) -> int | None:
     if not width or len(field) < width:
         return None
     return int.from_bytes(field, "little") + (256 if width == 2 else 0)
+
+
+def _encode(rows: NDArray[Any], level: int) -> bytes:
+    return compress(np.ascontiguousarray(rows).view(np.uint8), level)
+
+
+def _decode_into(body: memoryview, out: NDArray[Any], places: NDArray[np.int64]) -> None:
+    raw = np.empty(len(places) * out.shape[1] * out.itemsize, np.uint8)
+    decompress_into(np.frombuffer(body, np.uint8), raw)
+    scatter_raw(raw, out, places)
+
+
+ZSTD = RowCodec(
+    name="zstd",
+    levels=(1, 22),
+    dtypes=None,
+    typical_ratio=lambda level: 0.79,
+    zarr=lambda as_bytes, level: [
+        as_bytes,
+        {"name": "zstd", "configuration": {"level": level, "checksum": False}},
+    ],
+    encode=_encode,
+    decode_into=_decode_into,
+)

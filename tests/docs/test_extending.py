@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import zarr
 
 from gsae.store import Store
 from gsae.train import load_sae
@@ -62,6 +63,16 @@ def test_a_text_source_gives_its_documents(extended: Path, tmp_path: Path) -> No
     (tmp_path / "notes.txt").write_text("one\ntwo\n")
     code = "import sys; from gsae.harvest import documents; print([d.content for d in documents(sys.argv[1]).read()])"
     assert run(extended, "-c", code, f"lines:{tmp_path / 'notes.txt'}") == "['one', 'two']\n"
+
+
+def test_a_codec_keeps_the_rows_and_other_readers_have_it(extended: Path, tiny_store: Store, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    run(extended, "-m", "gsae.cli", "copy", tiny_store.locations[0], copy, "--codec", "gzip", "--level", 6)
+    run(extended, "-m", "gsae.cli", "verify", copy, "--deep")
+    code = "import sys, gsae; print(gsae.open_store(sys.argv[1]).digest)"
+    assert run(extended, "-c", code, copy).strip() == tiny_store.digest
+    made, original = (zarr.open_array(f"{at}/train/mlp.1", mode="r")[:100] for at in (copy, tiny_store.locations[0]))
+    assert np.array_equal(np.asarray(made).view(np.uint16), np.asarray(original).view(np.uint16))
 
 
 def test_an_exporter_writes_its_format(extended: Path, tmp_path: Path) -> None:
