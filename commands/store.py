@@ -2,7 +2,7 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
@@ -94,7 +94,7 @@ def copy(
     source: Annotated[str, typer.Argument(metavar="SRC", help="Folder or s3://, gs:// or az:// URL of a store.")],
     destination: Annotated[str, typer.Argument(metavar="DST", help="Folder or URL to copy it to.")],
     codec: Annotated[
-        Literal["planes", "zstd", "none"] | None,
+        str | None,
         typer.Option(
             metavar="[planes|zstd|none]",
             help="Encode the rows again with this codec; the digest stays the same. Default: copied as they are.",

@@ -116,8 +116,11 @@ class HarvestConfig(Settings):
     compile: bool = setting(False, "Run the model through torch.compile.", panel=MODEL)
 
     window_rows: int = setting(1 << 18, "Rows in a shard file, a power of two.", panel=STORE, metavar="ROWS", ge=1)
-    codec: Literal["planes", "zstd", "none"] = setting(
-        "planes", "Compression. zstd: also for readers that have only the standard codecs.", panel=STORE
+    codec: str = setting(
+        "planes",
+        "Compression. zstd: also for readers that have only the standard codecs.",
+        panel=STORE,
+        metavar="[planes|zstd|none]",
     )
     level: int = setting(
         1, "Level of the codec: planes 0 (fast) or 1 (small), zstd 1 to 22.", panel=STORE, metavar="LEVEL"
@@ -154,11 +157,10 @@ class HarvestConfig(Settings):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        low, high = {"planes": (0, 1), "zstd": (1, 22), "none": (self.level, self.level)}[self.codec]
-        if not low <= self.level <= high:
-            raise ValueError(f"level: got {self.level}; codec {self.codec} needs {low} to {high}")
-        if self.codec == "planes" and self.dtype == "float32":
-            raise ValueError("codec: planes is for 16-bit rows; dtype float32 needs codec zstd or none")
+        from gsae.store import row_codec  # not with this file: it imports numba
+
+        if fault := row_codec(self.codec).fault(self.level, self.dtype):
+            raise ValueError(fault)
         if self.compile and self.device_map:
             raise ValueError("compile: cannot be used with device_map, which moves tensors inside the layers")
         if self.repeat and self.rows is None:

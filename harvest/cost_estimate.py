@@ -9,14 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from gsae.errors import SpaceError
-from gsae.store import DTYPE_BYTES
+from gsae.store import DTYPE_BYTES, row_codec
 
 from .config import HarvestConfig
 from .probe_run import Probe
 from .request import Request
 
-# Encoded size over raw size that is typical of a codec and level.
-TYPICAL_RATIO = {"planes 0": 0.755, "planes 1": 0.68, "zstd": 0.79, "none": 1.0}
 # Of each row's source and its share of the tokens, before compression.
 BYTES_BESIDE_A_ROW = 12
 # Python, the libraries, batches on their way, a chunk for each thread: measured by bench/harvest.py --part memory.
@@ -73,7 +71,7 @@ def check_room(request: Request, rows: int, out: Path) -> None:
 
 def typical_ratio(config: HarvestConfig) -> float:
     """Return the encoded size over the raw size that is typical of the codec."""
-    return TYPICAL_RATIO[f"planes {config.level}" if config.codec == "planes" else config.codec]
+    return row_codec(config.codec).typical_ratio(config.level)
 
 
 def free_bytes(out: Path) -> int:

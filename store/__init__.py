@@ -5,6 +5,7 @@ It knows nothing of language models, the meaning of tokens, or SAEs. Importing i
 """
 
 from .codec.chunks import encoded_bytes, unsigned
+from .codec.registry import row_codec
 from .codec.scatter import empty_rows, scatter
 from .codec.zarr_plugin import register
 from .format.json_files import SCHEMA_VERSION
@@ -99,6 +100,7 @@ __all__ = [
     "read_contexts",
     "read_plan",
     "read_tokens",
+    "row_codec",
     "row_mask",
     "scatter",
     "seal",

@@ -9,30 +9,9 @@ import pytest
 
 import gsae
 from gsae.commands import COMMANDS
+from gsae.tests.support.layers import LAYERS, PLAIN, ROOMS
 
 ROOT = Path(gsae.__file__).parent
-# What each room may import, itself first. `harvest` and `train` never meet.
-ROOMS = {
-    "errors": (),
-    "files": ("errors",),
-    "settings": ("errors",),
-    "store": ("store", "errors", "files", "settings"),
-    "harvest": ("harvest", "errors", "files", "settings", "store"),
-    "train": ("train", "errors", "files", "settings", "store"),
-    "evaluate": ("evaluate", "errors", "files", "settings", "store", "train"),
-    "features": ("features", "errors", "files", "settings", "store", "train", "evaluate"),
-    "commands": ("commands", "errors", "files", "settings", "store", "harvest", "train", "evaluate", "features"),
-}
-PLAIN = {"errors", "files", "settings", "__version__"}  # modules of the top, imported from anywhere as they are
-# Inside a room: sub-rooms and files that import only what stands before them; * is every other file of the room.
-LAYERS = {
-    "store": ("codec", "format", "places", "write", "read", "manage"),
-    "harvest": ("hub", "config", "text", "model", "*"),
-    "train": ("architectures", "sae_metadata", "sae", "step", "run", "facade"),
-    "evaluate": ("*", "report"),
-    "features": ("find", "browse", "export", "facade"),
-    "commands": ("options", "*"),
-}
 LANGUAGE_MODELS = {"transformers", "datasets", "tokenizers"}
 HEAVY = {"torch", "transformers", "numba", "datasets", "zarr", "numpy"}
 

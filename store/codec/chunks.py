@@ -8,7 +8,7 @@ a wrong number. It costs a few per cent of decoding.
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import crc32c
 import ml_dtypes
@@ -17,11 +17,8 @@ from numpy.typing import NDArray
 
 from gsae.errors import CorruptError
 
-from . import planes
-from . import zstd_frames as frames
-from .scatter import scatter
+from .registry import ROW_CODECS
 
-Codec = Literal["planes", "zstd", "none"]
 ZSTD_LEVEL = 1
 CRC_BYTES = 4
 MISSING = 2**64 - 1
@@ -63,7 +60,7 @@ class ArraySpec:
     shape: tuple[int, ...]
     chunk_rows: int
     shard_rows: int
-    codec: Codec
+    codec: str
     level: int = ZSTD_LEVEL
 
     @property
@@ -102,14 +99,9 @@ class ArraySpec:
     def metadata(self) -> dict[str, Any]:
         """Return the array's `zarr.json`."""
         endian = {"name": "bytes"} if self.dtype == "uint8" else _little_endian()
-        chain: dict[str, list[dict[str, Any]]] = {
-            "planes": [{"name": "gsae.planes", "configuration": {"level": self.level}}],
-            "zstd": [endian, {"name": "zstd", "configuration": {"level": self.level, "checksum": False}}],
-            "none": [endian],
-        }
         inner = {
             "chunk_shape": [self.chunk_rows, *self.shape[1:]],
-            "codecs": [*chain[self.codec], {"name": "crc32c"}],
+            "codecs": [*ROW_CODECS[self.codec].zarr(endian, self.level), {"name": "crc32c"}],
             "index_codecs": [_little_endian(), {"name": "crc32c"}],
             "index_location": "end",
         }
@@ -139,12 +131,7 @@ class ArraySpec:
 
     def encode(self, rows: NDArray[Any]) -> tuple[bytes, bytes]:
         """Encode one chunk, (chunk_rows, width) or (chunk_rows,); return its bytes and their crc32c."""
-        if self.codec == "planes":
-            encoded = planes.encode(rows.view(np.uint16), self.level)
-        elif self.codec == "zstd":
-            encoded = frames.compress(np.ascontiguousarray(rows).view(np.uint8), self.level)
-        else:
-            encoded = rows.tobytes()
+        encoded = ROW_CODECS[self.codec].encode(rows, self.level)
         return encoded, crc32c.crc32c(encoded).to_bytes(CRC_BYTES, "little")
 
     def decode_into(self, chunk: memoryview, out: NDArray[Any], places: NDArray[np.int64]) -> None:
@@ -152,22 +139,10 @@ class ArraySpec:
 
         `out` holds bit patterns: unsigned integers of the item size. Raises CorruptError.
         """
-        body = without_crc(chunk)
-        if self.codec == "planes":
-            planes.decode_into(body, out, places)
-            return
-        raw = np.frombuffer(body, np.uint8)
-        size = self.chunk_rows * self.row_bytes
-        if self.codec == "zstd":
-            scratch = np.empty(size, np.uint8)
-            frames.decompress_into(raw, scratch)
-            raw = scratch
-        if len(raw) != size:
-            raise CorruptError(f"a chunk has {len(raw)} bytes; {size} are needed.")
-        scatter(raw.view(out.dtype).reshape(self.chunk_rows, self.width), out, places)
+        ROW_CODECS[self.codec].decode_into(without_crc(chunk), out, places)
 
 
-def encoded_bytes(rows: NDArray[Any], dtype: str, codec: Codec, level: int) -> int:
+def encoded_bytes(rows: NDArray[Any], dtype: str, codec: str, level: int) -> int:
     """Return the bytes that rows (rows, width), values or bit patterns, take as one chunk."""
     spec = ArraySpec("", dtype, rows.shape, len(rows), len(rows), codec, level)
     return sum(map(len, spec.encode(rows)))

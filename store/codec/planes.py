@@ -36,6 +36,7 @@ from . import planes_kernels as kernels
 from . import zstd_frames as frames
 from .planes_bases import fitted_bases
 from .planes_kernels import I64, U8, U16, U32
+from .row_codec import RowCodec
 
 HEADER = struct.Struct("<4sBBHIIII")
 MAGIC = b"GSP1"
@@ -223,3 +224,14 @@ class Planes(Codec):  # type: ignore[misc]
     def get_config(self) -> dict[str, Any]:
         """Return the codec's id and parameters."""
         return {"id": self.codec_id, "channels": self.channels, "level": self.level}
+
+
+PLANES = RowCodec(
+    name="planes",
+    levels=(0, 1),
+    dtypes=("bfloat16", "float16"),
+    typical_ratio=lambda level: 0.68 if level else 0.755,
+    zarr=lambda as_bytes, level: [{"name": "gsae.planes", "configuration": {"level": level}}],
+    encode=lambda rows, level: encode(rows.view(np.uint16), level),
+    decode_into=decode_into,
+)

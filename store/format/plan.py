@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from gsae.store.codec.chunks import Codec
+from gsae.store.codec.registry import CodecName
 
 from .json_files import Count, OmitsDefaults, Positive, Sha256, StoredValue, Text
 
@@ -117,7 +117,7 @@ class Plan(OmitsDefaults):
     window_rows: Positive
     chunk_rows: Positive
     batch_size: Positive
-    codec: Codec
+    codec: CodecName
     level: Annotated[int, Field(ge=0, le=22)]
     versions: dict[str, str]
     parent: Sha256 | None = None

@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gsae.files import sweep
-from gsae.store.codec.chunks import Codec
 from gsae.store.format.manifest import MANIFEST, PLAN, FileEntry, Manifest, every_file
 from gsae.store.places.folder import Folder
 from gsae.store.places.place import Place, place_at
@@ -50,7 +49,7 @@ def copy(
     src: str | Path,
     dst: str | Path,
     *,
-    codec: Codec | None = None,
+    codec: str | None = None,
     level: int | None = None,
     sites: Sequence[str] | None = None,
     windows: int | None = None,

@@ -17,7 +17,8 @@ from pydantic import ValidationError
 
 from gsae.errors import CorruptError, IncompatibleError, NotFoundError, UsageError
 from gsae.settings import first_fault
-from gsae.store.codec.chunks import ArraySpec, Codec
+from gsae.store.codec.chunks import ArraySpec
+from gsae.store.codec.registry import row_codec
 from gsae.store.format.arrays import metadata_files, window_arrays
 from gsae.store.format.json_files import canonical_json, parse, to_json
 from gsae.store.format.manifest import (
@@ -40,12 +41,11 @@ from gsae.store.places.transfer import checked_blocks, put_bytes, send
 from gsae.store.read.store import Store
 from gsae.store.write.shard_writer import ShardRows, write_shards
 
-LEVELS = {"planes": (0, 1), "zstd": (1, 22)}
 DEFAULT_LEVEL = 1
 
 
 def changed_plan(
-    manifest: Manifest, codec: Codec | None, level: int | None, sites: Sequence[str] | None, windows: int | None
+    manifest: Manifest, codec: str | None, level: int | None, sites: Sequence[str] | None, windows: int | None
 ) -> Plan:
     """Return the plan of a copy: that of `manifest` if nothing is to be changed.
 
@@ -64,13 +64,12 @@ def changed_plan(
         raise UsageError(f"A store cannot be like this: {first_fault(error)}.") from None
 
 
-def _encoding(plan: Plan, codec: Codec | None, level: int | None) -> dict[str, Any]:
+def _encoding(plan: Plan, codec: str | None, level: int | None) -> dict[str, Any]:
     codec = codec or plan.codec
     if level is None:
-        level = plan.level if codec in (plan.codec, "none") else DEFAULT_LEVEL
-    low, high = LEVELS.get(codec, (level, level))
-    if not low <= level <= high:
-        raise UsageError(f"Codec {codec} has levels {low} to {high}; got {level}.")
+        level = plan.level if codec == plan.codec or row_codec(codec).levels is None else DEFAULT_LEVEL
+    if fault := row_codec(codec).fault(level, plan.model.dtype):
+        raise UsageError(f"{fault}.")
     return {} if (codec, level) == (plan.codec, plan.level) else {"codec": codec, "level": level}
 
 

@@ -64,19 +64,6 @@ def test_a_model_of_the_hub_without_its_client_names_the_extra(
     assert_names_the_extra(monkeypatch, "huggingface_hub", "harvest", *arguments)
 
 
-def test_a_compressed_text_without_its_codec_names_the_extra(
-    tiny_llama: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import zstandard
-    from fsspec import compression
-
-    packed = text.with_suffix(".jsonl.zst")
-    packed.write_bytes(zstandard.compress(text.read_bytes()))
-    monkeypatch.delitem(compression.compr, "zstd", raising=False)  # as fsspec leaves it where it finds no zstandard
-    harvest = ["harvest", "--model", tiny_llama, "--dataset", packed, *HARVEST, "--out", tmp_path / "store"]
-    assert_names_the_extra(monkeypatch, "zstandard", "harvest", *harvest)
-
-
 def test_evaluating_and_describing_without_the_models_libraries_names_the_extra(
     tiny_run: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -111,7 +111,7 @@ def test_without_arguments_the_help_is_shown() -> None:
         (["harvset"], "No such command 'harvset'. Did you mean 'harvest'?"),
         (["info", "--jsn", "x"], "No such option: --jsn"),
         (["train", "x"], "Missing option"),
-        (["harvest", "--codec", "zip"], "Invalid value for '--codec'"),
+        (["harvest", "--dtype", "int8"], "Invalid value for '--dtype'"),
         (["harvest", "--drop-positions", "first"], "Invalid value for '--drop-positions': got 'first'; give numbers"),
     ],
 )

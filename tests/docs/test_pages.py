@@ -20,7 +20,7 @@ FILE = re.compile(
     r"(?<![\w/.])((?:bench|commands|docs|evaluate|features|harvest|store|tests|train)/[\w./-]+\.(?:md|py))\b"
 )
 FENCED = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
-COMMAND = re.compile(r"(?:^ {4,}|`)(?:exec |torchrun .*-m )?gsae(?:\.cli)? ([a-z]+\b[^`]*)")
+COMMAND = re.compile(r"(?:^ {4,}(?:\$ )?|`)(?:exec |torchrun .*-m )?gsae(?:\.cli)? ([a-z]+\b[^`]*)")
 FLAG = re.compile(r"`(--[a-z][a-z-]*)[ `=]")
 
 

@@ -29,7 +29,7 @@ def test_the_default_held_out_share_gives_2_to_the_17_rows_and_is_at_most_a_tent
         ({"dtype": "int8"}, r"Setting dtype: got 'int8'; needed: 'bfloat16', 'float16' or 'float32'\."),
         ({"codec": "planes", "level": 3}, r"Setting level: got 3; codec planes needs 0 to 1\."),
         ({"codec": "zstd", "level": 0}, r"Setting level: got 0; codec zstd needs 1 to 22\."),
-        ({"dtype": "float32"}, r"codec: planes is for 16-bit rows; dtype float32 needs codec zstd or none\."),
+        ({"dtype": "float32"}, r"codec: planes is for rows of bfloat16, float16; got dtype float32\."),
         ({"dropped_positions": (0, 2000)}, r"Setting dropped_positions: got 2000; needs less than 1024\."),
         ({"seed": -1}, r"Setting seed: got -1"),
         ({"contexts": 3}, r"There is no setting 'contexts'\. Did you mean 'context_size'\?"),

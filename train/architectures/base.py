@@ -1,7 +1,7 @@
 """What every architecture has: a dictionary, a forward pass, a loss over that pass, a start and a form to be saved in.
 
-An architecture is a subclass of `Params` in a file of its own and a line in `registry`. Training computes the same as
-`terms`, faster, for architectures with a fast step (`step/fast_bank`), and by autograd for all others.
+An architecture is a subclass of `Params` in one file, and a line in `registry`. Training computes the same as `terms`,
+faster, for architectures with a fast step (`step/fast_bank`), and by autograd for all others.
 """
 
 from abc import ABC, abstractmethod

@@ -66,11 +66,11 @@ def _measured(run: ResolvedRun, inputs: Inputs, read: int, ranks: Ranks) -> dict
     with computing_with(run.threads, run.precision):
         pairs = [_step_seconds(number, run, inputs) for number in range(len(run.groups()))]
     dense, sparse = (sum(column) / ranks.world_size for column in zip(*pairs, strict=True))
-    begun = min(run.l1_warm_up_steps, run.steps)
+    dense_steps = min(run.l1_warm_up_steps, run.steps)
     return {
         "measured_step_seconds_at_the_start": dense,
         f"measured_step_seconds_at_l0_{PROBE_L0}": sparse,
-        "expected_seconds": begun * dense + (run.steps - begun) * sparse,
+        "expected_seconds": dense_steps * dense + (run.steps - dense_steps) * sparse,
         "read_bytes_per_second_needed": read / sparse,
     }
 

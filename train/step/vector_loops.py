@@ -1,7 +1,7 @@
-"""Vector loops for the sparse kernels: sums of rows, inner products of rows, and 64 comparisons at once.
+"""Vector loops for the sparse step: sums of rows, inner products of rows, and 64 comparisons at once.
 
-Numba vectorises no sum unless the compiler may reorder it, and then nobody knows the order. These few loops are
-written as vectors of 64 bytes, which LLVM maps to what the CPU has (AVX-512, AVX2, NEON), with fused multiply-adds:
+Numba vectorises a sum only if the compiler may reorder it, and then its order is unknown. These loops are written as
+vectors of 64 bytes with fused multiply-adds, which LLVM maps to the instructions of the CPU (AVX-512, AVX2, NEON):
 every sum has one order, on every machine and in every process.
 """
 

@@ -6,6 +6,7 @@ from contextlib import suppress
 
 import numpy as np
 import pytest
+import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -139,7 +140,7 @@ def zstd_frame(declared: int | None, runs: list[tuple[int, int]]) -> NDArray[np.
         (length << 3 | 1 << 1 | end).to_bytes(3, "little") + bytes([value])
         for (value, length), end in zip(runs, last, strict=True)
     ]
-    return np.frombuffer(frames.MAGIC + head + b"".join(blocks), np.uint8)
+    return np.frombuffer(zstandard.FRAME_HEADER + head + b"".join(blocks), np.uint8)
 
 
 def test_a_frame_written_by_hand_is_read() -> None:
@@ -160,7 +161,7 @@ def test_a_frame_written_by_hand_is_read() -> None:
         (np.frombuffer(frames.compress(bytes(1000), 1) + b"x", np.uint8), "does not decompress"),
         (np.frombuffer(frames.compress(bytes(1000), 1)[:-1], np.uint8), "does not decompress"),
         (np.frombuffer(b"PK\x03\x04" + bytes(100), np.uint8), "does not declare its size"),
-        (np.frombuffer(frames.MAGIC, np.uint8), "does not declare its size"),
+        (np.frombuffer(zstandard.FRAME_HEADER, np.uint8), "does not declare its size"),
         (np.empty(0, np.uint8), "does not declare its size"),
     ],
 )

@@ -138,7 +138,7 @@ def test_a_part_has_its_own_digest_and_names_its_parent(store: Store, tmp_path: 
         ({"sites": []}, "got none"),
         ({"windows": 0}, "got 0; the store has"),
         ({"windows": 99}, "got 99; the store has"),
-        ({"codec": "planes", "level": 2}, "levels 0 to 1; got 2"),
+        ({"codec": "planes", "level": 2}, "codec planes needs 0 to 1"),
     ],
 )
 def test_a_part_or_codec_that_is_not_possible_is_refused(
