@@ -27,7 +27,7 @@ from gsae.harvest import (
 )
 from gsae.harvest.text import packing
 from gsae.store import list_stores, read_tokens
-from gsae.tests.support.children import files, finish, killed_at_random, start
+from gsae.tests.support.children import files, killed_at_random, start
 from gsae.tests.support.command import gsae, refused
 from gsae.tests.support.killing import assert_survives_every_kill
 
@@ -96,7 +96,9 @@ def no_locks(file: Any, flags: int) -> None:
 @pytest.fixture(scope="module")
 def undisturbed(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     out = tmp_path_factory.mktemp("undisturbed") / "store"
-    finish(work, tiny_llama, out)
+    with pytest.MonkeyPatch.context() as patch:
+        make_parts_small(patch.setattr)
+        harvest_tokens(config(tiny_llama), out)
     return files(out)
 
 

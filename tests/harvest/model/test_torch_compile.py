@@ -12,6 +12,7 @@ from gsae.errors import IncompatibleError, UsageError
 from gsae.harvest import HarvestConfig, LanguageModel, capture, compile_layers, harvest, load_lm, resolve
 from gsae.tests.support.command import gsae
 
+pytestmark = pytest.mark.slow
 SITES = ["mlp.0", "attn.1", "resid.1", "module:model.layers.0.mlp.act_fn:out"]
 
 
@@ -41,7 +42,6 @@ def lm(tiny_llama: Path) -> LanguageModel:
     return load_lm(str(tiny_llama), dtype="float32")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("names", [["resid.1"], ["mlp.2"], SITES])
 def test_every_projection_before_the_last_site_is_computed_by_compiled_code(
     lm: LanguageModel, names: list[str]
@@ -81,7 +81,6 @@ def test_layers_share_their_code_and_each_batch_size_has_its_own(lm: LanguageMod
     assert backend.ran == 4 * 3
 
 
-@pytest.mark.slow
 def test_more_sizes_than_torchs_own_limit_stay_compiled(lm: LanguageModel) -> None:
     sites = resolve(lm.model, ["resid.0"])
     backend = Counting()
@@ -107,7 +106,6 @@ def test_a_model_that_does_not_compile_is_refused_not_run_uncompiled(lm: Languag
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.slow
 def test_the_plan_records_compilation_and_an_uncompiled_run_is_refused(
     tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
