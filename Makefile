@@ -42,7 +42,7 @@ check: install links
 # The repository's root is the package gsae. Tools that look for a folder of that name find it here.
 links:
 	mkdir -p .typecheck/gsae
-	ln -sfn -t .typecheck/gsae $(addprefix ../../,__init__.py cli.py errors.py files.py settings.py py.typed commands evaluate features harvest store tests train)
+	ln -sfn -t .typecheck/gsae $(addprefix ../../,__init__.py cli.py errors.py files.py lazy.py settings.py py.typed commands evaluate features harvest store tests train)
 
 # The documentation site, in site/. Any warning fails, a broken link among them.
 docs: links $(DOCS)/installed

@@ -1,4 +1,4 @@
-"""The options of a command, made from a settings model: name, type, default, help and panel are declared there alone.
+"""The options of a command, made from a settings model, which alone declares name, type, default, help and panel.
 
 `takes(Model)` adds an option for each field that has a panel to a command's own parameters. It costs the import of the
 model, so the model's module must import nothing heavy. `help.py` shows the result.

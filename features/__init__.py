@@ -7,8 +7,9 @@ the SAE, in a format of `EXPORTS`. The language model is passed in as a `Vocabul
 torch.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from gsae.lazy import exports_of
 
 from .browse.settings import BlindSettings as BlindSettings
 from .find.settings import FeatureSettings as FeatureSettings
@@ -16,9 +17,4 @@ from .find.settings import FeatureSettings as FeatureSettings
 if TYPE_CHECKING:
     from .facade import *  # noqa: F403 (facade.py has __all__)
 else:
-
-    def __getattr__(name: str) -> Any:
-        """Return an exported name; the first use imports the room."""
-        if name.startswith("__"):
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        return getattr(import_module(".facade", __name__), name)
+    __getattr__ = exports_of(__name__)

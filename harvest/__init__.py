@@ -9,17 +9,13 @@ transformers and datasets are imported when they are first used.
 torch.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from gsae.lazy import exports_of
 
 from .config import HarvestConfig as HarvestConfig
 
 if TYPE_CHECKING:
     from .facade import *  # noqa: F403 (facade.py has __all__)
 else:
-
-    def __getattr__(name: str) -> Any:
-        """Return an exported name; the first use imports the room."""
-        if name.startswith("__"):
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        return getattr(import_module(".facade", __name__), name)
+    __getattr__ = exports_of(__name__)

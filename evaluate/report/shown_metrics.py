@@ -1,7 +1,7 @@
 """The metrics of eval.json that a report shows: in its table, its definitions, its CSV file and its plots.
 
-A new metric is one entry here, after a field in `eval_json.py` and its value in `metrics.py`. The page, the CSV file
-and the PNG files follow from the entry.
+A new metric is one entry here, after a field in `eval_json.py` and its value in `metrics.py`. The tables, the CSV
+file and the PNG files follow from the entry; a plot on the page is drawn by its script.
 """
 
 from dataclasses import dataclass

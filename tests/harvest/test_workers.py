@@ -125,7 +125,7 @@ def test_a_worker_lists_the_windows_that_others_have_not_made(
     command += ["--context-size", 64, "--window-rows", 512, "--threads", 1, "--device", "cpu", "--out", tmp_path / "s"]
     done = gsae(*command, "--rank", 0, "--world-size", 2)
     assert done.returncode == 0, done.stderr
-    assert "Worker 0 of 2 is done. Others have still to make heldout 1, heldout 3, heldout 5 and " in done.stdout
+    assert "Worker 0 of 2 is done. Other workers still have to make heldout 1, heldout 3, heldout 5 and " in done.stdout
     refused(2, "belong together", *command, "--rank", 0)
     refused(2, "Rank 2 of 2", *command, "--rank", 2, "--world-size", 2)
 

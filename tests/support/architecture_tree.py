@@ -13,7 +13,7 @@ from gsae.tests.support.layers import LAYERS
 
 ROOT = Path(gsae.__file__).parent
 ROOMS = ("store", "harvest", "train", "evaluate", "features", "commands")
-TOP = ("errors.py", "files.py", "settings.py", *ROOMS, "cli.py")
+TOP = ("errors.py", "files.py", "settings.py", "lazy.py", *ROOMS, "cli.py")
 TREE = re.compile(r"(<!-- tree -->\n).*?(\n<!-- end -->)", re.DOTALL)
 NAME = 24  # columns
 

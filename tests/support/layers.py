@@ -5,14 +5,26 @@ ROOMS = {
     "errors": (),
     "files": ("errors",),
     "settings": ("errors",),
+    "lazy": (),
     "store": ("store", "errors", "files", "settings"),
-    "harvest": ("harvest", "errors", "files", "settings", "store"),
-    "train": ("train", "errors", "files", "settings", "store"),
+    "harvest": ("harvest", "errors", "files", "settings", "lazy", "store"),
+    "train": ("train", "errors", "files", "settings", "lazy", "store"),
     "evaluate": ("evaluate", "errors", "files", "settings", "store", "train"),
-    "features": ("features", "errors", "files", "settings", "store", "train", "evaluate"),
-    "commands": ("commands", "errors", "files", "settings", "store", "harvest", "train", "evaluate", "features"),
+    "features": ("features", "errors", "files", "settings", "lazy", "store", "train", "evaluate"),
+    "commands": (
+        "commands",
+        "errors",
+        "files",
+        "settings",
+        "lazy",
+        "store",
+        "harvest",
+        "train",
+        "evaluate",
+        "features",
+    ),
 }
-PLAIN = {"errors", "files", "settings", "__version__"}  # modules of the top, imported from anywhere as they are
+PLAIN = {"errors", "files", "settings", "lazy", "__version__"}  # modules of the top, imported from anywhere as they are
 # Inside a room: sub-rooms and files that import only what stands before them; * is every other file of the room.
 LAYERS = {
     "store": ("codec", "format", "places", "write", "read", "manage"),

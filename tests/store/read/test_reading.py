@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from gsae.errors import CorruptError, IncompatibleError, NotFoundError, UsageError
 from gsae.store import Store, open_store
-from gsae.store.read.read_order import Shuffle, mixed, mixes, schedule
+from gsae.store.read.read_order import Shuffle, mixed, mixes, schedule, window_order
 from gsae.tests.support.stores import make_store, normal_rows
 
 
@@ -123,6 +123,12 @@ def test_the_mixes_of_an_epoch_are_the_fewest_that_the_option_allows_and_alike(c
     assert len(found) == -(-sum(chunks) // mix)
     assert max(found) <= mix
     assert max(found) - min(found) <= 1
+
+
+def test_each_epoch_and_each_seed_opens_the_windows_in_another_order() -> None:
+    orders = [window_order(64, Shuffle(seed, 4, 4), epoch) for seed in (0, 1) for epoch in (0, 1, 2)]
+    assert all(sorted(order) == list(range(64)) for order in orders)
+    assert len({tuple(order) for order in orders}) == len(orders)
 
 
 def test_the_order_of_reading_never_changes() -> None:

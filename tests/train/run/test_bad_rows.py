@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from gsae.errors import SpaceError, UsageError
 from gsae.store import Site, Store
-from gsae.tests.support.command import refused
+from gsae.tests.support.command import gsae, refused
 from gsae.tests.support.stores import make_store, normal_rows
 from gsae.train import Event, RunConfig, Started, estimate, parse_sae, train
 from gsae.train.run import memory
@@ -77,7 +77,9 @@ def test_the_command_refuses_rows_that_are_not_finite_in_one_line(bad: Site, tmp
 
 def test_wrong_options_are_refused_in_one_line(tiny_store: Store, tmp_path: Path) -> None:
     known = ["train", tiny_store.path, "--site", "mlp.1", "--steps", 3, "--out", tmp_path / "run"]
-    refused(2, "give steps, for instance", *known, "--sae", "gated width=8 l1=.1", "--resample-at", "often")
+    often = gsae(*known, "--sae", "gated width=8 l1=.1", "--resample-at", "often")
+    assert often.returncode == 2
+    assert "'--resample-at': got 'often'; give numbers or ranges, for instance 0-3,9." in often.stderr
     refused(2, "relu has no variants", *known, "--sae", "relu width=8 l1=.1 variant=untied")
     refused(2, "set init to the folder of one", *known, "--sae", "rescale-shift width=8")
 
