@@ -160,5 +160,11 @@ def test_other_errors_of_a_pass_are_not_tried_again(tiny_llama: Path, tmp_path: 
 
 def test_a_batch_size_is_a_number_or_auto(tmp_path: Path) -> None:
     known = ["harvest", "--model", "m", "--dataset", "d", "--site", "mlp.1", "--out", tmp_path / "s"]
-    refused(2, "batch_size: got 'many'; needed: a number greater than or equal to 1, or auto", *known, "--batch-size", "many")
+    refused(
+        2,
+        "batch_size: got 'many'; needed: a number greater than or equal to 1, or auto",
+        *known,
+        "--batch-size",
+        "many",
+    )
     refused(2, "batch_size", *known, "--batch-size", "0")
