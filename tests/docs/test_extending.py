@@ -14,6 +14,7 @@ import zarr
 from gsae.store import Store
 from gsae.train import load_sae
 
+pytestmark = pytest.mark.slow  # each example runs in a copy of the package
 ROOT = Path(__file__).parents[2]
 BLOCK = re.compile(r'^```(python|diff) title="([^"]*)"\n(.*?)^```$', re.MULTILINE | re.DOTALL)
 

@@ -15,6 +15,7 @@ from gsae.store import verify
 from gsae.tests.support.children import files
 from gsae.tests.support.command import refused
 
+pytestmark = pytest.mark.slow
 Refuses = Callable[[int], bool]
 OutOfMemory = [torch.OutOfMemoryError("CUDA out of memory."), RuntimeError("DefaultCPUAllocator: not enough memory")]
 
@@ -57,7 +58,6 @@ def short_of_memory(refuses: Refuses, error: Exception = OutOfMemory[0]) -> Call
     return load
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("most", "found"), [(7, 4), (10**6, 64)])
 @pytest.mark.parametrize("error", OutOfMemory)
 def test_the_batch_size_that_fits_is_found_and_kept_in_the_plan(

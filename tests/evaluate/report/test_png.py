@@ -33,6 +33,7 @@ def test_every_plot_is_written_at_the_size_of_a_column_and_the_same_twice(tmp_pa
     assert len(set(first)) == len(first)
 
 
+@pytest.mark.slow
 def test_without_the_language_model_its_plots_are_left_out(tmp_path):
     names = {file.stem for file in write_plots([write_run(tmp_path / "run", sweep(ce=False))], tmp_path / "png")}
     assert names == NAMES - {"loss-recovered", "kl-recovered"}

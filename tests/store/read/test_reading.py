@@ -55,6 +55,7 @@ def test_seed_and_epoch_change_the_order_and_nothing_else_does(store: Store) -> 
     assert sorted(as_keys(two[: site.rows])) == sorted(as_keys(two[site.rows :]))
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=25)
 @given(st.integers(1, 300), st.integers(1, 9), st.integers(1, 6), st.integers(0, 200), st.sampled_from([0.0, 1.2]))
 def test_stopping_anywhere_and_resuming_gives_the_same_remaining_batches(
