@@ -136,6 +136,7 @@ def test_importing_the_package_imports_nothing_of_it() -> None:
     assert not (HEAVY | {"typer", "pydantic"}) & loaded("import gsae")
 
 
+@pytest.mark.slow
 def test_training_never_imports_the_language_models_libraries() -> None:
     assert "torch" in (found := loaded("import gsae.train, gsae.evaluate"))
     assert not LANGUAGE_MODELS & found

@@ -157,6 +157,7 @@ def test_sites_and_positions_may_be_given_as_ranges(tiny_llama: Path, tmp_path: 
     )
 
 
+@pytest.mark.slow
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "gsae.cli", "--debug", "info", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

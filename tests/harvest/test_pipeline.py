@@ -39,6 +39,7 @@ def harvested(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Sto
     return harvest(config(tiny_llama), out)
 
 
+@pytest.mark.slow
 def test_a_harvest_that_skips_the_documents_of_another_continues_it(tiny_llama: Path, tmp_path: Path) -> None:
     take = {"rows": None, "window_rows": 4096, "sites": ("mlp.0",)}
     whole, first, second = (

@@ -14,7 +14,7 @@ from gsae.tests.support.chromium import sized
 @contextmanager
 def serving(folder, ratings=None):
     with Server(folder, ratings=ratings) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         yield server.url
         server.shutdown()
 

@@ -173,7 +173,7 @@ def server(run: Path, tmp_path: Path) -> Iterator[Server]:
     (out / ".hidden.json").write_text("{}")
     (out / "key.pem").write_text("key")
     with Server(out, ratings=Ratings(tmp_path / "ratings.jsonl", 4)) as served:
-        threading.Thread(target=served.serve_forever, daemon=True).start()
+        threading.Thread(target=served.serve_forever, args=(0.01,), daemon=True).start()
         yield served
         served.shutdown()
 

@@ -209,6 +209,7 @@ def test_two_threads_that_unpack_one_file_at_once_both_get_it(tmp_path: Path, mo
     assert (places[0] / "weights").read_text() == "w"
 
 
+@pytest.mark.slow
 def test_importing_the_room_imports_neither_transformers_nor_datasets() -> None:
     code = "import sys, gsae.harvest.facade; print({'transformers', 'datasets', 'huggingface_hub'} & set(sys.modules))"
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -186,6 +186,7 @@ def test_no_thread_is_left_when_batches_are_read_closed_or_forgotten(store: Stor
     assert not reading_threads()
 
 
+@pytest.mark.slow
 def test_a_process_ends_though_batches_are_left_open(store: Store) -> None:
     code = (
         "from gsae.store import open_store\n"

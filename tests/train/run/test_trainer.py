@@ -223,6 +223,7 @@ assert not loaded & {"transformers", "datasets", "tokenizers", "huggingface_hub"
 """
 
 
+@pytest.mark.slow
 def test_training_needs_no_network_and_no_language_model_code(tiny_store: Store, tmp_path: Path) -> None:
     command = [sys.executable, "-c", ALONE, str(tiny_store.path), str(tmp_path / "run")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
@@ -238,6 +239,7 @@ for count in (1, 2, 1):
 """
 
 
+@pytest.mark.slow
 def test_the_number_of_threads_is_the_one_asked_for_after_compiled_functions_start_their_pool() -> None:
     done = subprocess.run([sys.executable, "-c", THREADS], capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr

@@ -134,6 +134,7 @@ def test_two_hundred_lazy_steps_equal_torchs_adam(arch: str, passes: ModuleType)
         assert (one.params[name] - expected).norm() <= 1e-12 * expected.norm(), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arch", ["gated", "relu"])
 @pytest.mark.parametrize("passes", PASSES)
 def test_sparse_and_dense_trainings_end_in_the_same_weights(arch: str, passes: ModuleType) -> None:
