@@ -71,7 +71,7 @@ def temp_file(root: Path) -> Iterator[BinaryIO]:
 
 def _create_locked(folder: Path) -> BinaryIO:
     while True:
-        folder.mkdir(parents=True, exist_ok=True)
+        _make_folder(folder)
         try:
             file = open(folder / secrets.token_hex(8), "x+b")  # noqa: PTH123, SIM115
         except FileNotFoundError:
@@ -80,6 +80,15 @@ def _create_locked(folder: Path) -> BinaryIO:
         if os.fstat(file.fileno()).st_nlink:
             return file
         file.close()  # a sweep took it for abandoned before it was locked
+
+
+def _make_folder(folder: Path) -> None:
+    """Make a folder that a sweep may remove at any time; raises FileExistsError where a file has its name."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:  # also where a sweep removes the folder between mkdir(2) and pathlib's look at it
+        if folder.is_file():
+            raise
 
 
 def publish(root: Path, name: str, file: BinaryIO, sha256: str) -> bool:
@@ -210,7 +219,7 @@ def alone(root: Path, name: str, wait: Callable[[], None] = lambda: None) -> Ite
 def _open_lock(root: Path, path: Path) -> BinaryIO:
     while True:
         with disk_errors(root), suppress(FileNotFoundError):  # a sweep may remove the empty folder in between
-            path.parent.mkdir(parents=True, exist_ok=True)
+            _make_folder(path.parent)
             return path.open("a+b")
 
 

@@ -4,12 +4,14 @@ import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors import SafetensorError
 
 from gsae.errors import IncompatibleError, NotFoundError, SpaceError, UsageError
 from gsae.files import (
+    alone,
     cache_folder,
     claim,
     disk_errors,
@@ -128,6 +130,33 @@ def test_sweeping_removes_only_what_no_process_holds(tmp_path: Path) -> None:
     held.close()
     sweep(tmp_path)
     assert names(tmp_path) == []
+
+
+def test_a_sweep_that_removes_the_folder_in_between_is_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """mkdir(2) says that the folder exists, and then it is gone: pathlib raises FileExistsError."""
+    made, lost = Path.mkdir, [tmp_path / ".tmp"] * 3
+
+    def mkdir(path: Path, *arguments: Any, **options: Any) -> None:
+        if lost and path == lost[-1]:
+            lost.pop()
+            raise FileExistsError(errno.EEXIST, "File exists", str(path))
+        made(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "mkdir", mkdir)
+    publish_bytes(tmp_path, "file", b"bytes")
+    with alone(tmp_path, "lock"):
+        assert not lost
+    assert (tmp_path / "file").read_bytes() == b"bytes"
+
+
+def test_a_file_in_place_of_the_folder_is_one_error(tmp_path: Path) -> None:
+    (tmp_path / ".tmp").write_text("mine")
+    for write in (lambda: publish_bytes(tmp_path, "file", b"bytes"), lambda: alone(tmp_path, "lock").__enter__()):
+        with pytest.raises(UsageError, match="Cannot write"):
+            write()
+    assert names(tmp_path) == [".tmp"]
 
 
 def test_a_file_that_is_not_there_is_named_with_the_remedy(tmp_path: Path) -> None:

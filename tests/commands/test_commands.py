@@ -13,6 +13,8 @@ from gsae.tests.support.children import files
 from gsae.tests.support.command import gsae, refused
 from gsae.tests.support.stores import make_store
 
+pytestmark = pytest.mark.slow
+
 HARVEST = ["--dataset", "builtin:pydoc", "--context-size", "64", "--window-rows", "512", "--device", "cpu"]
 SAE = ["--sae", "gated width=48 l1=.1"]
 

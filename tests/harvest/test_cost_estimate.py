@@ -15,6 +15,8 @@ from gsae.store import open_store
 from gsae.tests.support.children import files
 from gsae.tests.support.command import gsae, refused
 
+pytestmark = pytest.mark.slow
+
 
 def config(model: Path, **changed: Any) -> HarvestConfig:
     settings: dict[str, Any] = {

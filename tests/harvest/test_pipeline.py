@@ -16,6 +16,8 @@ from gsae.harvest.model.model_files import ModelFiles
 from gsae.store import Store, open_store, open_stores, verify
 from gsae.tests.support.children import files, finish, killed_at_random, load_batch_sensitive, slow_harvest
 
+pytestmark = pytest.mark.slow
+
 SITES = ("resid.1", "mlp.0", "attn.1")
 
 

@@ -31,6 +31,8 @@ from gsae.tests.support.children import files, killed_at_random, start
 from gsae.tests.support.command import gsae, refused
 from gsae.tests.support.killing import assert_survives_every_kill
 
+pytestmark = pytest.mark.slow
+
 PART_TOKENS, BLOCK_DOCUMENTS = 2000, 2
 
 

@@ -11,6 +11,8 @@ from gsae.evaluate.report.shown_metrics import METRICS
 from gsae.tests.support.command import gsae
 from gsae.tests.support.report_run import sweep, write_run
 
+pytestmark = pytest.mark.slow
+
 NAMES = {*(metric.png for metric in METRICS if metric.png), DENSITY}
 
 

@@ -18,6 +18,8 @@ from gsae.tests.support.command import gsae
 from gsae.tests.support.report_run import METRIC_LINES, sweep, write_run
 from gsae.train import RunConfig, parse_sae, train
 
+pytestmark = pytest.mark.slow
+
 HOSTILE = "</script><img src=x onerror=alert(1)>\u2028 & \"quotes\" 'too' {{data}} {{policy}} </title> `x`"
 
 

@@ -30,6 +30,8 @@ from gsae.store.format import row_order as order
 from gsae.store.read import contexts_reader as contexts
 from gsae.tests.support.texts import contexts_of, joined
 
+pytestmark = pytest.mark.slow
+
 TEXTS = [f"document {i} of many" for i in range(50)]
 
 

@@ -16,6 +16,8 @@ from gsae.harvest.text.packing import is_held_out, pack
 from gsae.store.format import row_order as order
 from gsae.tests.support.texts import Contexts, contexts_of, numbered
 
+pytestmark = pytest.mark.slow
+
 TEXTS = st.lists(st.text("ab <|>é\n", max_size=30), max_size=12)
 quick = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 

@@ -19,6 +19,8 @@ from gsae.store.write.window_writer import unfinished, write_manifest, write_pla
 from gsae.tests.support.children import files
 from gsae.tests.support.stores import make_plan, normal_rows, random_contexts, sources_of
 
+pytestmark = pytest.mark.slow
+
 SITES = {"mlp.1": 24, "attn.2": 7}
 CONTEXTS, CONTEXT_SIZE = 60, 32
 

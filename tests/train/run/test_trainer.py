@@ -30,6 +30,8 @@ from gsae.train import (
     train,
 )
 
+pytestmark = pytest.mark.slow
+
 SAES = parse_sae("gated width=48 l1=.1,.3") + parse_sae("relu width=40 l1=.1") + parse_sae("gated width=16 l1=.2")
 
 
