@@ -16,6 +16,7 @@ import os
 import re
 import secrets
 import shutil
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -83,12 +84,13 @@ def _create_locked(folder: Path) -> BinaryIO:
 
 
 def _make_folder(folder: Path) -> None:
-    """Make a folder that a sweep may remove at any time; raises FileExistsError where a file has its name."""
+    """Make a folder that a sweep may remove at any time; raises FileExistsError where anything else has its name."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except FileExistsError:  # also where a sweep removes the folder between mkdir(2) and pathlib's look at it
-        if folder.is_file():
-            raise
+        with suppress(FileNotFoundError):
+            if not stat.S_ISDIR(folder.lstat().st_mode):
+                raise
 
 
 def publish(root: Path, name: str, file: BinaryIO, sha256: str) -> bool:
@@ -201,7 +203,7 @@ def alone(root: Path, name: str, wait: Callable[[], None] = lambda: None) -> Ite
     """
     path = root / TMP / name
     file = _open_lock(root, path)
-    if not _locked(file, fcntl.LOCK_NB):
+    if not _locked(file, wait=False):
         wait()
         _locked(file)
     while not os.fstat(file.fileno()).st_nlink:  # its last holder, or a sweep, removed it before it was locked
@@ -223,16 +225,12 @@ def _open_lock(root: Path, path: Path) -> BinaryIO:
             return path.open("a+b")
 
 
-def _locked(file: BinaryIO, flags: int = 0) -> bool:
-    """Lock a file, waiting unless `flags` says otherwise; False when another process has it."""
+def _locked(file: BinaryIO, *, wait: bool = True) -> bool:
+    """Lock a file as `lock_file` does; True on a file system without locks, where no process is kept out."""
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | flags)
-    except BlockingIOError:
-        return False
-    except OSError as error:
-        if error.errno not in NO_LOCKS:
-            raise
-    return True
+        return lock_file(file.fileno(), Path(file.name), wait=wait)
+    except IncompatibleError:
+        return True
 
 
 @contextmanager

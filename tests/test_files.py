@@ -151,8 +151,10 @@ def test_a_sweep_that_removes_the_folder_in_between_is_no_error(
     assert (tmp_path / "file").read_bytes() == b"bytes"
 
 
-def test_a_file_in_place_of_the_folder_is_one_error(tmp_path: Path) -> None:
-    (tmp_path / ".tmp").write_text("mine")
+@pytest.mark.parametrize("kind", ["file", "dangling link"])
+def test_anything_else_in_place_of_the_folder_is_one_error(tmp_path: Path, kind: str) -> None:
+    folder = tmp_path / ".tmp"
+    folder.symlink_to("nowhere") if kind == "dangling link" else folder.write_text("mine")
     for write in (lambda: publish_bytes(tmp_path, "file", b"bytes"), lambda: alone(tmp_path, "lock").__enter__()):
         with pytest.raises(UsageError, match="Cannot write"):
             write()
