@@ -30,7 +30,7 @@ demo: install
 test: install
 	$(PYTEST)
 
-# The tests that answer in two minutes: no killed processes, S3 server, browser or real language model.
+# The tests that answer in a minute and a half: no killed processes, S3 server, browser or real language model.
 quick: install
 	$(PYTEST) -m "not (kill or server or browser or slow)"
 

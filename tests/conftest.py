@@ -2,7 +2,7 @@
 
 The folders of tests/ mirror the rooms of the package; tests/support/ holds what several test files use. Three commands:
 
-    make quick                       everything without a marker of `HEAVY`, in two minutes on two cores
+    make quick                       everything without a marker of `HEAVY`, in a minute and a half on two cores
     make test                        everything, in two processes; `WORKERS=8` for more
     .venv/bin/python -m pytest PATH  some tests, in this process
 

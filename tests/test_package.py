@@ -50,6 +50,7 @@ def test_every_sub_package_is_listed_and_one_that_is_not_is_found(copy: Path) ->
     assert unlisted(copy) == {"gsae.store.planted"}
 
 
+@pytest.mark.slow
 def test_the_wheel_holds_exactly_the_package_and_a_sub_package_that_is_not_listed_is_missing(
     copy: Path, tmp_path: Path
 ) -> None:

@@ -129,6 +129,7 @@ def test_random_rows_of_a_store_are_the_bits_of_a_plain_pass(
     assert compared >= 300
 
 
+@pytest.mark.slow
 def test_the_ids_of_every_forward_call_follow_the_plans_batches(tiny_llama: Path, text: Path, tmp_path: Path) -> None:
     calls: list[np.ndarray] = []
     store = harvest(config(tiny_llama, text), tmp_path / "store", load=lambda c: recorded(c, calls))

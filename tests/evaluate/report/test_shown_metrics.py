@@ -3,6 +3,8 @@
 import json
 import re
 
+import pytest
+
 from gsae.evaluate import Evaluation, report, write_plots
 from gsae.evaluate.report import html, page_data, png, shown_metrics
 from gsae.evaluate.report.shown_metrics import METRICS, Metric
@@ -14,6 +16,7 @@ def test_every_shown_metric_is_a_field_of_eval_json():
     assert len({metric.key for metric in METRICS}) == len(METRICS)
 
 
+@pytest.mark.slow
 def test_a_new_metric_is_one_entry(tmp_path, monkeypatch):
     more = (
         *METRICS,

@@ -34,6 +34,7 @@ def in_order(site: Site) -> tuple[np.ndarray, torch.Tensor]:
     return np.concatenate(sources), torch.cat(rows)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=60)
 @given(st.data())
 def test_rows_come_in_the_order_of_the_index(store: Store, data: st.DataObject) -> None:
