@@ -7,9 +7,9 @@ import typer
 
 from gsae.commands.language_model import load_effects, torch_device
 from gsae.commands.options import Device, Json, ModelOption, MovedStores, RunArgument
-from gsae.commands.terminal import Shown, print_json, print_table
+from gsae.commands.terminal import Shown, print_divergences, print_json, print_table
 
-COLUMNS = ("sae", "l0", "ce_loss_score", "explained_variance", "gamma", "gamma_centred", "dead")
+COLUMNS = ("sae", "l0", "ce_loss_score", "explained_variance", "gamma", "gamma_centred", "dead", "dead_rows")
 
 
 def evaluate(
@@ -46,6 +46,7 @@ def evaluate(
         print_json([result.model_dump(exclude={"per_context"}) for result in results])
     else:
         print_table(COLUMNS, [result.model_dump(include=set(COLUMNS)) for result in results])
+        print_divergences([result.model_dump(exclude={"per_context"}) for result in results])
 
 
 def report(

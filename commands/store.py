@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from gsae.commands.options import Json, StoreArgument
-from gsae.commands.terminal import RUN_COLUMNS, Shown, print_facts, print_json, print_table
+from gsae.commands.terminal import RUN_COLUMNS, Shown, print_divergences, print_facts, print_json, print_table
 from gsae.errors import CorruptError
 
 
@@ -33,6 +33,7 @@ def _print_run(facts: dict[str, Any], as_json: bool) -> None:
         print_facts({name: value for name, value in facts.items() if name != "saes"}, as_json=False)
         typer.echo()
         print_table(RUN_COLUMNS, facts["saes"])
+        print_divergences(facts["saes"])
 
 
 def list_stores(

@@ -27,7 +27,7 @@ from rich.table import Table
 
 SECONDS_BETWEEN_LINES, SECONDS_BETWEEN_TABLES = 5.0, 60.0
 FACTS_WIDTH = 100  # columns of a printed line of facts, but for a word that is longer
-RUN_COLUMNS = ("sae", "l0", "explained_variance", "gamma", "dead", "loss")  # of a table of a run's SAEs
+RUN_COLUMNS = ("sae", "l0", "explained_variance", "gamma", "dead", "dead_rows", "loss")  # of a table of a run's SAEs
 PIPED_WIDTH = 10_000  # columns of a table that goes to a file or a pipe: wide enough not to wrap any
 
 
@@ -67,6 +67,17 @@ def print_table(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> No
     for row in rows:
         table.add_row(*(_text(row.get(column)) for column in columns))
     console.print(table)
+
+
+def print_divergences(saes: Sequence[Mapping[str, Any]]) -> None:
+    """Print a line for each SAE of a run that diverged in training."""
+    for sae in saes:
+        if sae.get("diverged") is not None:
+            then = "stopped, with its last healthy weights" if sae.get("stopped") is not None else "trained on"
+            back = len(sae.get("retries") or ())
+            often = f"went back to healthy weights {back} times, " if back > 1 else "went back once, " if back else ""
+            because = sae.get("diverged_because")
+            print(f"\n{sae['sae']} diverged at step {sae['diverged']:,}: {because}; {often}{then}.")
 
 
 def _wrapped(line: str) -> str:
@@ -177,6 +188,7 @@ class TrainingShown:
         self._heldout |= {line["sae"]: line["heldout"] for line in lines if "heldout" in line}
         head = f"step {step:,} of {steps:,} ({100 * step / steps:.0f} %), {rows_per_second:,.0f} rows/s, "
         head += f"waiting for data {100 * waiting:.0f} %{self._left(step, steps)}"
+        head += "".join(f", dead over {rows:,} rows" for rows in {line.get("dead_rows") for line in lines} if rows)
         rows = [self._cells(line) for line in lines]
         if self._live is not None:
             table = Table(title=head, title_justify="left", box=None)
@@ -211,7 +223,7 @@ class TrainingShown:
             (line["dead"], ".1%"),
         )  # fmt: skip
         shown = [_number(value, form) for value, form in numbers]
-        path = "stopped" if "stopped" in line else str(line["path"])
+        path = "stopped" if "stopped" in line else "diverged" if "diverged" in line else str(line["path"])
         rest = [_number(held.get("l0"), ".1f"), _number(held.get("explained_variance"), ".4f")]
         return [str(line["sae"]), *shown, path, *rest]
 

@@ -8,7 +8,7 @@ import typer
 
 from gsae.commands.extras import is_installed
 from gsae.commands.options import DryRun, Given, Json, takes
-from gsae.commands.terminal import RUN_COLUMNS, TrainingShown, print_facts, print_json, print_table
+from gsae.commands.terminal import RUN_COLUMNS, TrainingShown, print_divergences, print_facts, print_json, print_table
 from gsae.errors import UsageError
 from gsae.settings import NEEDED
 from gsae.train import RunConfig
@@ -74,6 +74,7 @@ def train(
         print_json(facts)
     else:
         print_table(RUN_COLUMNS, facts["saes"])
+        print_divergences(facts["saes"])
         typer.echo(f"\n{len(facts['saes'])} SAEs in {out / 'saes'}. Next: {_next_command(out)}")
 
 
@@ -86,7 +87,7 @@ def _next_command(out: Path) -> str:
 
 def show_event(shown: TrainingShown, event: "Event") -> None:
     """Show on stderr what a training run reports."""
-    from gsae.train import Finished, Left, Progress, Resampled, Started, Stopped
+    from gsae.train import Diverged, Finished, Left, Moved, Progress, Resampled, Started
 
     match event:
         case Started():
@@ -96,10 +97,15 @@ def show_event(shown: TrainingShown, event: "Event") -> None:
             shown.say(f"{begun}: {groups} on {event.device} with {event.threads} threads{shares}")
             if event.rows_skipped:
                 shown.say(f"rows left out: {event.rows_skipped:,}, of which not finite: {event.rows_nonfinite:,}")
+        case Moved():
+            shown.say(f"the last bits may differ from those of a run in one place: {event.changed}")
         case Progress():
             shown.figures(event.step, event.steps, event.rows_per_second, event.wait_share, event.metrics)
-        case Stopped():
-            shown.say(f"{event.sae} was stopped at step {event.step:,}: its loss is not finite")
+        case Diverged():
+            healthy = f"the weights of step {event.back_to:,}" if event.back_to else "its first weights"
+            done = {"stop": f"stopped, with {healthy}", "retry": f"goes on from {healthy} with a third of its rate"}
+            said = done.get(event.action, "marked, and goes on")
+            shown.say(f"{event.sae} diverged at step {event.step:,}: {event.because}; {said}")
         case Resampled():
             shown.say(f"{event.sae}: {event.latents:,} silent latents got new directions after step {event.step:,}")
         case Left():

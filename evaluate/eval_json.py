@@ -141,12 +141,17 @@ class Identity(Contract):
     rows: int
     rows_skipped: int = 0
     max_norm_multiple: Number = None
+    steps: int | None = None  # of the weights that were measured
+    diverged: int | None = None  # step at which it diverged in training, and why
+    diverged_because: str | None = None
+    stopped: int | None = None  # step at which it was stopped for that
 
 
 class Evaluation(RowMetrics, Identity):
     """The contents of eval.json. The row metrics at the top are those of the rows within the run's norm limit."""
 
     dead: Number = None
+    dead_rows: int | None = None
     silent: Number = None
     dense: Number = None
     density: Density | None = None

@@ -10,7 +10,7 @@ from .architectures.relu import ReluParams
 from .run.config import ResolvedRun, RunConfig, SAEConfig
 from .run.describe import describe_run, stores_of
 from .run.estimate import estimate
-from .run.events import Checkpointed, Event, Finished, Left, Progress, Resampled, Started, Stopped
+from .run.events import Checkpointed, Diverged, Event, Finished, Left, Moved, Progress, Resampled, Started
 from .run.folder import read_config
 from .run.metrics_line import HeldoutMetrics, MetricsLine
 from .run.ranks import Ranks
@@ -23,6 +23,7 @@ from .step.firing import Firing
 __all__ = [
     "SAE",
     "Checkpointed",
+    "Diverged",
     "Event",
     "Finished",
     "Firing",
@@ -30,6 +31,7 @@ __all__ = [
     "HeldoutMetrics",
     "Left",
     "MetricsLine",
+    "Moved",
     "Params",
     "Progress",
     "Ranks",
@@ -40,7 +42,6 @@ __all__ = [
     "SAEConfig",
     "SAEMetadata",
     "Started",
-    "Stopped",
     "describe_run",
     "estimate",
     "load_sae",

@@ -32,6 +32,10 @@ class SAEMetadata(Contract):
     dead: float | None = None  # share of latents that did not fire on the last `dead_rows` rows
     dead_rows: int | None = None
     precision: str | None = None
+    diverged: int | None = None  # step at which it last diverged; None: it never did
+    diverged_because: str | None = None
+    stopped: int | None = None  # step at which it was stopped; its weights are those of step `steps`
+    retries: list[dict[str, int]] | None = None  # steps at which it went back, and the steps it went back to
 
     @classmethod
     def finite(cls, **values: object) -> Self:

@@ -11,7 +11,7 @@ from .public_names import public_name, public_value
 from .runs import Run
 from .sentences import counts
 
-NO_OPTIONS = ("store", "sae", "init_sha256")  # parts of config.toml that are no options of `gsae train`
+NO_OPTIONS = ("store", "machine", "sae", "init_sha256")  # parts of config.toml that are no options of `gsae train`
 FACTS = {
     "model_name": "Language model",
     "model_revision": "Model revision",
@@ -51,9 +51,8 @@ def commands(run: Run) -> Iterator[str]:
         return
     words = ["gsae", "train", *(str(public_value(path)) for path in where)]
     for key, value in config.items():
-        option = f"--{key.replace('_', '-')}"
-        if key not in NO_OPTIONS and value not in ([], False) and value != _default(key):
-            words += [option] if value is True else [option, _word(value)]
+        if key not in NO_OPTIONS and value != [] and value != _default(key):
+            words += _option(key, value)
     for sae in saes:
         keys = ("arch", *sorted({*sae} - {"arch", *NO_OPTIONS}))
         arch, *rest = (sae[key] if key == "arch" else f"{key}={_word(sae[key])}" for key in keys)
@@ -79,6 +78,18 @@ def _default(setting: str) -> Any:
     """Return what training uses where a setting is not given; None where it computes the value itself."""
     field = RunConfig.model_fields.get(setting)
     return list(field.default) if field and isinstance(field.default, tuple) else field and field.default
+
+
+def _option(setting: str, value: Any) -> list[str]:
+    """Return the words that give a setting; none for one that only Python callers can give."""
+    field = RunConfig.model_fields.get(setting)
+    shown = field.json_schema_extra if field and isinstance(field.json_schema_extra, dict) else {}
+    if field is not None and "panel" not in shown:
+        return []
+    on, _, off = str(shown.get("flags") or f"--{setting.replace('_', '-')}").partition("/")
+    if isinstance(value, bool):
+        return [on] if value else [off] if off else []
+    return [on, _word(value)]
 
 
 def _word(value: Any) -> str:

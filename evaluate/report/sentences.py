@@ -72,7 +72,7 @@ def _has_model(cfg: Mapping[str, Any]) -> bool:
 def missing(
     names: Sequence[str], runs: Sequence[Run], evaluations: Sequence[Evaluation], *, has_curves: bool
 ) -> Iterator[str]:
-    """Yield what the page cannot show, and the command that adds it."""
+    """Yield what the page cannot show, and the command that adds it; and which SAEs diverged."""
     without = [e.sae for e in evaluations if e.ce_loss_score is None]
     if without:
         which = "" if len(without) == len(evaluations) else f" for {', '.join(without)}"
@@ -85,8 +85,17 @@ def missing(
     for name, run in zip(names, runs, strict=True):
         if run.missing:
             yield f"Not evaluated in {name}: {', '.join(run.missing)}. Run `gsae eval` to add them."
+    for e in evaluations:
+        if e.diverged is not None:
+            yield f"{e.sae} {diverged(e)}."
     if not has_curves:
         yield "There are no training curves: metrics.jsonl is missing or empty."
+
+
+def diverged(e: Evaluation) -> str:
+    """Say what became of an SAE that diverged."""
+    then = f"was stopped; these are its weights of step {counts([e.steps or 0])}" if e.stopped else "was trained on"
+    return f"diverged at step {counts([e.diverged or 0])} ({e.diverged_because}) and {then}"
 
 
 def summary_paragraphs(groups: Mapping[Key, Sequence[Evaluation]], compared: Compared) -> list[str]:

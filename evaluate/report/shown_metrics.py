@@ -99,11 +99,13 @@ METRICS = (
         "dead",
         "share",
         term="Dead, silent, dense",
-        definition="Shares of latents. Dead: did not fire on the last training rows (10 million, or one epoch if that "
-        "is less). Silent: fire on no held-out row. Dense: fire on more than 10 % of the held-out rows.",
+        definition="Shares of latents. Dead: did not fire on the last training rows (10 million, an epoch, or all of a "
+        "shorter run; the column “dead over” has their number). "
+        "Silent: fire on no held-out row. Dense: fire on more than 10 % of the held-out rows.",
         png="dead",
         axis="share of dead latents",
     ),
+    Metric("dead_rows", "dead over", "count"),
     Metric("silent", "silent", "share"),
     Metric("dense", "dense", "share", png="dense", axis="share of dense latents"),
 )

@@ -32,4 +32,4 @@ def take_steps(bank: FastBank, steps: range, rows: int = 64) -> None:
     l1 = torch.linspace(0.1, 0.4, bank.saes, dtype=torch.float64)
     for step in steps:
         x = normal(rows, bank.d_in, seed=step).to(bank.centre)
-        bank.step(x, l1, Adam(lr, BETA2, EPS, step))
+        bank.step(x, l1, Adam(lr, BETA2, EPS, step, row_clip=True))

@@ -27,7 +27,7 @@ def config(**settings: Any) -> RunConfig:
     usual = {"site": "mlp.1", "steps": 4, "batch_size": 32, "log_every": 1, "threads": 1, "device": "cpu", "saes": SAES,
              "resample_at": (2,), "resample_silent_rows": 1, "resample_warm_up_steps": 2, "eval_every": 3,
              "eval_rows": 16, "checkpoint_every": 2,
-             "lr": 0.02, "lr_warm_up_steps": 0, "l1_warm_up_steps": 0}  # fmt: skip
+             "lr": 0.3, "lr_warm_up_steps": 0, "l1_warm_up_steps": 0, "on_divergence": "retry"}  # fmt: skip
     return RunConfig(**(usual | settings))
 
 
@@ -99,7 +99,7 @@ def around_every_write(store: Path, folder: Path, first: int) -> None:
 def at_random(store: Path, folder: Path, kills: int) -> None:
     """Stop runs that save every 1, 7 and 100 steps at random moments, by SIGKILL and SIGTERM; compare their ends."""
     draw, faults, found = random.Random(5), [], 0
-    settings: dict[str, Any] = {"steps": 120, "resample_at": (40, 90)}
+    settings: dict[str, Any] = {"steps": 120, "resample_at": (40, 90), "on_divergence": "continue"}
     assert in_child(partial(train_into, store, settings | {"checkpoint_every": 100}, nothing, folder / "whole")) == 0
     expected = kept(folder / "whole")
     for every in (1, 7, 100):

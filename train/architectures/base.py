@@ -11,7 +11,7 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
-DEFAULT_LR = 1e-3
+ROUNDING = 1e-6  # of the norm of a row that was normalised in float32
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,6 @@ class Params(ABC):
     FROZEN: ClassVar[tuple[str, ...]] = ()  # parameters that are not trained
     PENALISED: ClassVar[bool] = True  # False: no sparsity penalty, so that l1 need not be given
     STARTS_FROM_SAVED: ClassVar[bool] = False  # True: there is no random start, `init` must be given
-    LONG_RUN_LR: ClassVar[float] = DEFAULT_LR  # default learning rate of runs over 1e8 rows or more
     SAVED_AS: ClassVar[str]  # `architecture` in cfg.json; set by classes that `saved` returns
 
     @abstractmethod
@@ -80,16 +79,17 @@ class Params(ABC):
         return tuple(field.name for field in fields(cls))
 
     @classmethod
-    def initial(cls, d_in: int, d_sae: int, seed: int, scaled_mean: Tensor) -> Self:
+    def initial(cls, d_in: int, d_sae: int, seed: int, scaled_mean: Tensor, encoder_norm: float = 1.0) -> Self:
         """The SAE that training starts from, float32 on the CPU; a function of its arguments alone.
 
-        Rows of W_dec are random directions of unit norm, encoders are equal to W_dec, b_dec is `scaled_mean` (d_in),
-        the mean of the scaled inputs, and all else is 0.
+        Rows of W_dec are random directions of unit norm, encoders are W_dec times `encoder_norm`, b_dec is
+        `scaled_mean` (d_in), the mean of the scaled inputs, and all else is 0. Half of all latents are open then, so
+        the reconstruction of z - mean is d_sae / (2 d_in) times the norm of the encoder's rows too large.
         """
         directions = torch.randn(d_sae, d_in, generator=torch.Generator("cpu").manual_seed(seed))
         W_dec = directions / directions.norm(dim=1, keepdim=True)
         b_dec = scaled_mean.to("cpu", torch.float32, copy=True)
-        others = {name: W_dec.clone() if name.startswith("W_") else torch.zeros(d_sae) for name in cls.names()}
+        others = {name: W_dec * encoder_norm if name.startswith("W_") else torch.zeros(d_sae) for name in cls.names()}
         return cls(**(others | {"W_dec": W_dec, "b_dec": b_dec}))
 
     @classmethod
@@ -98,6 +98,22 @@ class Params(ABC):
         if sorted(saved.names()) != sorted(cls.names()):
             return None
         return cls(**{name: tensor.clone() for name, tensor in vars(saved).items()})
+
+    def with_unit_rows(self) -> Self:
+        """The SAE with the same reconstructions whose decoder rows have unit norm, as training keeps them.
+
+        Features are multiplied by the norms that the rows had. Rows within rounding of unit norm stay as they are; a
+        row of zeros has no direction and becomes NaN.
+        """
+        norms = self.W_dec.double().norm(dim=1)
+        norms = torch.where((norms - 1).abs() <= ROUNDING, torch.ones_like(norms), norms)
+        features = [name for name in self.names() if name.startswith("W_") or name in self.BIASES]
+        changed = {"W_dec": self.W_dec.double() / norms[:, None]}
+        for name in features:
+            tensor = getattr(self, name)
+            if name not in ("W_dec", "b_dec"):
+                changed[name] = tensor.double() * norms.view(-1, *[1] * (tensor.dim() - 1))
+        return replace(self, **{name: tensor.to(self.b_dec) for name, tensor in changed.items()})
 
     def saved(self) -> "Params":
         """This SAE as it is saved: itself, or an equal SAE of an architecture that other tools read."""

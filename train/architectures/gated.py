@@ -25,7 +25,6 @@ class _Gated(Params):
     GATE: ClassVar[str] = "b_gate"
     BIASES: ClassVar[tuple[str, ...]] = ("b_dec", "b_gate", "b_mag")
     PRODUCTS: ClassVar[int] = 7
-    LONG_RUN_LR: ClassVar[float] = 3e-4
     AUXILIARY_FROZEN: ClassVar[bool] = True
 
     @abstractmethod

@@ -1,4 +1,4 @@
-"""What a run computes on: the device, the number of CPU threads, and the precision of a GPU's float32 products."""
+"""What a run computes on: the device, and the number of CPU threads."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +8,7 @@ import torch
 from gsae.errors import UsageError
 from gsae.train.step.compiling import kernel_threads
 
-from .config import Precision, RunConfig
+from .config import RunConfig
 
 
 def device_of(config: RunConfig) -> str:
@@ -24,18 +24,16 @@ def device_of(config: RunConfig) -> str:
 
 
 @contextmanager
-def computing_with(count: int, precision: Precision = "float32") -> Iterator[None]:
-    """Compute with `count` CPU threads, on which the last bits of sums depend, and with tf32 products if asked.
+def computing_with(count: int) -> Iterator[None]:
+    """Compute with `count` CPU threads, on which the last bits of sums depend.
 
     The threads of compiled functions are set first, because their pool sets the number of torch's OpenMP threads when
     it starts.
     """
-    before, products = torch.get_num_threads(), torch.backends.cuda.matmul.allow_tf32
+    before = torch.get_num_threads()
     try:
         with kernel_threads(count):
             torch.set_num_threads(count)
-            torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
             yield
     finally:
         torch.set_num_threads(before)
-        torch.backends.cuda.matmul.allow_tf32 = products

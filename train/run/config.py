@@ -8,6 +8,7 @@ values are checked.
 """
 
 import itertools
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Literal, Self
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 Precision = Literal["float32", "tf32", "bfloat16"]
 
-LONG_RUN_ROWS = 100_000_000  # training rows from which on the paper's learning rates are the default (docs/training.md)
+LONG_RUN_ROWS = 100_000_000  # training rows from which on the default learning rate is halved (docs/training.md)
 
 RATES, RESAMPLING = "Optimisation", "Resampling of silent latents"
 DATA, SAVING, MACHINE = "Data", "Checkpoints and metrics", "Machine"
@@ -104,14 +105,18 @@ class RunConfig(Settings):
     data_seed: int = setting(0, "Seed of the order of rows.", panel=DATA, metavar="SEED", ge=0, lt=2**63)
     lr: float | None = setting(
         None,
-        "Learning rate of SAEs that set none. Default: 1e-3; from 1e8 training rows on the paper's, "
-        "3e-4 for gated and 1e-3 for relu.",
+        "Learning rate of SAEs that set none. Default: 1e-3, times sqrt(4096 / d_sae) for more than 4,096 latents; "
+        "half of it from 1e8 training rows on.",
         panel=RATES,
         metavar="RATE",
         gt=0,
     )
-    lr_warm_up_steps: int = setting(
-        100, "Steps over which the learning rate rises linearly.", panel=RATES, metavar="STEPS", ge=0
+    lr_warm_up_steps: int | None = setting(
+        None,
+        "Steps over which the learning rate rises linearly. Default: a tenth of the steps, at most 1,000.",
+        panel=RATES,
+        metavar="STEPS",
+        ge=0,
     )
     l1_warm_up_steps: int | None = setting(
         None,
@@ -128,7 +133,24 @@ class RunConfig(Settings):
         ge=0,
     )
     adam_betas: tuple[float, float] = setting((0.0, 0.999), "Adam's betas. The first must be 0, as in the paper.")
-    adam_eps: float = setting(1e-8, "Adam's epsilon.", gt=0)
+    adam_eps: float | None = setting(
+        None,
+        "Adam's epsilon, for gradients of inputs with E||x||^2 = 1. Default: 6e-10; 1e-8 without the row clip.",
+        gt=0,
+    )
+    row_clip: bool | None = setting(
+        None,
+        "Bound the step of each latent's row of weights: its root mean square is at most the learning rate. "
+        "Default: on.",
+        panel=RATES,
+        flags="--row-clip/--no-row-clip",
+    )
+    encoder_start: Literal["scaled", "unit"] | None = setting(
+        None,
+        "Norm of the encoder's rows at the start: scaled (2 d_in / d_sae, at most 1, so that the first reconstruction "
+        "is not larger than its input) or unit (as the decoder's). Default: scaled.",
+        panel=RATES,
+    )
     clip_grad_norm: float | None = setting(
         None,
         "Largest norm of all gradients of an SAE together; larger gradients are scaled down. Makes steps slower. "
@@ -155,6 +177,11 @@ class RunConfig(Settings):
         "density",
         "Gate bias of resampled latents: density (they fire as often as the median latent) or zero (as in the paper).",
         panel=RESAMPLING,
+    )
+    resample_norm_multiple: float | None = setting(
+        None,
+        "New directions are drawn from rows below this multiple of the median norm; 0: from all. Default: 3.",
+        ge=0,
     )
     max_norm_multiple: float = setting(
         10.0,
@@ -184,6 +211,12 @@ class RunConfig(Settings):
     device: str = setting(
         "auto", "Device: cpu, cuda, or auto for cuda if there is a GPU.", panel=MACHINE, metavar="DEVICE"
     )
+    same_hardware: bool = setting(
+        False,
+        "Refuse to go on with other versions or on another kind of processor. Without it the run says so and goes on.",
+        panel=MACHINE,
+        flags="--same-hardware",
+    )
     threads: int | None = setting(
         None, "CPU threads. Default: all cores, divided by the number of ranks.", panel=MACHINE, metavar="THREADS", ge=1
     )
@@ -202,6 +235,15 @@ class RunConfig(Settings):
     log_every: int = setting(50, "Steps between lines of metrics.jsonl.", panel=SAVING, metavar="STEPS", ge=1)
     eval_every: int = setting(
         500, "Steps between measurements on held-out rows; 0 for none.", panel=SAVING, metavar="STEPS", ge=0
+    )
+    on_divergence: Literal["stop", "retry", "continue"] | None = setting(
+        None,
+        "What happens to an SAE that no longer learns: stop (its last healthy weights are saved), retry (it goes back "
+        "to them with a third of its rate, twice at most) or continue (it is marked). Default: stop.",
+        panel=RATES,
+    )
+    healthy_every: int | None = setting(
+        None, "Steps between the healthy weights that a diverged SAE goes back to. Default: 1,000.", ge=1
     )
     eval_rows: int = setting(2048, "Held-out rows of such a measurement.", ge=1)
     init: str | None = setting(
@@ -232,11 +274,9 @@ class RunConfig(Settings):
         return self
 
     def lr_of(self, sae: SAEConfig) -> float:
-        """The learning rate of an SAE: its own, the run's, or the default for the number of training rows."""
-        from gsae.train.architectures.base import DEFAULT_LR
-
-        default = sae.architecture.LONG_RUN_LR if self.steps * self.batch_size >= LONG_RUN_ROWS else DEFAULT_LR
-        return sae.lr or self.lr or default
+        """The learning rate of an SAE: its own, the run's, or the default for its width and the number of rows."""
+        default = 1e-3 * min(1.0, math.sqrt(4096 / sae.d_sae))
+        return sae.lr or self.lr or (default / 2 if self.steps * self.batch_size >= LONG_RUN_ROWS else default)
 
     def named_saes(self) -> tuple[ResolvedSAE, ...]:
         """The SAEs with learning rate, init and name filled in.
@@ -260,13 +300,21 @@ class RunConfig(Settings):
 
         ranks: number of processes that share the groups; stacks are cut so that each finds one.
         """
-        decay, warm_up, saes = self.lr_decay_steps, self.l1_warm_up_steps, self.named_saes()
+        decay, warm_up, rise = self.lr_decay_steps, self.l1_warm_up_steps, self.lr_warm_up_steps
+        clipped, saes = self.row_clip is not False, self.named_saes()
         gaps = [b - a for a, b in itertools.pairwise((0, *self.resample_at))]
         silent = self.batch_size * (min(gaps) // 2) if gaps else None
         filled_in = {
             "l1_warm_up_steps": -(-self.steps // 10) if warm_up is None else warm_up,
+            "lr_warm_up_steps": min(1000, -(-self.steps // 10)) if rise is None else rise,
             "lr_decay_steps": self.steps // 5 if decay is None else decay,
+            "adam_eps": self.adam_eps or (6e-10 if clipped else 1e-8),
+            "row_clip": clipped,
+            "encoder_start": self.encoder_start or "scaled",
+            "on_divergence": self.on_divergence or "stop",
+            "healthy_every": self.healthy_every or 1000,
             "resample_silent_rows": self.resample_silent_rows or silent,
+            "resample_norm_multiple": 3.0 if self.resample_norm_multiple is None else self.resample_norm_multiple,
             "device": device if self.device == "auto" else self.device,
             "threads": self.threads or threads,
             "stack": self.stack or _stack_for(saes, ranks),
@@ -280,8 +328,15 @@ class RunConfig(Settings):
 class ResolvedRun(RunConfig):
     """A run whose defaults are filled in: what is trained, and what `RUN/config.toml` records."""
 
+    lr_warm_up_steps: int
     l1_warm_up_steps: int
     lr_decay_steps: int
+    adam_eps: float
+    row_clip: bool
+    encoder_start: Literal["scaled", "unit"]
+    on_divergence: Literal["stop", "retry", "continue"]
+    healthy_every: int
+    resample_norm_multiple: float
     screening: bool
     threads: int
     stack: int
@@ -291,6 +346,11 @@ class ResolvedRun(RunConfig):
     def silent_rows(self) -> int:
         """Rows without a firing before a latent is resampled."""
         return self.resample_silent_rows or 2**63 - 1  # None if there are no resampling steps
+
+    def due(self, every: int, step: int) -> bool:
+        """Whether a multiple of `every` lies after the line of metrics before the one at `step`, up to it."""
+        before = (step - 1) // self.log_every * self.log_every
+        return step // every > before // every
 
     def groups(self) -> tuple[tuple[ResolvedSAE, ...], ...]:
         """The groups of the run: SAEs of one shape, at most `stack` in each."""

@@ -29,7 +29,7 @@ def describe_run(run: Path) -> dict[str, Any]:
 def stores_of(run: Path) -> list[str]:
     """The places of the stores that a run was trained from. Raises NotFoundError if a local one no longer exists."""
     read_config(run)
-    stores = [str(path) for path in from_toml((run / CONFIG).read_text())[1].get("paths", [])]
+    stores = [str(path) for path in from_toml((run / CONFIG).read_text()).store.get("paths", [])]
     for store in stores:
         if "://" not in store and not Path(store).is_dir():
             raise NotFoundError(f"{run} was trained from {store}, which does not exist. Give its place with --store.")

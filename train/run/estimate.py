@@ -63,7 +63,7 @@ def _dense_flops(saes: tuple[ResolvedSAE, ...], run: ResolvedRun, d_in: int) -> 
 
 def _measured(run: ResolvedRun, inputs: Inputs, read: int, ranks: Ranks) -> dict[str, Any]:
     """Seconds of a step, and what follows from them, if every rank has the same share of the groups."""
-    with computing_with(run.threads, run.precision):
+    with computing_with(run.threads):
         pairs = [_step_seconds(number, run, inputs) for number in range(len(run.groups()))]
     dense, sparse = (sum(column) / ranks.world_size for column in zip(*pairs, strict=True))
     dense_steps = min(run.l1_warm_up_steps, run.steps)

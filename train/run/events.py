@@ -23,6 +23,13 @@ class Started:
 
 
 @dataclass(frozen=True)
+class Moved:
+    """The run goes on with other versions or on another processor, so its last bits may differ. changed: in words."""
+
+    changed: str
+
+
+@dataclass(frozen=True)
 class Progress:
     """`metrics`: the lines just added to metrics.jsonl (`MetricsLine`). Rates are since the last such event."""
 
@@ -35,11 +42,17 @@ class Progress:
 
 
 @dataclass(frozen=True)
-class Stopped:
-    """The loss of one SAE was not finite at `step`. It keeps its weights of before; the others continue."""
+class Diverged:
+    """One SAE diverged at `step`; the others continue.
+
+    action: "stop", "retry" or "continue". back_to: the step of the healthy weights that it goes back to, 0 for none.
+    """
 
     step: int
     sae: str
+    because: str
+    action: str
+    back_to: int
 
 
 @dataclass(frozen=True)
@@ -60,7 +73,7 @@ class Checkpointed:
 
 @dataclass(frozen=True)
 class Finished:
-    """The run is complete; `already`: it was before this call. SAEs in `stopped` were not saved."""
+    """The run is complete; `already`: it was before this call. `stopped`: SAEs that diverged and were stopped."""
 
     step: int
     already: bool
@@ -74,7 +87,7 @@ class Left:
     groups: int
 
 
-Event = Started | Progress | Stopped | Resampled | Checkpointed | Finished | Left
+Event = Started | Moved | Progress | Diverged | Resampled | Checkpointed | Finished | Left
 Listener = Callable[[Event], None]
 
 

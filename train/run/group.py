@@ -1,9 +1,11 @@
 """The SAEs of one shape during a run: their bank, what is counted about them, and their position in the data.
 
 A group is the unit of a run: one process trains it, it saves and resumes by itself, and nothing in it depends on other
-groups. Counts are added up on the device and read only when a line of metrics is due. An SAE with a loss that is not
-finite keeps its place and its weights of before, and is left out of every update and metric.
+groups. Counts are added up on the device and read only when a line of metrics is due. An SAE that is stopped keeps its
+place, and is left out of every update and metric.
 """
+
+import math
 
 import torch
 from torch import Tensor
@@ -18,13 +20,15 @@ from gsae.train.step.batch_sums import BatchSums
 
 from .checkpoint import Checkpoint
 from .config import ResolvedRun, ResolvedSAE
+from .divergence import MOST_RETRIES, NOT_FINITE, REASONS, RETRY_LR, Divergence, Verdict
 from .inputs import Inputs
 from .lr_schedule import l1_factor, lr_factor, recovery, seed_at
 from .measuring import heldout_metrics, training_metrics
 from .metrics_line import MetricsLine
 from .resample import resampled
 
-DEAD_ROWS = 10_000_000  # a latent is dead after this many training rows without a firing, or an epoch's if fewer
+DEAD_ROWS = 10_000_000
+DIVERGENCE = "divergence."  # what the names of its tensors in a checkpoint begin with
 TOTALS = ("loss", "squared_error", "l1", "l0", "norm", "inner")
 
 
@@ -38,21 +42,23 @@ class Group:
         self.reader: dict[str, int] | None = None
         d_sae, device, many = saes[0].d_sae, inputs.device, len(saes)
         self.bank: Bank = bank_for(
-            [_start(sae, inputs) for sae in saes],
+            [_start(sae, run, inputs) for sae in saes],
             inputs.centre,
             device,
             operands=torch.bfloat16 if run.precision == "bfloat16" else torch.float32,
             clip=run.clip_grad_norm,
             screened=run.screening,
+            tf32=run.precision == "tf32",
         )
         self.lr = torch.tensor([sae.lr for sae in saes], device=device)
         self.l1 = torch.tensor([sae.l1_coefficient for sae in saes], dtype=torch.float64, device=device)
-        self.dead_rows = min(DEAD_ROWS, inputs.summary.rows)
         self.totals = torch.zeros(len(TOTALS), many, dtype=torch.float64, device=device)
         self.seen = torch.zeros(2, dtype=torch.float64, device=device)  # rows, and the sum of ||z - mean||^2
         self.silent = torch.zeros(many, d_sae, dtype=torch.int64, device=device)  # rows since each latent fired
         self.stopped = torch.full((many,), -1, dtype=torch.int64, device=device)  # step of a loss that is not finite
         self.resampled = torch.full((many,), -1, dtype=torch.int64, device=device)  # step of the last resampling
+        self.divergence = Divergence(many, {} if run.on_divergence == "continue" else self._worth_keeping())
+        self.shares = torch.ones(many, device=device)  # of the learning rates, after retries
 
     @property
     def names(self) -> list[str]:
@@ -68,8 +74,8 @@ class Group:
         self.reader = reader
         run, step = self.run, self.step
         l1 = self.l1 * l1_factor(run, step)
-        rates = torch.where(self.stopped < 0, self.lr * lr_factor(run, step), 0) * self._recovery(step)
-        batch = self.bank.step(x, l1, Adam(rates, run.adam_betas[1], run.adam_eps, step))
+        rates = torch.where(self.stopped < 0, self.lr * self.shares * lr_factor(run, step), 0) * self._recovery(step)
+        batch = self.bank.step(x, l1, Adam(rates, run.adam_betas[1], run.adam_eps, step, run.row_clip))
         loss = batch.loss(l1)
         self.stopped.masked_fill_((self.stopped < 0) & ~torch.isfinite(loss), step)
         self.totals += torch.where(self.stopped < 0, _stacked(loss, batch), 0)
@@ -82,13 +88,15 @@ class Group:
     def resample(self, z: Tensor) -> dict[str, int]:
         """Give silent latents new directions among inputs z (rows, d_in). Returns how many, by SAE."""
         counts = {}
+        limit = (self.run.resample_norm_multiple or math.inf) * self.inputs.summary.median_norm * self.inputs.scale
         for index, sae in enumerate(self.saes):
             silent = self.silent[index] >= self.run.silent_rows
             if int(self.stopped[index]) >= 0 or sae.architecture.FROZEN or not bool(silent.any()):
                 continue
             l1 = sae.l1_coefficient * l1_factor(self.run, self.step)
             seed = seed_at(sae.seed, self.step)
-            found = resampled(self.params(index), silent, z, l1, seed, zero_bias=self.run.resample_bias == "zero")
+            zero_bias = self.run.resample_bias == "zero"
+            found = resampled(self.params(index), silent, z, l1, seed, zero_bias=zero_bias, norm_limit=limit)
             if found is None:
                 continue
             for name, values in found.values.items():
@@ -104,18 +112,90 @@ class Group:
         return self.saes[index].architecture(**{name: tensor[index] for name, tensor in self.bank.params.items()})
 
     def failed(self) -> dict[str, int]:
-        """The SAEs with a loss that was not finite, and the step at which that was."""
+        """The SAEs that were stopped, and the step at which that was."""
         return failed(self.saes, self.stopped)
+
+    @property
+    def dead_rows(self) -> int:
+        """Rows without a firing after which a latent is dead: 10 million, an epoch's, or all so far, what is least."""
+        return min(DEAD_ROWS, self.inputs.summary.rows, max(1, self.step * self.run.batch_size))
 
     def dead(self) -> list[float]:
         """Share of the latents of each SAE that fired on none of the last `dead_rows` rows."""
         shares: list[float] = (self.silent >= self.dead_rows).double().mean(1).tolist()
         return shares
 
+    # -- SAEs that diverge
+
+    def judge(self, lines: list[MetricsLine]) -> list[Verdict]:
+        """Deal with SAEs that diverged since the lines before, by their newest lines; keep healthy weights if due."""
+        found = []
+        for index, line in enumerate(lines):
+            if self._is_settled(index):
+                continue
+            reason = self._fault(index, line)
+            if reason:
+                found.append(self._diverged(index, reason))
+            elif self.run.due(self.run.healthy_every, self.step):
+                self.divergence.keep(index, self.step, self.bank.state())
+        return found
+
+    def _is_settled(self, index: int) -> bool:
+        """Whether all is done about an SAE that diverged."""
+        known = int(self.divergence.at[index])
+        return known >= 0 and (self.run.on_divergence == "continue" or known == int(self.stopped[index]))
+
+    def _fault(self, index: int, line: MetricsLine) -> int:
+        if int(self.stopped[index]) >= 0:
+            return NOT_FINITE
+        first, resampled = self.step - self.run.log_every, int(self.resampled[index])
+        if resampled >= 0 and first < resampled + self.run.resample_warm_up_steps:
+            self.divergence.forget_best(index)
+            return 0
+        risen = max(self.run.lr_warm_up_steps, self.run.l1_warm_up_steps)
+        counted = (self.step - risen) * self.run.batch_size >= min(DEAD_ROWS, self.inputs.summary.rows)
+        return self.divergence.fault(index, line, silent_known=counted) if first >= risen else 0
+
+    def _diverged(self, index: int, reason: int) -> Verdict:
+        known, action = self.divergence, self.run.on_divergence
+        in_vain = known.retries(index) == MOST_RETRIES or self.step == self.run.steps
+        if (action == "retry" and in_vain) or (action == "continue" and reason == NOT_FINITE):
+            action = "stop"
+        known.reason[index] = reason
+        known.at[index] = int(self.stopped[index]) if reason == NOT_FINITE else self.step
+        if action == "stop":
+            self.stopped[index] = int(known.at[index])
+        if action == "retry":
+            self.stopped[index] = -1
+            known.note_retry(index, self.step)
+        if action != "continue" and known.healthy:
+            self._go_back(index)
+        return Verdict(
+            int(known.at[index]), self.saes[index].name, REASONS[reason], action, int(known.healthy_at[index])
+        )
+
+    def _go_back(self, index: int) -> None:
+        """Give an SAE its healthy weights; its second moments, which remember the divergence, start again."""
+        state = self.bank.state()
+        for name, kept in self.divergence.healthy.items():
+            state[name][index].copy_(kept[index])
+        self.bank.reset(index, torch.arange(self.saes[index].d_sae, device=self.inputs.device))
+        self.silent[index] = 0
+        self._share_rates()
+
+    def _share_rates(self) -> None:
+        self.shares.copy_(RETRY_LR ** (self.divergence.retried >= 0).sum(1))
+
+    def _worth_keeping(self) -> dict[str, Tensor]:
+        """What an SAE that diverges goes back to: its parameters, and the second moments of b_dec."""
+        state = self.bank.state()
+        return {name: state[name] for name in (*self.bank.params, "b_dec.second_moment") if name in state}
+
     # -- checkpoints
 
     def _counters(self) -> dict[str, Tensor]:
-        return {name: getattr(self, name) for name in ("totals", "seen", "silent", "stopped", "resampled")}
+        counted = {name: getattr(self, name) for name in ("totals", "seen", "silent", "stopped", "resampled")}
+        return counted | {f"{DIVERGENCE}{name}": tensor for name, tensor in self.divergence.tensors().items()}
 
     def _tensors(self) -> dict[str, Tensor]:
         return self._counters() | {f"bank.{name}": tensor for name, tensor in self.bank.state().items()}
@@ -127,12 +207,15 @@ class Group:
 
     def restore(self, saved: Checkpoint) -> None:
         """Go to where a checkpoint was taken. Raises IncompatibleError if it is that of another run."""
-        shapes = {name: (tensor.shape, tensor.dtype) for name, tensor in saved.tensors.items()}
+        # Earlier versions noted nothing about divergence.
+        found = {name: t for name, t in self._tensors().items() if name.startswith(DIVERGENCE)} | saved.tensors
+        shapes = {name: (tensor.shape, tensor.dtype) for name, tensor in found.items()}
         expected = {name: (tensor.shape, tensor.dtype) for name, tensor in self._tensors().items()}
         if saved.digest != self.inputs.site.store.digest or shapes != expected:
             raise IncompatibleError("The checkpoint in state/ belongs to another run than config.toml describes.")
         for name, tensor in self._counters().items():
-            tensor.copy_(saved.tensors[name])
+            tensor.copy_(found[name])
+        self._share_rates()
         self.bank.restore({n.removeprefix("bank."): t for n, t in saved.tensors.items() if n.startswith("bank.")})
         self.step, self.reader = saved.step, saved.reader
 
@@ -145,12 +228,13 @@ class Group:
         """
         rows, spread = self.seen.tolist()
         d_in, scale = len(self.inputs.centre), self.inputs.scale
-        rates = (self.lr * lr_factor(self.run, self.step) * self._recovery(self.step)).tolist()
+        rates = (self.lr * self.shares * lr_factor(self.run, self.step) * self._recovery(self.step)).tolist()
         dead, stopped = self.dead(), self.stopped.tolist()
         lines = []
         for index, (sae, sums) in enumerate(zip(self.saes, zip(*self.totals.tolist(), strict=True), strict=True)):
             metrics = training_metrics(dict(zip(TOTALS, sums, strict=True)), rows, spread, scale) | {
-                "dead": dead[index]
+                "dead": dead[index],
+                "dead_rows": self.dead_rows,
             }
             line = {
                 "step": self.step,
@@ -169,6 +253,14 @@ class Group:
             lines.append(MetricsLine.model_validate(line))
         return lines
 
+    def judged_lines(self, heldout: Tensor | None) -> tuple[list[MetricsLine], list[Verdict]]:
+        """The `lines` of a step, after which new sums begin, and what became of SAEs that diverged."""
+        lines = self.lines(heldout)
+        verdicts = self.judge(lines)
+        self.reset_totals()
+        histories = [self.divergence.history(index) for index in range(len(self.saes))]
+        return [line.model_copy(update=more) for line, more in zip(lines, histories, strict=True)], verdicts
+
     def reset_totals(self) -> None:
         """Begin the sums of the next lines."""
         self.totals.zero_()
@@ -180,11 +272,12 @@ def failed(saes: tuple[ResolvedSAE, ...], stopped: Tensor) -> dict[str, int]:
     return {sae.name: at for sae, at in zip(saes, stopped.tolist(), strict=True) if at >= 0}
 
 
-def _start(sae: ResolvedSAE, inputs: Inputs) -> Params:
+def _start(sae: ResolvedSAE, run: ResolvedRun, inputs: Inputs) -> Params:
     """The SAE at step 0: from its seed, or from the saved SAE in `init`."""
     d_in, architecture = len(inputs.centre), ARCHITECTURES[sae.kind]
     if sae.init is None:
-        return architecture.initial(d_in, sae.d_sae, sae.seed, inputs.centre)
+        norm = min(1.0, 2 * d_in / sae.d_sae) if run.encoder_start == "scaled" else 1.0
+        return architecture.initial(d_in, sae.d_sae, sae.seed, inputs.centre, norm)
     if weights_sha256(sae.init) != sae.init_sha256:
         raise IncompatibleError(f"The weights in {sae.init} have changed since the run was started.")
     trained = load_sae(sae.init)
@@ -196,6 +289,13 @@ def _start(sae: ResolvedSAE, inputs: Inputs) -> Params:
     if start is None:
         raise IncompatibleError(
             f"A {sae.kind} SAE cannot start from {sae.init}, which has {', '.join(vars(trained.params))}."
+        )
+    start = start.with_unit_rows()
+    missing = (~torch.isfinite(start.W_dec).all(1)).nonzero()[:, 0]
+    if len(missing):
+        raise IncompatibleError(
+            f"{len(missing)} of the {sae.d_sae} rows of W_dec in {sae.init} are zero or not finite, the first that of "
+            f"latent {missing[0]}; training needs a direction for each."
         )
     return start.unfolded(inputs.scale)
 

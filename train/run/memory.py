@@ -33,6 +33,8 @@ def group_bytes(saes: tuple[ResolvedSAE, ...], d_in: int, run: ResolvedRun) -> i
     buffers = saes[0].architecture.BUFFERS
     half = 2 if run.precision == "bfloat16" else FLOAT
     copies = 2 * every if run.precision == "bfloat16" else 0  # the operands of the products
+    if run.on_divergence != "continue" and run.device == "cpu":
+        copies += FLOAT * every  # healthy weights, which are kept on the CPU
     return 2 * FLOAT * every + half * every + copies + half * buffers * run.batch_size * sum(s.d_sae for s in saes)
 
 

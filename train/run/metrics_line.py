@@ -33,7 +33,7 @@ class HeldoutMetrics(_Metrics):
 
 
 class MetricsLine(_Metrics):
-    """Metrics of one SAE at a step. Those from `loss` to `dead` are None for an SAE that was stopped.
+    """Metrics of one SAE at a step. Those from `loss` to `dead_rows` are None for an SAE that was stopped.
 
     A metric is None too if it is not defined, for example explained variance of rows that are all equal.
     """
@@ -48,11 +48,15 @@ class MetricsLine(_Metrics):
     l0: float | None = None  # mean number of latents that fire
     explained_variance: float | None = None
     gamma: float | None = None  # sum ||x_hat||^2 / sum x_hat . x; 1 means no shrinkage
-    dead: float | None = None  # share of latents that fired on none of the last rows (1e7, or an epoch if shorter)
+    dead: float | None = None  # share of latents that fired on none of the last `dead_rows` rows
+    dead_rows: int | None = None  # the least of 1e7, the rows of an epoch, and the rows trained on so far
     lr: float | None = None
     l1_coefficient: float | None = None  # at this step, warm-up included
     path: str | None = None  # the step that the SAE takes next: dense or sparse
-    stopped: int | None = None  # step at which the loss was not finite
+    stopped: int | None = None  # step at which it diverged and was stopped
+    diverged: int | None = None  # step at which it last diverged (`divergence`), and why
+    diverged_because: str | None = None
+    retries: list[dict[str, int]] | None = None  # steps at which it went back, and the steps it went back to
     heldout: HeldoutMetrics | None = None
 
     @classmethod

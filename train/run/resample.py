@@ -1,11 +1,13 @@
 """New directions for latents that no longer fire: the resampling of Bricken et al. 2023, which the paper uses.
 
 The direction of a silent latent becomes an input, drawn with probability proportional to its squared loss; its encoder
-row has that direction and a fifth of the mean norm of live rows; its optimiser state starts again. Two things differ
-from Bricken et al. Directions are those of x - b_dec, which the encoder reads. And the bias is set so that the latent
-fires as often as the median live latent, because with a bias of 0, their rule, it fires on about half of all rows.
+row has that direction and a fifth of the mean norm of live rows; its optimiser state starts again. Three things differ
+from Bricken et al. Directions are those of x - b_dec, which the encoder reads. Rows of several times the median norm,
+whose squared loss is most of the sum, are not drawn. And the bias is set so that the latent fires as often as the
+median live latent, because with a bias of 0, their rule, it fires on about half of all rows.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -26,15 +28,17 @@ class Resampling:
 
 
 def resampled(
-    params: Params, silent: Tensor, z: Tensor, l1_coefficient: float, seed: int, *, zero_bias: bool
-) -> Resampling | None:
+    params: Params, silent: Tensor, z: Tensor, l1_coefficient: float, seed: int, *, zero_bias: bool,
+    norm_limit: float = math.inf,
+) -> Resampling | None:  # fmt: skip
     """What the silent latents (d_sae,) of an SAE become, given some of its inputs z (rows, d_in).
 
-    At most as many latents are resampled as there are inputs with a loss; None if there are no such inputs. A function
-    of its arguments alone.
+    Directions are drawn from inputs with a norm below `norm_limit`. At most as many latents are resampled as there are
+    such inputs with a loss; None if there are none. A function of its arguments alone.
     """
     losses, fired = _losses(params, z, l1_coefficient)
-    drawn = _draw(losses.square(), int(silent.sum()), seed)
+    weights = torch.where(z.double().norm(dim=1) < norm_limit, losses.square(), 0)
+    drawn = _draw(weights, int(silent.sum()), seed)
     if not len(drawn):
         return None
     latents = silent.nonzero()[: len(drawn), 0]

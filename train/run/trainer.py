@@ -27,7 +27,7 @@ from gsae.train.sae_metadata import SAEMetadata
 from .checkpoint import load_checkpoint, save_checkpoint
 from .computing import computing_with, device_of
 from .config import ResolvedRun, RunConfig
-from .events import Checkpointed, Finished, Left, Listener, Progress, Resampled, Started, Stopped, ignore
+from .events import Checkpointed, Diverged, Finished, Left, Listener, Progress, Resampled, Started, ignore
 from .folder import Claim, begin_or_resume, claim_group, is_finished
 from .group import Group, failed
 from .inputs import Inputs
@@ -51,10 +51,10 @@ def train(site: Site, config: RunConfig, out: Path, listen: Listener = ignore, r
     """
     inputs = Inputs.of(site, config)
     require_memory(site, config.resolved(device=device_of(config), threads=1, ranks=ranks.world_size), ranks)
-    run = begin_or_resume(out, config, site, ranks)
+    run = begin_or_resume(out, config, site, ranks, listen)
     trainer = _Trainer(run, out, inputs.to(ranks.device(run.device, torch.cuda.device_count())), listen)
     trained = 0
-    with stop_signals() as stop, computing_with(run.threads, run.precision):
+    with stop_signals() as stop, computing_with(run.threads):
         for claims in _claims(trainer, ranks):
             try:
                 trainer.train(claims, stop, ranks)
@@ -156,7 +156,6 @@ class _Trainer:
 
     def _loop(self, held: list[_HeldGroup], stop: list[int]) -> None:
         run = self.run
-        known = {name for one in held for name in one.group.failed()}
         first = min(held, key=lambda one: one.group.step).group
         saved_at = time.monotonic()
         with self._batches(first.reader) as batches:
@@ -172,7 +171,7 @@ class _Trainer:
                     self._resample(active, step)
                 last = step == run.steps
                 if last or step % run.log_every == 0:
-                    self._log(active, step, clock, known)
+                    self._log(active, step, clock)
                 overdue = time.monotonic() - saved_at >= 60 * run.checkpoint_minutes
                 if last or stop or overdue or step % run.checkpoint_every == 0:
                     self._save(active, step)
@@ -197,29 +196,26 @@ class _Trainer:
             for name, latents in one.group.resample(z).items():
                 self.listen(Resampled(step, name, latents))
 
-    def _log(self, active: list[_HeldGroup], step: int, clock: "_Clock", known: set[str]) -> None:
-        """Write a line for each SAE and report them; report SAEs that were stopped, unless in `known`, and add them."""
+    def _log(self, active: list[_HeldGroup], step: int, clock: "_Clock") -> None:
+        """Write a line for each SAE and report them, and deal with SAEs that diverged."""
         heldout = self._heldout_rows() if self._evaluates(step) else None
         found: dict[str, MetricsLine] = {}
         for one in active:
-            lines = one.group.lines(heldout)
-            one.group.reset_totals()
+            lines, verdicts = one.group.judged_lines(heldout)
             texts = (json.dumps(line.noted(), allow_nan=False) + "\n" for line in lines)
             one.metrics.write("".join(texts).encode())
             one.metrics.flush()
             found |= {line.sae: line for line in lines}
-            for name, at in one.group.failed().items():
-                if name not in known:
-                    known.add(name)
-                    self.listen(Stopped(at, name))
+            for verdict in verdicts:
+                self.listen(Diverged(**vars(verdict)))
         metrics = tuple(found[sae.name].noted() for sae in self.run.saes if sae.name in found)
         rates = clock.rates(step, self.run.batch_size)
         self.listen(Progress(step, self.run.steps, step * self.run.batch_size, *rates, metrics))
 
     def _evaluates(self, step: int) -> bool:
         """Whether a line at a step measures on held-out rows: at the end, or if it is due since the line before."""
-        every, before = self.run.eval_every, (step - 1) // self.run.log_every * self.run.log_every
-        return bool(every) and (step == self.run.steps or step // every > before // every)
+        every = self.run.eval_every
+        return bool(every) and (step == self.run.steps or self.run.due(every, step))
 
     def _heldout_rows(self) -> Tensor | None:
         if self._heldout is None:
@@ -234,10 +230,12 @@ class _Trainer:
         self.listen(Checkpointed(step))
 
     def _save_saes(self, group: Group) -> None:
-        run, stopped = self.run, group.failed()
+        run, stopped, known = self.run, group.failed(), group.divergence
         for index, (sae, dead) in enumerate(zip(group.saes, group.dead(), strict=True)):
-            if sae.name in stopped:
+            healthy_at = int(known.healthy_at[index])
+            if sae.name in stopped and not healthy_at:
                 continue
+            steps = healthy_at if sae.name in stopped else run.steps
             metadata = SAEMetadata.finite(
                 version=__version__,
                 name=sae.name,
@@ -247,17 +245,19 @@ class _Trainer:
                 seed=sae.seed,
                 init_sha256=sae.init_sha256,
                 data_seed=run.data_seed,
-                steps=run.steps,
+                steps=steps,
                 batch_size=run.batch_size,
-                rows=run.steps * run.batch_size,
+                rows=steps * run.batch_size,
                 site=self.site.name,
                 store_digest=self.site.store.digest,
                 scale=self.inputs.scale,
                 max_norm_multiple=run.max_norm_multiple,
                 norm_limit=self.inputs.summary.norm_limit,
-                dead=dead,
-                dead_rows=group.dead_rows,
+                dead=None if sae.name in stopped else dead,
+                dead_rows=None if sae.name in stopped else group.dead_rows,
                 precision=run.precision,
+                **({"stopped": stopped[sae.name]} if sae.name in stopped else {}),
+                **known.history(index),
             )
             save_sae(
                 self.out / "saes" / sae.name,

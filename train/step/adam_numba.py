@@ -1,7 +1,8 @@
 """Adam for weight matrices in one pass over memory, compiled for the CPU: the twins of `adam_plain`.
 
 Weights and moments are float32, operands and gradients float32 or bfloat16. Every sum has one order, for any number of
-threads.
+threads. A row is moved only after all of its update is known, which the clip needs and which finds gradients that are
+not finite: `moment * 0` is NaN for a second moment that overflowed.
 """
 
 # mypy: disable-error-code="no-untyped-def, no-untyped-call"
@@ -11,29 +12,43 @@ from typing import Any
 
 import numba
 import numpy as np
+import torch
 from torch import Tensor
 
+from .adam import Adam
 from .compiling import array, compiled, load, store, total
 
 BLOCK = 32  # latents that a thread takes at a time
 ZERO = np.float32(0)
 
 
-def adam_decoder(
-    W: Tensor, operand: Tensor, grad: Tensor, v: Tensor, lr: Tensor, beta2: float, correction: Tensor, eps: float
-) -> None:
+@numba.njit(cache=True, error_model="numpy")
+def kept(square, rate, d_in, row_clip):
+    """The share of a row's update that the clip leaves, NaN if it is not finite. square: the sum of its squares."""
+    nothing, most = square - square, rate * rate * d_in  # nothing is NaN for an infinity or a NaN
+    return np.sqrt(most / square) if row_clip and square > most and nothing == 0 else nothing + 1.0
+
+
+def adam_decoder(W: Tensor, operand: Tensor, grad: Tensor, v: Tensor, adam: Adam, correction: Tensor) -> Tensor:
     """As `adam_plain.adam_decoder`."""
-    rates = lr.numpy(), np.float32(beta2), np.float32(1 - beta2), _flat(correction), np.float32(eps)
-    _adam_decoder(*map(_rows, (W, operand, grad, v)), *rates)
+    bad = torch.zeros(W.shape[:2], dtype=torch.bool)
+    _adam_decoder(*map(_rows, (W, operand, grad, v)), *_rates(adam, correction), _flat(bad))
+    return ~bad.any(1)
 
 
 def adam_encoder(
-    W: Tensor, operand: Tensor, grad: Tensor, sums: Tensor, offset: Tensor, v: Tensor, lr: Tensor, beta2: float,
-    correction: Tensor, eps: float,
-) -> None:  # fmt: skip
+    W: Tensor, operand: Tensor, grad: Tensor, sums: Tensor, offset: Tensor, v: Tensor, adam: Adam, correction: Tensor
+) -> Tensor:
     """As `adam_plain.adam_encoder`."""
-    rates = lr.numpy(), np.float32(beta2), np.float32(1 - beta2), _flat(correction), np.float32(eps)
-    _adam_encoder(*map(_rows, (W, operand, grad)), _flat(sums), offset.numpy(), _rows(v), *rates)
+    bad = torch.zeros(W.shape[:2], dtype=torch.bool)
+    arrays = *map(_rows, (W, operand, grad)), _flat(sums), offset.numpy(), _rows(v)
+    _adam_encoder(*arrays, *_rates(adam, correction), _flat(bad))
+    return ~bad.any(1)
+
+
+def _rates(adam: Adam, correction: Tensor) -> tuple[Any, ...]:
+    one = np.float32
+    return adam.lr.numpy(), one(adam.beta2), one(1 - adam.beta2), _flat(correction), one(adam.eps), adam.row_clip
 
 
 def _flat(tensor: Tensor) -> Any:
@@ -44,11 +59,11 @@ def _rows(tensor: Tensor) -> Any:
     return array(tensor.view(-1, tensor.shape[-1]))
 
 
-def _loop_adam_decoder(W, operand, grad, v, lr, beta2, rest, correction, eps):
+def _loop_adam_decoder(W, operand, grad, v, lr, beta2, rest, correction, eps, row_clip, bad):
     latents, d_in = W.shape
     d_sae = latents // len(lr)
     for block in numba.prange(-(-latents // BLOCK)):
-        products = np.empty(d_in, np.float32)
+        update, products = np.empty(d_in, np.float32), np.empty(d_in, np.float32)
         for j in range(block * BLOCK, min(latents, (block + 1) * BLOCK)):
             rate, corrected = lr[j // d_sae], correction[j]
             if rate > ZERO:
@@ -59,7 +74,15 @@ def _loop_adam_decoder(W, operand, grad, v, lr, beta2, rest, correction, eps):
                     g = load(grad[j, k]) - along * W[j, k]
                     moment = beta2 * v[j, k] + rest * (g * g)
                     v[j, k] = moment
-                    w = W[j, k] - rate * g / (np.sqrt(moment) * corrected + eps)
+                    u = rate * g / (np.sqrt(moment) * corrected + eps)
+                    update[k] = u
+                    products[k] = u * u + moment * ZERO
+                share = np.float32(kept(total(products), rate, d_in, row_clip))
+                if share != share:
+                    bad[j] = True
+                    continue
+                for k in range(d_in):
+                    w = W[j, k] - share * update[k]
                     W[j, k] = w
                     products[k] = w * w
                 shrink = np.float32(1) / np.sqrt(total(products))
@@ -69,20 +92,30 @@ def _loop_adam_decoder(W, operand, grad, v, lr, beta2, rest, correction, eps):
                     operand[j, k] = store(w, operand[j, k])
 
 
-def _loop_adam_encoder(W, operand, grad, sums, offset, v, lr, beta2, rest, correction, eps):
+def _loop_adam_encoder(W, operand, grad, sums, offset, v, lr, beta2, rest, correction, eps, row_clip, bad):
     latents, d_in = W.shape
     d_sae = latents // len(lr)
-    for j in numba.prange(latents):
-        s = j // d_sae
-        rate, corrected, along = lr[s], correction[j], sums[j]
-        if rate > ZERO:
-            for k in range(d_in):
-                g = load(grad[j, k]) - along * offset[s, k]
-                moment = beta2 * v[j, k] + rest * (g * g)
-                v[j, k] = moment
-                w = W[j, k] - rate * g / (np.sqrt(moment) * corrected + eps)
-                W[j, k] = w
-                operand[j, k] = store(w, operand[j, k])
+    for block in numba.prange(-(-latents // BLOCK)):
+        update, products = np.empty(d_in, np.float32), np.empty(d_in, np.float32)
+        for j in range(block * BLOCK, min(latents, (block + 1) * BLOCK)):
+            s = j // d_sae
+            rate, corrected, along = lr[s], correction[j], sums[j]
+            if rate > ZERO:
+                for k in range(d_in):
+                    g = load(grad[j, k]) - along * offset[s, k]
+                    moment = beta2 * v[j, k] + rest * (g * g)
+                    v[j, k] = moment
+                    u = rate * g / (np.sqrt(moment) * corrected + eps)
+                    update[k] = u
+                    products[k] = u * u + moment * ZERO
+                share = np.float32(kept(total(products), rate, d_in, row_clip))
+                if share != share:
+                    bad[j] = True
+                    continue
+                for k in range(d_in):
+                    w = W[j, k] - share * update[k]
+                    W[j, k] = w
+                    operand[j, k] = store(w, operand[j, k])
 
 
 _adam_decoder = compiled(_loop_adam_decoder)

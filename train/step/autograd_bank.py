@@ -5,6 +5,7 @@ trains the ablations, new architectures, and SAEs with clipped gradients, for wh
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -12,7 +13,10 @@ from torch import Tensor
 from gsae.train.architectures.base import Params
 
 from .adam import Adam
+from .adam_plain import adam_decoder, adam_rows, adam_vector
 from .batch_sums import BatchSums
+from .latent_vectors import largest
+from .tf32 import products_in_tf32
 
 
 class AutogradBank:
@@ -25,8 +29,11 @@ class AutogradBank:
         operands: torch.dtype,
         device: str | torch.device = "cpu",
         clip: float | None = None,
+        *,
+        tf32: bool = False,
     ) -> None:
         """As `FastBank`; clip: the largest norm of all gradients of an SAE together."""
+        self._tf32 = tf32
         self._params_type, self.saes, self._clip = type(start[0]), len(start), clip
         names = self._params_type.names()
         self.params = {name: torch.stack([getattr(one, name) for one in start]).to(device) for name in names}
@@ -51,11 +58,13 @@ class AutogradBank:
     def step(self, x: Tensor, l1_coefficients: Tensor, adam: Adam) -> BatchSums:
         """Take one training step on x (rows, d_in), the scaled inputs less `centre`; l1_coefficients (saes,) float64.
 
-        An SAE with a rate of 0, or with a loss that is not finite on this batch, is left unchanged.
+        An SAE with a rate of 0, or with a loss that is not finite on this batch, is left unchanged; with a gradient
+        that is not finite, the latents concerned are, and its sums are NaN.
         """
         self.steps = adam.step
         z = x + self.centre
-        found = [self._one_step(index, z, l1_coefficients[index], adam) for index in range(self.saes)]
+        with products_in_tf32(self._tf32):
+            found = [self._one_step(index, z, l1_coefficients[index], adam) for index in range(self.saes)]
         return BatchSums(*(torch.stack(column) for column in zip(*found, strict=True)))
 
     def _one_step(self, index: int, z: Tensor, l1: Tensor, adam: Adam) -> tuple[Tensor, ...]:
@@ -67,11 +76,11 @@ class AutogradBank:
         loss = (error + auxiliary + l1.to(error) * penalty) / len(z)
         trained = [leaves[name] for name in self.trained]
         gradients = torch.autograd.grad(loss, trained, allow_unused=True, materialize_grads=True)
-        lr = adam.lr[index] * torch.isfinite(loss.detach())
-        self._update(index, dict(zip(self.trained, self._clipped(gradients), strict=True)), lr, adam)
+        own = replace(adam, lr=adam.lr[index : index + 1] * torch.isfinite(loss.detach()))
+        finite = self._update(index, dict(zip(self.trained, self._clipped(gradients), strict=True)), own)
         x_hat, fired = terms.x_hat.detach().to(z.dtype), (terms.f.detach() > 0).sum(0, dtype=torch.int32)
         sums = (error, auxiliary, x_hat.square().sum(), (x_hat * z).sum(), fired.sum(), penalty)
-        return (*(total.detach().double() for total in sums), fired)
+        return (*(torch.where(finite, total.detach().double(), torch.nan) for total in sums), fired)
 
     def _clipped(self, gradients: tuple[Tensor, ...]) -> list[Tensor]:
         if self._clip is None:
@@ -80,20 +89,23 @@ class AutogradBank:
         share = (self._clip / (norm + 1e-6)).clamp(max=1.0)
         return [g * share for g in gradients]
 
-    def _update(self, index: int, gradients: dict[str, Tensor], lr: Tensor, adam: Adam) -> None:
-        """Take one Adam step of one SAE, with a bias correction for each latent."""
+    def _update(self, index: int, gradients: dict[str, Tensor], adam: Adam) -> Tensor:
+        """Take one Adam step of one SAE, with a bias correction for each latent; returns whether gradients are finite.
+
+        As stacks of one: adam.lr is (1,).
+        """
+        finite = torch.ones(1, dtype=torch.bool, device=self.born.device)
         for name, g in gradients.items():
-            p, v = self.params[name][index], self.moments[name][index]
-            born = self.born.new_zeros(1) if name == "b_dec" else self.born[index]
-            correction = adam.correction(born).to(p).view(-1, *[1] * (p.dim() - 1))
+            p, v = self.params[name][index : index + 1], self.moments[name][index : index + 1]
+            born = self.born.new_zeros(1, 1) if name == "b_dec" else self.born[index : index + 1]
+            correction = adam.correction(born).to(p)
             if name == "W_dec":
-                g = g - (g * p).sum(-1, keepdim=True) * p
-            moment = v * adam.beta2 + (1 - adam.beta2) * g * g
-            moved = p - lr.to(p) * g / (moment.sqrt() * correction + adam.eps)
-            if name == "W_dec":
-                moved = moved / moved.norm(dim=-1, keepdim=True)
-            torch.where(lr > 0, moment, v, out=v)
-            torch.where(lr > 0, moved, p, out=p)
+                finite &= adam_decoder(p, p, g[None], v, adam, correction)
+            elif p.dim() == 3:
+                finite &= adam_rows(p, p, g[None], v, adam, correction)
+            else:
+                finite &= adam_vector(p, g[None], v, adam, correction, largest(name))
+        return finite[0]
 
     def reset(self, sae: int, latents: Tensor) -> None:
         """Forget the moments of latents (n,) with new parameters; their bias correction starts again."""

@@ -29,7 +29,8 @@ class Bank(Protocol):
     def step(self, x: Tensor, l1_coefficients: Tensor, adam: Adam) -> BatchSums:
         """Take one training step on x (rows, d_in), the scaled inputs less their mean; l1_coefficients (saes,) float64.
 
-        An SAE with a rate of 0, or with a loss that is not finite on this batch, is left unchanged.
+        An SAE with a rate of 0, or with a loss that is not finite on this batch, is left unchanged; with a gradient
+        that is not finite, the latents concerned are, and its sums are NaN.
         """
 
     def reset(self, sae: int, latents: Tensor) -> None:
@@ -50,12 +51,14 @@ def bank_for(
     operands: torch.dtype,
     clip: float | None,
     screened: bool,
+    tf32: bool,
 ) -> Bank:
     """The bank for SAEs of one architecture: the fast one if there is one and gradients are not clipped.
 
     start: the SAEs at step 0. centre (d_in): the mean of the scaled inputs. operands: the type of the operands of dense
     products. clip: the largest norm of all gradients of an SAE. screened: find open gates by a bfloat16 product.
+    tf32: round the large products of float32 matrices on a GPU.
     """
     if type(start[0]) in FAST and clip is None:
-        return FastBank(start, centre, operands, device, screened=screened)
-    return AutogradBank(start, centre, operands, device, clip)
+        return FastBank(start, centre, operands, device, screened=screened, tf32=tf32)
+    return AutogradBank(start, centre, operands, device, clip, tf32=tf32)

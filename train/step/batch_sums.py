@@ -34,6 +34,12 @@ class BatchSums:
         numbers = torch.full((len(fields(cls)) - 1, saes), float("nan"), dtype=torch.float64)
         return cls.of(numbers, torch.zeros(saes, d_sae, dtype=torch.int32))
 
+    def spoil(self, which: Tensor) -> None:
+        """Make the sums of some SAEs NaN; which (saes,) bool."""
+        for each in fields(self):
+            if each.name != "fired":
+                getattr(self, each.name).masked_fill_(which, float("nan"))
+
     def put(self, which: slice | int, others: "BatchSums") -> None:
         """Replace the sums of some SAEs, or of one."""
         for each in fields(self):

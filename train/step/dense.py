@@ -16,8 +16,9 @@ from .adam import Adam, AdamSteps
 from .adam_plain import adam_vector
 from .batch_sums import BatchSums
 from .buffers import Buffers
-from .latent_vectors import Vectors
+from .latent_vectors import Vectors, largest
 from .stack import Stack
+from .tf32 import products_in_tf32
 
 
 class DensePasses(Protocol):
@@ -55,12 +56,13 @@ class Gradients:
 
 
 def gradients(
-    stack: Stack, x: Tensor, centre: Tensor, l1_coefficients: Tensor, passes: DensePasses, buffers: Buffers
-) -> tuple[Gradients, BatchSums, Tensor]:
+    stack: Stack, x: Tensor, centre: Tensor, l1_coefficients: Tensor, passes: DensePasses, buffers: Buffers,
+    *, tf32: bool = False,
+) -> tuple[Gradients, BatchSums, Tensor]:  # fmt: skip
     """All gradients of eq. 8 (or 4) at x (rows, d_in), the scaled inputs less `centre`; l1_coefficients (saes,).
 
     Also returns the sums of the batch and the number of open gates (saes,). The gradients are in buffers that the next
-    call overwrites.
+    call overwrites. tf32: a GPU rounds the products of 2 * rows * d_in * d_sae flops, and no others.
     """
     p, vectors, rows = stack.params, stack.vectors(), len(x)
     W_enc, W_dec = stack.operands["W_enc"], stack.operands["W_dec"]
@@ -74,16 +76,17 @@ def gradients(
     offset = p["b_dec"] - centre
     shift = torch.bmm(offset[:, None], p["W_enc"].transpose(1, 2))[:, 0]
 
-    torch.mm(W_enc.reshape(-1, d_in), operand.T, out=pre.view(-1, rows))
-    fired, opened, penalty = passes.forward(pre, shift, vectors, acts)
-    for copy in range(copies):
-        torch.bmm(acts[copy].transpose(1, 2), W_dec, out=recon[copy])
-    error_sum, sums = passes.errors(recon, x, offset, centre)
-    torch.bmm(acts[0], recon[0], out=dW_dec)
-    for copy in range(copies):
-        torch.bmm(W_dec, recon[copy].transpose(1, 2), out=acts[copy])
-    da_sum, by_vectors = passes.backward(pre, shift, vectors, acts, (l1_coefficients / rows).to(shift))
-    torch.mm(pre.view(-1, rows), operand, out=dW_enc.view(-1, d_in))
+    with products_in_tf32(tf32):
+        torch.mm(W_enc.reshape(-1, d_in), operand.T, out=pre.view(-1, rows))
+        fired, opened, penalty = passes.forward(pre, shift, vectors, acts)
+        for copy in range(copies):
+            torch.bmm(acts[copy].transpose(1, 2), W_dec, out=recon[copy])
+        error_sum, sums = passes.errors(recon, x, offset, centre)
+        torch.bmm(acts[0], recon[0], out=dW_dec)
+        for copy in range(copies):
+            torch.bmm(W_dec, recon[copy].transpose(1, 2), out=acts[copy])
+        da_sum, by_vectors = passes.backward(pre, shift, vectors, acts, (l1_coefficients / rows).to(shift))
+        torch.mm(pre.view(-1, rows), operand, out=dW_enc.view(-1, d_in))
     b_dec = error_sum - torch.bmm(da_sum[:, None], p["W_enc"])[:, 0]
 
     error, auxiliary, norm, inner = sums.unbind(1)
@@ -92,14 +95,18 @@ def gradients(
     return Gradients(dW_enc, dW_dec, vars(by_vectors) | {"b_dec": b_dec}, da_sum, offset), batch, gates
 
 
-def update(stack: Stack, g: Gradients, adam: Adam, steps: AdamSteps) -> None:
-    """Take one Adam step for every SAE with a rate above 0; decoder rows have unit norm after it."""
+def update(stack: Stack, g: Gradients, adam: Adam, steps: AdamSteps) -> Tensor:
+    """Take one Adam step for every SAE with a rate above 0; decoder rows have unit norm after it.
+
+    Returns which SAEs (saes,) have finite gradients; in others the latents concerned keep their weights.
+    """
     p, v, operands = stack.params, stack.moments, stack.operands
     correction = adam.correction(stack.born).to(p["W_dec"])
-    rates = adam.lr, adam.beta2, correction, adam.eps
-    steps.adam_decoder(p["W_dec"], operands["W_dec"], g.W_dec, v["W_dec"], *rates)
-    steps.adam_encoder(p["W_enc"], operands["W_enc"], g.W_enc, g.sums, g.offset, v["W_enc"], *rates)
+    finite = steps.adam_decoder(p["W_dec"], operands["W_dec"], g.W_dec, v["W_dec"], adam, correction)
+    encoders = p["W_enc"], operands["W_enc"], g.W_enc, g.sums, g.offset, v["W_enc"]
+    finite &= steps.adam_encoder(*encoders, adam, correction)
     for name, gradient in g.vectors.items():
         own = adam.correction(stack.born.new_zeros(1)).to(gradient) if name == "b_dec" else correction
-        adam_vector(p[name], gradient, v[name], adam.lr, adam.beta2, own, adam.eps)
+        finite &= adam_vector(p[name], gradient, v[name], adam, own, largest(name))
     stack.stamps.masked_fill_(adam.lr[:, None] > 0, adam.step)
+    return finite

@@ -35,13 +35,14 @@ class FastBank:
 
     def __init__(
         self, start: Sequence[Params], centre: Tensor, operands: torch.dtype, device: str | torch.device = "cpu",
-        *, path: str | None = None, screened: bool = False,
+        *, path: str | None = None, screened: bool = False, tf32: bool = False,
     ) -> None:  # fmt: skip
         """`start` are the SAEs at step 0, `centre` (d_in) is the mean of the scaled inputs.
 
         operands: type of the operands of dense products; weights keep the type of `start`. path: the step that all
         SAEs always take, "dense" or "sparse"; None for the one that costs less. On a GPU there is only the dense step.
         screened: the sparse step of float32 SAEs finds its open gates by a bfloat16 product, which is exact.
+        tf32: a GPU rounds the large products of float32 matrices.
         """
         self.saes, self._params_type = len(start), type(start[0])
         self.kind = FAST[self._params_type]
@@ -59,6 +60,7 @@ class FastBank:
         self.fixed = path if on_cpu else "dense"
         self.sparse = torch.full((self.saes,), self.fixed == "sparse")
         self.operands = {name: stacked[name].to(operands) for name in ("W_enc", "W_dec")}
+        self._tf32 = tf32
         self._buffers, self._sparse_buffers = Buffers(self.centre.device), Buffers(self.centre.device)
         compiled = on_cpu and self.centre.dtype == torch.float32
         self.dense_passes: DensePasses = dense_numba if compiled else dense_plain
@@ -117,8 +119,9 @@ class FastBank:
     def step(self, x: Tensor, l1_coefficients: Tensor, adam: Adam) -> BatchSums:
         """Take one training step on x (rows, d_in), the scaled inputs less `centre`; l1_coefficients (saes,) float64.
 
-        An SAE with a rate of 0, or with a loss that is not finite on this batch, is left unchanged. On the CPU the sums
-        of an SAE with a rate of 0 are NaN.
+        An SAE with a rate of 0, or with a loss that is not finite on this batch, is left unchanged; with a gradient
+        that is not finite, the latents concerned are, and its sums are NaN. On the CPU the sums of an SAE with a rate
+        of 0 are NaN.
         """
         if self.centre.device.type != "cpu":
             batch, _ = self._dense(slice(None), x, l1_coefficients, adam)
@@ -142,12 +145,12 @@ class FastBank:
         stack, l1 = self.stack[some], l1_coefficients[some]
         gradients, batch, opened = self.gradients(stack, x, l1)
         rates = torch.where(torch.isfinite(batch.loss(l1)), adam.lr[some], 0)
-        dense.update(stack, gradients, replace(adam, lr=rates), self.adam_steps)
+        batch.spoil(~dense.update(stack, gradients, replace(adam, lr=rates), self.adam_steps))
         return batch, opened
 
     def gradients(self, stack: Stack, x: Tensor, l1: Tensor) -> tuple[dense.Gradients, BatchSums, Tensor]:
         """The gradients of some SAEs by the dense step, valid until the next; as `dense.gradients`."""
-        return dense.gradients(stack, x, self.centre, l1, self.dense_passes, self._buffers)
+        return dense.gradients(stack, x, self.centre, l1, self.dense_passes, self._buffers, tf32=self._tf32)
 
     def _sparse(self, sae: int, x: Tensor, l1_coefficients: Tensor, adam: Adam, batch: BatchSums) -> None:
         """Take the sparse step; if too many gates are open, let the SAE take the dense one in this step."""

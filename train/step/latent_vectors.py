@@ -4,9 +4,17 @@ The fast step dispatches on the type. Gradients of these parameters have the sam
 """
 
 from dataclasses import dataclass
+from math import inf
 from typing import ClassVar
 
 from torch import Tensor
+
+LARGEST = {"r_mag": 10.0}  # of parameters: exp(r_mag) overflows above 88, and a trained one is below 1
+
+
+def largest(name: str) -> float:
+    """What no entry of a parameter may exceed; every step keeps to it."""
+    return LARGEST.get(name, inf)
 
 
 @dataclass(frozen=True)

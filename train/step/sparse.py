@@ -6,6 +6,7 @@ latent is next touched. So one list of open gates serves the whole step, and onl
 2 * rows * d_in * d_sae flops, a seventh of the dense step's, and about 12 * d_in for every open gate.
 """
 
+from dataclasses import replace
 from typing import Protocol
 
 import torch
@@ -39,7 +40,7 @@ class SparsePasses(Protocol):
     def latents_pass(
         self, listed: GatesByLatent, derivatives: Derivatives, x: Tensor, one: Stack, adam: Adam, fired: Tensor,
         buffers: Buffers,
-    ) -> Tensor:  # fmt: skip
+    ) -> tuple[Tensor, bool]:  # fmt: skip
         """Take an Adam step for every latent in the list."""
 
 
@@ -50,7 +51,8 @@ def step(
     """Take a step of one SAE on x (rows, d_in), the scaled inputs less `centre`; adam.lr () is its rate.
 
     Returns None, with nothing changed, if more than `limit` gates are open. If the loss is not finite, the SAE is left
-    unchanged. screen: finds the open gates, if given.
+    unchanged; if a gradient is not, the latents concerned are, and the sums are NaN. screen: finds the open gates, if
+    given.
     """
     rows, d_sae = len(x), len(one.born)
     p, vectors = one.params, one.vectors()
@@ -68,12 +70,13 @@ def step(
     if not torch.isfinite(batch.loss(derivatives.sums.new_tensor(l1_coefficient))):
         return batch
     listed = passes.by_latent(opened, d_sae, buffers)
-    through = passes.latents_pass(listed, derivatives, inputs, one, adam, batch.fired, buffers)
+    through, finite = passes.latents_pass(listed, derivatives, inputs, one, adam, batch.fired, buffers)
     if screen is not None:
         screen.refresh(p["W_enc"], listed)
     gradient, correction = derivatives.total - through, adam.correction(one.born.new_zeros(1)).to(x)
-    moment, rate = one.moments["b_dec"][None], adam.lr.view(1)
-    adam_vector(p["b_dec"][None], gradient[None], moment, rate, adam.beta2, correction, adam.eps)
+    own = replace(adam, lr=adam.lr.view(1))
+    kept = adam_vector(p["b_dec"][None], gradient[None], one.moments["b_dec"][None], own, correction)
+    batch.spoil(~kept[0] | (not finite))
     return batch
 
 

@@ -20,17 +20,19 @@ import torch
 from torch import Tensor
 
 from .adam import Adam
+from .adam_numba import kept
 from .buffers import Buffers
 from .compiling import compiled
 from .gate_lists import Derivatives, GatesByLatent, OpenGates
 from .gates_numba import by_latent, open_gates
-from .latent_vectors import GatedVectors, ReluVectors, Vectors
+from .latent_vectors import GatedVectors, ReluVectors, Vectors, largest
 from .stack import Stack
 from .vector_loops import add_row, add_rows, dot, dots
 
 __all__ = ["by_latent", "latents_pass", "open_gates", "rows_pass"]
 
 ROWS, LATENTS = 16, 32  # that a thread takes at a time
+MOST = largest("r_mag")
 
 
 # What the compiled loops take: numpy arrays by name. Only a Gated SAE reads `magnitude` and `rate`; for the baseline,
@@ -86,6 +88,7 @@ class _Rates(NamedTuple):
     beta2: float
     eps: float
     step: int
+    row_clip: bool
     correction: Any
     stamps: Any
 
@@ -214,14 +217,16 @@ def _derivatives(e, W_dec, latents, records, begin, end, penalty, gated):
 
 def latents_pass(
     listed: GatesByLatent, derivatives: Derivatives, x: Tensor, one: Stack, adam: Adam, fired: Tensor, buffers: Buffers
-) -> Tensor:
+) -> tuple[Tensor, bool]:
     """Take one Adam step for every latent in the list, of one SAE, in place; x (rows, d_in): the inputs less b_dec.
 
     Second moments first decay for the steps since their stamps. fired (d_sae) receives the number of rows that each
-    latent fired on. Returns what W_enc contributes to the gradient of b_dec (d_in).
+    latent fired on. Returns what W_enc contributes to the gradient of b_dec (d_in), and whether all gradients are
+    finite; latents with others keep their weights.
     """
     d_sae, d_in = one.params["W_dec"].shape
     parts = buffers("parts", (-(-d_sae // LATENTS), d_in), x.dtype)
+    bad = torch.zeros(len(parts), dtype=torch.bool)
     correction = adam.correction(one.born).to(x).numpy()
     gated, names = _names(one.kind)
     trained = (_Trained(one.params[name].numpy(), one.moments[name].numpy()) for name in ("W_enc", "W_dec", *names))
@@ -232,11 +237,12 @@ def latents_pass(
         x.numpy(),
         _Parameters(*trained),
         gated,
-        _Rates(float(adam.lr), adam.beta2, adam.eps, adam.step, correction, one.stamps.numpy()),
+        _Rates(float(adam.lr), adam.beta2, adam.eps, adam.step, adam.row_clip, correction, one.stamps.numpy()),
         fired.numpy(),
         parts.numpy(),
+        bad.numpy(),
     )
-    return parts.sum(0)
+    return parts.sum(0), not bool(bad.any())
 
 
 def _names(kind: type[Vectors]) -> tuple[bool, tuple[str, str, str]]:
@@ -246,15 +252,16 @@ def _names(kind: type[Vectors]) -> tuple[bool, tuple[str, str, str]]:
     return False, ("b_enc",) * 3
 
 
-def _loop_latents(listed, records, errors, x, parameters, gated, rates, fired, parts):
+def _loop_latents(listed, records, errors, x, parameters, gated, rates, fired, parts, bad):
     starts, entries, rows = listed
     (W_enc, v_enc), (W_dec, v_dec), (b_gate, v_gate), (b_mag, v_mag), (r_mag, v_rate) = parameters
-    lr, beta2, eps, step, correction, stamps = rates
+    lr, beta2, eps, step, row_clip, correction, stamps = rates
     d_sae, d_in = W_dec.shape
     one = W_dec.dtype.type
-    zero, rest, rate, small = one(0), one(1 - beta2), one(lr), one(eps)
+    zero, rest, rate, small, most = one(0), one(1 - beta2), one(lr), one(eps), one(MOST)
     for block in numba.prange(parts.shape[0]):
         g = np.empty((2, d_in), W_dec.dtype)
+        update = np.empty((2, d_in), W_dec.dtype)
         part = parts[block]
         part[:] = zero
         for i in range(block * LATENTS, min(d_sae, (block + 1) * LATENTS)):
@@ -268,24 +275,42 @@ def _loop_latents(listed, records, errors, x, parameters, gated, rates, fired, p
             fired[i] = sums[0]
             add_row(part, W_enc, i, sums[1])
             # The encoder's row.
-            for k in range(d_in):
-                moment = decay * v_enc[i, k] + rest * (g[0, k] * g[0, k])
-                v_enc[i, k] = moment
-                W_enc[i, k] -= rate * g[0, k] / (np.sqrt(moment) * corrected + small)
+            _update(update, g[0], v_enc[i], decay, rest, rate, corrected, small)
+            share = one(kept(dot(update[0], update, 1), rate, d_in, row_clip))
+            if share == share:
+                for k in range(d_in):
+                    W_enc[i, k] -= share * update[0, k]
             # The decoder's: its gradient is projected first, and it has unit norm afterwards.
             along = dot(g[1], W_dec, i)
             for k in range(d_in):
-                slope = g[1, k] - along * W_dec[i, k]
-                moment = decay * v_dec[i, k] + rest * (slope * slope)
-                v_dec[i, k] = moment
-                W_dec[i, k] -= rate * slope / (np.sqrt(moment) * corrected + small)
-            shrink = one(1) / np.sqrt(dot(W_dec[i], W_dec, i))
-            for k in range(d_in):
-                W_dec[i, k] *= shrink
-            _adam(b_gate, v_gate, i, sums[2], decay, rest, rate, corrected, small)
+                g[1, k] -= along * W_dec[i, k]
+            _update(update, g[1], v_dec[i], decay, rest, rate, corrected, small)
+            other = one(kept(dot(update[0], update, 1), rate, d_in, row_clip))
+            if other == other:
+                for k in range(d_in):
+                    W_dec[i, k] -= other * update[0, k]
+                shrink = one(1) / np.sqrt(dot(W_dec[i], W_dec, i))
+                for k in range(d_in):
+                    W_dec[i, k] *= shrink
+            finite = share == share and other == other
+            finite &= _adam(b_gate, v_gate, i, sums[2], decay, rest, rate, corrected, small, row_clip)
             if gated:
-                _adam(b_mag, v_mag, i, sums[3], decay, rest, rate, corrected, small)
-                _adam(r_mag, v_rate, i, sums[4], decay, rest, rate, corrected, small)
+                finite &= _adam(b_mag, v_mag, i, sums[3], decay, rest, rate, corrected, small, row_clip)
+                finite &= _adam(r_mag, v_rate, i, sums[4], decay, rest, rate, corrected, small, row_clip)
+                r_mag[i] = min(r_mag[i], most)
+            bad[block] |= not finite
+
+
+@numba.njit(cache=True, error_model="numpy")
+def _update(update, g, v, decay, rest, rate, corrected, small):
+    """Adam's update of a row, in update[0]; update[1] is the same, or NaN where a second moment overflowed."""
+    zero = update.dtype.type(0)
+    for k in range(len(g)):
+        moment = decay * v[k] + rest * (g[k] * g[k])
+        v[k] = moment
+        u = rate * g[k] / (np.sqrt(moment) * corrected + small)
+        update[0, k] = u
+        update[1, k] = u + moment * zero
 
 
 @numba.njit(cache=True, error_model="numpy")
@@ -317,9 +342,16 @@ def _gradients(g, entries, rows, records, errors, x, begin, end, scale):
 
 
 @numba.njit(cache=True, error_model="numpy")
-def _adam(p, v, i, g, decay, rest, rate, corrected, small):
+def _adam(p, v, i, g, decay, rest, rate, corrected, small, row_clip):
+    """The step of one entry of a vector; returns whether its gradient is finite."""
     v[i] = decay * v[i] + rest * (g * g)
-    p[i] -= rate * g / (np.sqrt(v[i]) * corrected + small)
+    u = rate * g / (np.sqrt(v[i]) * corrected + small)
+    if row_clip:
+        u = min(max(u, -rate), rate)
+    finite = np.isfinite(v[i])
+    if finite:
+        p[i] -= u
+    return finite
 
 
 _rows = compiled(_loop_rows)

@@ -5,16 +5,17 @@ some entries at a time.
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
 from .adam import Adam
-from .adam_plain import adam_decoder, adam_encoder, adam_vector
+from .adam_plain import adam_decoder, adam_rows, adam_vector
 from .buffers import Buffers
 from .gate_lists import Derivatives, GatesByLatent, OpenGates
-from .latent_vectors import GatedVectors, ReluVectors, Vectors
+from .latent_vectors import GatedVectors, ReluVectors, Vectors, largest
 from .stack import Stack
 
 ENTRIES = 4096  # that inner products are taken of at a time
@@ -69,7 +70,7 @@ def by_latent(opened: OpenGates, d_sae: int, buffers: Buffers) -> GatesByLatent:
 
 def latents_pass(
     listed: GatesByLatent, derivatives: Derivatives, x: Tensor, one: Stack, adam: Adam, fired: Tensor, buffers: Buffers
-) -> Tensor:
+) -> tuple[Tensor, bool]:
     """As `sparse_numba.latents_pass`."""
     params, moments, d_sae = one.params, one.moments, len(one.born)
     touched = (listed.starts[1:] > listed.starts[:-1]).nonzero()[:, 0]
@@ -96,19 +97,21 @@ def latents_pass(
     }
     gradients |= {name: values[touched] for name, values in vars(by_vectors).items()}
     missed = (adam.beta2 ** (adam.step - 1 - one.stamps[touched]).double()).to(x)
-    rates = adam.lr.view(1), adam.beta2, adam.correction(one.born[touched]).to(x)[None], adam.eps
+    own, correction = replace(adam, lr=adam.lr.view(1)), adam.correction(one.born[touched]).to(x)[None]
+    finite = True
     for name, gradient in gradients.items():
         p, g = params[name][touched][None], gradient[None]
         v = (moments[name][touched] * missed.view(-1, *[1] * (g.dim() - 2)))[None]
         if name == "W_dec":
-            adam_decoder(p, p, g, v, *rates)
+            kept = adam_decoder(p, p, g, v, own, correction)
         elif name == "W_enc":
-            adam_encoder(p, p, g, g.new_zeros(g.shape[:2]), g.new_zeros(1, x.shape[1]), v, *rates)
+            kept = adam_rows(p, p, g, v, own, correction)
         else:
-            adam_vector(p, g, v, *rates)
+            kept = adam_vector(p, g, v, own, correction, largest(name))
+        finite = finite and bool(kept)
         params[name][touched], moments[name][touched] = p[0], v[0]
     one.stamps[touched] = adam.step
-    return through
+    return through, finite
 
 
 def _groups(starts: Tensor) -> Tensor:

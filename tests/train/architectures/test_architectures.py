@@ -14,6 +14,7 @@ from torch import Tensor
 from gsae.errors import IncompatibleError, NotFoundError
 from gsae.store import Store
 from gsae.tests.support.params import random_params
+from gsae.tests.support.row_clip import step_with_row_clip
 from gsae.train import RunConfig, load_sae, parse_sae, train
 from gsae.train.architectures.registry import ARCHITECTURES
 from gsae.train.run.computing import computing_with
@@ -97,19 +98,20 @@ def test_all_gradients_equal_those_of_the_formula(kind: str, rows: int, d_sae: i
 
 
 @pytest.mark.parametrize("clip", [None, 0.2])
+@pytest.mark.parametrize("row_clip", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
 def test_fifty_steps_equal_torchs_adam_with_projection_renormalisation_and_clipping(
-    kind: str, clip: float | None
+    kind: str, row_clip: bool, clip: float | None
 ) -> None:
     start = [random_params(kind, 6, 11, seed) for seed in range(2)]
     bank = AutogradBank(start, torch.full((6,), 0.1), F64, clip=clip)
     trained = [name for name in start[0].names() if name not in start[0].FROZEN]
     theirs = [{n: t.clone() for n, t in vars(one).items()} for one in start]
     oracles = [torch.optim.Adam([p[n] for n in trained], lr=1e-2, betas=(0.0, 0.999), eps=1e-8) for p in theirs]
-    l1 = [0.1, 0.4]
+    l1, bounded = [0.1, 0.4], 0
     for step in range(1, 51):
         z = inputs(20, 6, step)
-        adam = Adam(torch.tensor([1e-2, 1e-2], dtype=F64), 0.999, 1e-8, step)
+        adam = Adam(torch.tensor([1e-2, 1e-2], dtype=F64), 0.999, 1e-8, step, row_clip)
         batch = bank.step(z - bank.centre, torch.tensor(l1, dtype=F64), adam)
         for index, (p, oracle) in enumerate(zip(theirs, oracles, strict=True)):
             leaves = {n: t.detach().requires_grad_() for n, t in p.items()}
@@ -124,9 +126,13 @@ def test_fifty_steps_equal_torchs_adam_with_projection_renormalisation_and_clipp
             if "W_dec" in trained:
                 along = (p["W_dec"].grad * p["W_dec"]).sum(1, keepdim=True)
                 p["W_dec"].grad -= along * p["W_dec"]
-            oracle.step()
+            if row_clip:
+                bounded += step_with_row_clip(oracle, {name: p[name] for name in trained}, 1e-2)
+            else:
+                oracle.step()
             if "W_dec" in trained:
                 p["W_dec"] /= p["W_dec"].norm(dim=1, keepdim=True)
+    assert bounded > 50 or not row_clip
     for index, p in enumerate(theirs):
         for name, tensor in vars(bank.one(index)).items():
             assert (tensor - p[name]).norm() <= 1e-11 * p[name].norm(), name
@@ -140,7 +146,7 @@ def test_the_fast_bank_and_the_autograd_bank_take_the_same_steps(kind: str) -> N
     l1 = torch.tensor([0.0, 0.1, 0.3], dtype=F64)
     for step in range(1, 11):
         z = inputs(40, 8, step)
-        adam = Adam(torch.tensor([1e-2, 0.0, 1e-3], dtype=F64), 0.999, 1e-8, step)
+        adam = Adam(torch.tensor([1e-2, 0.0, 1e-3], dtype=F64), 0.999, 1e-8, step, True)
         one, other = (bank.step(z - bank.centre, l1, adam) for bank in banks)
         for name in ("squared_error", "auxiliary_error", "norm", "inner", "l0", "l1", "fired"):
             ran = torch.tensor([0, 2])  # what an SAE whose rate is 0 would have done is not asked
@@ -155,7 +161,7 @@ def test_the_autograd_bank_leaves_an_sae_with_a_nan_unchanged() -> None:
     start = [random_params("gated-untied", 8, 20, seed) for seed in range(2)]
     start[1].b_dec[3] = float("nan")
     bank = AutogradBank(start, torch.zeros(8), F64)
-    adam = Adam(torch.tensor([1e-2, 1e-2], dtype=F64), 0.999, 1e-8, 1)
+    adam = Adam(torch.tensor([1e-2, 1e-2], dtype=F64), 0.999, 1e-8, 1, False)
     batch = bank.step(inputs(30, 8), torch.tensor([0.1, 0.1], dtype=F64), adam)
     assert batch.loss(torch.zeros(2)).isfinite().tolist() == [True, False]
     assert not torch.equal(bank.one(0).W_enc, start[0].W_enc)
@@ -197,6 +203,62 @@ def test_training_continues_from_a_saved_sae_as_exactly_as_float32_allows(
             torch.testing.assert_close(getattr(again, name), tensor, rtol=2e-7, atol=0)
         else:
             assert torch.equal(getattr(again, name), tensor)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_norms_of_decoder_rows_are_folded_into_the_rest_and_change_no_reconstruction(kind: str) -> None:
+    sae = random_params(kind, 7, 20)
+    norms = torch.linspace(0.2, 5, 20, dtype=F64)
+    norms[3] = 1
+    sae.W_dec.mul_(norms[:, None])
+    folded = sae.with_unit_rows()
+    torch.testing.assert_close(folded.W_dec.norm(dim=1), torch.ones(20, dtype=F64))
+    assert torch.equal(folded.W_enc[3], sae.W_enc[3])
+    x = inputs(300, 7)
+    f = sae.encode(x)
+    assert (f > 0).double().mean() > 0.1
+    torch.testing.assert_close(folded.encode(x), f * norms)
+    torch.testing.assert_close(folded.decode(folded.encode(x)), sae.decode(f))
+    again = random_params(kind, 7, 20, dtype=torch.float32).with_unit_rows()
+    assert all(torch.equal(t, getattr(again, n)) for n, t in vars(again.with_unit_rows()).items())
+
+
+def test_an_init_whose_decoder_has_other_norms_trains_as_the_folded_one_and_a_row_of_zeros_is_refused(
+    tiny_store: Store, tmp_path: Path
+) -> None:
+    spec = tiny_store.site("mlp.1").spec
+    sae = random_params("gated", 32, 24, dtype=torch.float32)
+    for name, factor in (("unit", 1.0), ("long", 4.0), ("zero", 0.0)):
+        other = ARCHITECTURES["gated"](**{n: t.clone() for n, t in vars(sae).items()})
+        other.W_dec[5] *= factor
+        if factor == 4:
+            for tensor in (other.W_enc, other.b_gate, other.b_mag):
+                tensor[5] /= factor
+        save_sae(tmp_path / name, other, scale=1.0, site=spec, plan=tiny_store.plan, gsae=SAEMetadata())
+    one, same = (
+        load_sae(fit(tiny_store, tmp_path / f"from-{n}", f"gated width=24 l1=.2 init={tmp_path / n}")).params
+        for n in ("unit", "long")
+    )
+    for name, tensor in vars(one).items():
+        torch.testing.assert_close(getattr(same, name), tensor, rtol=1e-4, atol=1e-4)
+    with pytest.raises(IncompatibleError, match=r"1 of the 24 rows of W_dec in .* are zero.*latent 5"):
+        fit(tiny_store, tmp_path / "from-zero", f"gated width=24 l1=.2 init={tmp_path / 'zero'}")
+
+
+@pytest.mark.parametrize("made", [FastBank, AutogradBank])
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+def test_r_mag_stays_where_its_exponential_is_harmless(made: Any, dtype: torch.dtype) -> None:
+    start = [random_params("gated", 8, 20, 0, dtype)]
+    paths = [{"path": "dense"}, {"path": "sparse"}] if made is FastBank else [{}]
+    for more in paths:
+        bank = made(start, torch.zeros(8), dtype, **more)
+        bank.params["r_mag"][0, 4] = 9.9999
+        bank.params["b_mag"][0, 4] = -1e5  # so that the derivative pulls it up
+        bank.params["W_enc"][0, 4], bank.params["b_gate"][0, 4] = 100, 9.0
+        adam = Adam(torch.tensor([0.1], dtype=dtype), 0.999, 1e-8, 1, True)
+        bank.step(inputs(60, 8).abs().to(dtype) * 2, torch.tensor([0.1], dtype=F64), adam)
+        assert bank.params["r_mag"].max() <= 10
+        assert bank.params["r_mag"].isfinite().all()
 
 
 def fit(store: Store, out: Path, *saes: str, **settings: Any) -> Path:

@@ -69,9 +69,6 @@ def test_the_settings_of_a_run_decide_how_its_steps_are_taken(tiny_store: Store)
     assert isinstance(screened, FastBank)
     assert (plain.screened, screened.screened) == (False, True)
     assert isinstance(clipped, AutogradBank)
-    with computing_with(1, "tf32"):
-        assert torch.backends.cuda.matmul.allow_tf32
-    assert not torch.backends.cuda.matmul.allow_tf32
 
 
 def test_clipping_shortens_the_steps(tiny_store: Store) -> None:
@@ -88,6 +85,20 @@ def test_clipping_shortens_the_steps(tiny_store: Store) -> None:
     assert moments[1] > 10 * moments[0]
 
 
+def test_the_first_reconstruction_is_no_larger_than_its_input_whatever_the_width(tiny_store: Store) -> None:
+    sizes = {}
+    for start in ("scaled", "unit"):
+        group = first_group(tiny_store.site("mlp.1"), encoder_start=start, saes=parse_sae("gated width=512 l1=.1"))
+        with tiny_store.site("mlp.1").batches(96) as batches:
+            z = group.inputs.scaled(next(batches))
+        sae = group.params(0)
+        sizes[start] = float((sae.decode(sae.encode(z)) - sae.b_dec).norm() / (z - sae.b_dec).norm())
+    assert sizes["unit"] == pytest.approx(512 / 64, rel=0.2)  # d_sae / (2 d_in)
+    assert sizes["scaled"] == pytest.approx(1, rel=0.2)
+    narrow = first_group(tiny_store.site("mlp.1"), saes=parse_sae("gated width=48 l1=.1"))
+    assert torch.equal(narrow.params(0).W_enc, narrow.params(0).W_dec)
+
+
 def test_rates_rise_and_fall_linearly() -> None:
     run = config(steps=100, lr_warm_up_steps=10, lr_decay_steps=20, l1_warm_up_steps=40).resolved(
         device="cpu", threads=1
@@ -97,12 +108,14 @@ def test_rates_rise_and_fall_linearly() -> None:
     assert [l1_factor(run, step) for step in (1, 20, 40, 100)] == pytest.approx([1 / 40, 0.5, 1, 1])
 
 
-def test_a_latent_is_dead_once_silent_for_an_epoch_of_rows(tiny_store: Store) -> None:
+def test_a_latent_is_dead_while_silent_on_all_rows_so_far_or_an_epochs(tiny_store: Store) -> None:
     site = tiny_store.site("mlp.1")
     group = first_group(site)
     group.bank.params["b_gate"][0, 7] = -1e9
     with site.batches(96, epochs=None) as batches, computing_with(1):
         while 96 * group.step < site.rows:
-            assert group.dead() == [0.0, 0.0]
             advance(group, next(batches), batches.state_dict())
-    assert group.dead() == [1 / 48, 0.0]
+            assert group.dead_rows == min(96 * group.step, site.moments.within(10.0).rows)
+            assert group.dead() == [1 / 48, 0.0]
+    group.silent[0, 7] = group.dead_rows - 1
+    assert group.dead() == [0.0, 0.0]

@@ -88,6 +88,20 @@ def test_inputs_are_drawn_in_proportion_to_their_squared_loss() -> None:
     assert counts.tolist() == pytest.approx([400 * share for share in expected], abs=5 * 400**0.5 / 2)
 
 
+def test_rows_over_the_norm_limit_are_not_drawn() -> None:
+    sae, silent = with_dead("gated", dead=20)
+    z = torch.cat([some_inputs(30), 8 * some_inputs(30, seed=4)])
+    limit = float(z[:30].norm(dim=1).max()) * 1.01
+    found = resampled(sae, silent, z, 0.1, seed=0, zero_bias=False, norm_limit=limit)
+    assert found is not None
+    nearest = (found.values["W_dec"] @ torch.nn.functional.normalize(z - sae.b_dec, dim=1).T).max(1)
+    assert (nearest.indices < 30).all()
+    everywhere = resampled(sae, silent, z, 0.1, seed=0, zero_bias=False)
+    assert everywhere is not None
+    assert not torch.equal(everywhere.values["W_dec"], found.values["W_dec"])
+    assert resampled(sae, silent, z, 0.1, seed=0, zero_bias=False, norm_limit=1e-9) is None
+
+
 def test_with_few_inputs_few_latents_are_resampled_and_without_a_loss_none() -> None:
     sae, silent = with_dead("gated", dead=20)
     found = resampled(sae, silent, some_inputs(7), 0.1, seed=0, zero_bias=False)
@@ -112,7 +126,7 @@ def test_a_reset_latent_restarts_its_bias_correction_so_its_first_step_is_no_lon
     l1, lr = torch.tensor([0.1, 0.1], dtype=torch.float64), torch.tensor([1e-3, 1e-3])
     z = some_inputs(64)
     for step in range(1000, 1006):
-        bank.step(z, l1, Adam(lr, 0.999, 1e-8, step))
+        bank.step(z, l1, Adam(lr, 0.999, 1e-8, step, False))
     latents = torch.tensor([1, 7])
     moments = {n: t.clone() for n, t in bank.state().items() if n.endswith("second_moment")}
     bank.reset(1, latents)
@@ -125,7 +139,7 @@ def test_a_reset_latent_restarts_its_bias_correction_so_its_first_step_is_no_lon
             assert torch.equal(now[1][kept], before[1][kept])
             assert not now[1][latents].any()
     before = bank.params["W_enc"][1].clone()
-    bank.step(z, l1, Adam(lr, 0.999, 1e-8, 1006))
+    bank.step(z, l1, Adam(lr, 0.999, 1e-8, 1006, False))
     moved = (bank.params["W_enc"][1] - before).abs().amax(1)
     # A first step of Adam is as long as the rate; without its own bias correction it would be 31.6 times that.
     torch.testing.assert_close(moved[latents], torch.full((2,), 1e-3), rtol=0.01, atol=0)
@@ -172,7 +186,8 @@ def config(**settings: Any) -> RunConfig:
 def test_after_resampling_the_rate_drops_to_a_tenth_and_returns_by_a_cosine(tiny_store: Store, tmp_path: Path) -> None:
     events: list[Any] = []
     saes = parse_sae("gated width=48 l1=.1,30 lr=0.5")  # the second kills latents
-    settings = config(saes=saes, l1_warm_up_steps=0, resample_at=(12,), resample_silent_rows=96)
+    settings = config(saes=saes, l1_warm_up_steps=0, resample_at=(12,), resample_silent_rows=96, row_clip=False,
+                      on_divergence="continue")  # fmt: skip
     train(tiny_store.site("mlp.1"), settings, tmp_path / "run", events.append)
     name = "gated-w48-l1_30-seed0"
     assert name in [event.sae for event in events if isinstance(event, Resampled) and event.step == 12]

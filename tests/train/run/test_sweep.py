@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from gsae.errors import NotFoundError, UsageError
 from gsae.train import RunConfig, SAEConfig, load_sweep, parse_sae
-from gsae.train.run.config_file import from_toml, to_toml
+from gsae.train.run.config_file import Recorded, from_toml, to_toml
 
 
 def sae(**values: Any) -> SAEConfig:
@@ -141,6 +141,8 @@ def test_names_mention_the_rate_only_where_they_would_be_shared() -> None:
 )
 def test_config_toml_is_read_back_as_it_was(run: RunConfig) -> None:
     resolved = run.resolved(device="cpu", threads=2)
-    text = to_toml(resolved, {"paths": ['/a "b"\\c', "s3://b"], "digest": "0" * 64})
+    store = {"paths": ['/a "b"\\c', "s3://b"], "digest": "0" * 64}
+    recorded = Recorded(resolved, store, [{"torch": "2.11"}, {"torch": "2.12"}])
+    text = to_toml(recorded)
     assert tomllib.loads(text)["store"]["paths"] == ['/a "b"\\c', "s3://b"]
-    assert from_toml(text) == (resolved, {"paths": ['/a "b"\\c', "s3://b"], "digest": "0" * 64})
+    assert from_toml(text) == recorded

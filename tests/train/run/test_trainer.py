@@ -17,18 +17,20 @@ from gsae.store import Store
 from gsae.tests.support.stores import make_store
 from gsae.train import (
     Checkpointed,
+    Diverged,
     Event,
     Finished,
     MetricsLine,
+    Moved,
     Progress,
     RunConfig,
     Started,
-    Stopped,
     load_sae,
     parse_sae,
     read_config,
     train,
 )
+from gsae.train.run import machine
 
 pytestmark = pytest.mark.slow
 
@@ -75,7 +77,7 @@ def test_a_run_leaves_its_settings_metrics_state_and_saes(undisturbed: Path, tin
     lines = [json.loads(line) for line in (undisturbed / "metrics.jsonl").read_text().splitlines()]
     assert [(line["step"], line["sae"]) for line in lines] == [(s, n) for s in (7, 14, 21, 28, 30) for n in names]
     assert all(line["rows"] == 96 * line["step"] for line in lines)
-    assert lines[-4]["lr"] == pytest.approx(1e-3 * 0.3 / 6)
+    assert lines[-4]["lr"] == pytest.approx(1e-3 / 6)
     assert lines[0]["l1_coefficient"] == 0.1
     noted = load_sae(undisturbed / "saes" / names[1]).metadata
     expected = {"architecture": "gated", "l1_coefficient": 0.3, "rows": 2880, "store_digest": tiny_store.digest}
@@ -269,6 +271,69 @@ def test_a_changed_setting_is_named_and_refused(
     assert files(undisturbed) == before
 
 
+def test_a_run_that_goes_on_elsewhere_says_so_and_records_it_and_same_hardware_refuses(
+    tiny_store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(event: Event) -> None:
+        if isinstance(event, Progress) and event.step == 7:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(InterruptedRun):
+        train(tiny_store.site("mlp.1"), config(), tmp_path / "run", stop)
+    here = machine.machine_for("cpu")
+    assert tomllib.loads((tmp_path / "run" / "config.toml").read_text())["machine"] == [here]
+    assert here["torch"] == torch.__version__
+    assert "AVX" in here["processor"] or "CPU" in here["processor"]
+    elsewhere = here | {"torch": "9.9", "processor": "NVIDIA H100"}
+    monkeypatch.setattr("gsae.train.run.folder.machine_for", lambda device: elsewhere)
+    before = files(tmp_path / "run")
+    with pytest.raises(IncompatibleError, match=r"torch was .*, is 9\.9, processor was .* is NVIDIA.*--same-hardw"):
+        run(tiny_store, tmp_path / "run", same_hardware=True)
+    assert files(tmp_path / "run") == before
+    moved = [event.changed for event in run(tiny_store, tmp_path / "run") if isinstance(event, Moved)]
+    assert len(moved) == 1
+    assert "is 9.9" in moved[0]
+    assert tomllib.loads((tmp_path / "run" / "config.toml").read_text())["machine"] == [here, elsewhere]
+    monkeypatch.undo()
+    assert run(tiny_store, tmp_path / "run") == [Finished(step=30, already=True, stopped=())]  # nothing is trained here
+
+
+def test_a_run_on_a_gpu_that_is_not_there_is_refused_in_one_line() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(UsageError, match="computes on 'cuda', and torch finds no GPU here"):
+        machine.machine_for("cuda")
+
+
+def test_a_run_that_an_older_version_began_goes_on_with_its_own_start_steps_and_rates(
+    tiny_store: Store, tmp_path: Path
+) -> None:
+    own = {"row_clip": False, "encoder_start": "unit", "adam_eps": 1e-8, "lr": 1e-3, "lr_warm_up_steps": 5,
+           "resample_norm_multiple": 0.0, "on_divergence": "continue", "resample_at": (12,),
+           "saes": parse_sae("gated width=160 l1=.3")}  # fmt: skip
+    run(tiny_store, tmp_path / "whole", **own)
+
+    def stop(event: Event) -> None:
+        if isinstance(event, Progress) and event.step == 7:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(InterruptedRun):
+        train(tiny_store.site("mlp.1"), config(**own), tmp_path / "run", stop)
+    path = tmp_path / "run" / "config.toml"
+    new = ("row_clip", "encoder_start", "resample_norm_multiple", "on_divergence", "healthy_every", "same_hardware",
+           "gsae = ", "torch = ", "numba = ", "processor = ", "[[machine]]")  # fmt: skip
+    older = [line for line in path.read_text().splitlines(keepends=True) if not line.startswith(new)]
+    assert len(older) == len(path.read_text().splitlines()) - len(new)
+    path.write_text("".join(older))
+    open_settings = {"resample_at": (12,), "saes": own["saes"]}  # what an older command line gave
+    run(tiny_store, tmp_path / "run", **open_settings)
+    left, expected = files(tmp_path / "run"), files(tmp_path / "whole")
+    del left["config.toml"], expected["config.toml"]
+    assert left == expected
+    with pytest.raises(IncompatibleError, match="row_clip was False, now True"):
+        run(tiny_store, tmp_path / "run", **open_settings, row_clip=True)
+
+
 def test_another_store_is_refused(undisturbed: Path, tmp_path: Path) -> None:
     other = make_store(tmp_path / "store")
     with pytest.raises(IncompatibleError, match=f"this one has {other.digest[:12]}"):
@@ -299,13 +364,14 @@ def test_two_processes_do_not_train_in_one_folder(tiny_store: Store, tmp_path: P
 def test_an_sae_that_diverges_is_stopped_and_the_others_continue(tiny_store: Store, tmp_path: Path) -> None:
     wild = parse_sae("gated width=48 l1=.2 lr=1e30")[0]
     events = run(tiny_store, tmp_path / "run", saes=(SAES[0], wild, *SAES[1:]), lr_warm_up_steps=0)
-    stopped = [event for event in events if isinstance(event, Stopped)]
+    stopped = [event for event in events if isinstance(event, Diverged)]
     assert [event.sae for event in stopped] == ["gated-w48-l1_0.2-seed0"]
-    assert 1 < stopped[0].step <= 3
+    assert 1 <= stopped[0].step <= 3
     assert events[-1] == Finished(step=30, already=False, stopped=("gated-w48-l1_0.2-seed0",))
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     for line in lines:
         failed = line["sae"] == stopped[0].sae
+        assert ("diverged" in line) == failed
         assert (line["loss"] is None) == failed
         assert ("stopped" in line) == failed
     assert sorted(p.name for p in (tmp_path / "run" / "saes").iterdir()) == [

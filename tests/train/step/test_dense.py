@@ -1,14 +1,19 @@
 """The hand-written step against autograd through the formulas."""
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from gsae.tests.support.dense_gradients import assert_gradients_equal, gradients_of
 from gsae.tests.support.params import gate_of, normal, random_params
 from gsae.train.architectures.base import Params
 from gsae.train.step import dense_numba, dense_plain
+from gsae.train.step.adam import Adam
 from gsae.train.step.fast_bank import FastBank
 
 F32, F64, BF16 = torch.float32, torch.float64, torch.bfloat16
@@ -98,3 +103,27 @@ def test_a_nan_anywhere_makes_the_loss_not_finite(arch: str, compiled: bool, nam
     loss = batch.squared_error + batch.auxiliary_error + batch.l1
     assert loss[0].isfinite()
     assert not loss[1].isfinite()
+
+
+@pytest.mark.parametrize("arch", ["gated", "relu"])
+@pytest.mark.parametrize("tf32", [False, True])
+def test_only_the_large_products_of_a_step_may_be_rounded_to_tf32(
+    arch: str, tf32: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows, d_in, d_sae, seen = 16, 6, 24, list[tuple[int, bool]]()
+
+    def watched(product: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def multiply(a: Tensor, b: Tensor, **more: Any) -> Tensor:
+            seen.append((a.numel() * b.shape[-1], torch.backends.cuda.matmul.allow_tf32))
+            return product(a, b, **more)
+
+        return multiply
+
+    for name in ("mm", "bmm"):
+        monkeypatch.setattr(torch, name, watched(getattr(torch, name)))
+    bank = FastBank([random_params(arch, d_in, d_sae, 0, torch.float32)], torch.zeros(d_in), torch.float32, tf32=tf32)
+    bank.step(normal(rows, d_in).float(), torch.tensor([0.1]), Adam(torch.tensor([1e-3]), 0.999, 1e-8, 1, True))
+    large = [allowed for size, allowed in seen if size == rows * d_in * d_sae]
+    small = [allowed for size, allowed in seen if size < rows * d_in * d_sae]
+    assert (large, small) == ([tf32] * bank.one(0).PRODUCTS, [False] * 2)
+    assert not torch.backends.cuda.matmul.allow_tf32

@@ -12,6 +12,7 @@ from torch import Tensor
 from gsae.tests.support.banks import bank_of, take_steps
 from gsae.tests.support.banks import unit_params as random_params
 from gsae.tests.support.params import gate_of, normal
+from gsae.tests.support.row_clip import step_with_row_clip
 from gsae.train.architectures.base import Params
 from gsae.train.step import sparse_numba, sparse_plain
 from gsae.train.step.adam import Adam
@@ -40,7 +41,7 @@ def after_one_step(sae: Params, z: Tensor, l1: float, adam: Adam) -> tuple[dict[
 
 def assert_step_equals_autograd(sae: Params, z: Tensor, passes: ModuleType, within: float) -> None:
     # A large eps makes the step a smooth function of the gradient, of the same size.
-    adam = Adam(torch.tensor([0.5], dtype=z.dtype), 0.999, 1.0, 1)
+    adam = Adam(torch.tensor([0.5], dtype=z.dtype), 0.999, 1.0, 1, False)
     bank = bank_of([sae], passes)
     batch = bank.step(z - bank.centre, torch.tensor([0.3], dtype=F64), adam)
     expected, loss = after_one_step(sae, z, 0.3, adam)
@@ -86,13 +87,14 @@ def test_a_step_equals_autograds_in_float32(arch: str, passes: ModuleType, rows:
 
 @pytest.mark.parametrize("arch", ["gated", "relu"])
 @pytest.mark.parametrize("passes", PASSES)
-def test_two_hundred_lazy_steps_equal_torchs_adam(arch: str, passes: ModuleType) -> None:
+@pytest.mark.parametrize("row_clip", [False, True])
+def test_two_hundred_lazy_steps_equal_torchs_adam(arch: str, passes: ModuleType, row_clip: bool) -> None:
     rows, d_sae, d_in, lr = 23, 19, 11, 3e-3
     sae = random_params(arch, d_in, d_sae, 0)
     bank, buffers = bank_of([sae], passes), Buffers(torch.device("cpu"))
     one, vectors = bank.stack[0], sae.names()[3:]
     theirs = {name: tensor.clone() for name, tensor in one.params.items() if name != "b_dec"}
-    oracle = torch.optim.Adam(theirs.values(), lr=lr, betas=(0.0, 0.999), eps=1e-8)
+    oracle, bounded = torch.optim.Adam(theirs.values(), lr=lr, betas=(0.0, 0.999), eps=1e-8), 0
     for step in range(1, 201):
         # A latent is touched every few steps, some not for a hundred.
         chance = torch.linspace(0.0005, 0.1, d_sae)
@@ -119,17 +121,22 @@ def test_two_hundred_lazy_steps_equal_torchs_adam(arch: str, passes: ModuleType)
             along = (g * theirs["W_dec"]).sum(1, keepdim=True) if name == "W_dec" else 0
             theirs[name].grad = g - along * theirs["W_dec"] if name == "W_dec" else g
         through = da @ theirs["W_enc"][latent]
-        oracle.step()
+        if row_clip:
+            bounded += step_with_row_clip(oracle, theirs, lr)
+        else:
+            oracle.step()
         theirs["W_dec"] /= theirs["W_dec"].norm(dim=1, keepdim=True)
 
         fired = torch.zeros(d_sae, dtype=torch.int32)
         if passes is not sparse_plain:
             listed = GatesByLatent(starts, listed.entries.int(), listed.rows.int())
         what = Derivatives(errors, records, errors.sum(0), torch.zeros(6, dtype=F64))
-        adam = Adam(torch.tensor(lr, dtype=F64), 0.999, 1e-8, step)
-        own_through = passes.latents_pass(listed, what, x, one, adam, fired, buffers)
+        adam = Adam(torch.tensor(lr, dtype=F64), 0.999, 1e-8, step, row_clip)
+        own_through, finite = passes.latents_pass(listed, what, x, one, adam, fired, buffers)
+        assert finite
         torch.testing.assert_close(own_through, through, rtol=1e-11, atol=1e-11)
         assert torch.equal(fired, torch.zeros(d_sae).index_add_(0, latent, (f > 0).float()).int())
+    assert not row_clip or bounded > 300
     for name, expected in theirs.items():
         assert (one.params[name] - expected).norm() <= 1e-12 * expected.norm(), name
 
@@ -230,7 +237,7 @@ def test_a_nan_stops_its_own_sae_alone(arch: str, passes: ModuleType, path: str 
     x = normal(64, 8, seed=9).float()
     if name == "W_dec":
         x[0] = 30 * before["W_enc"][1, 0]  # so that its latent is open
-    batch = bank.step(x, l1, Adam(lr, 0.999, 1e-8, 4))
+    batch = bank.step(x, l1, Adam(lr, 0.999, 1e-8, 4, False))
     assert batch.loss(l1)[0].isfinite()
     assert not batch.loss(l1)[1].isfinite()
     for key, tensor in before.items():
@@ -242,12 +249,35 @@ def test_a_nan_stops_its_own_sae_alone(arch: str, passes: ModuleType, path: str 
             assert not torch.equal(now[0], tensor[0]), key
 
 
+@pytest.mark.parametrize("passes", PASSES)
+@pytest.mark.parametrize("path", ["dense", "sparse"])
+@pytest.mark.parametrize("row_clip", [False, True])
+def test_an_infinite_gradient_of_a_finite_loss_stops_its_own_sae_and_writes_no_nan(
+    passes: ModuleType, path: str, row_clip: bool
+) -> None:
+    start = [random_params("gated", 8, 40, i, F32) for i in range(2)]
+    bank = bank_of(start, passes, path)
+    take_steps(bank, range(1, 4))
+    # exp(88) is finite and f is 0, but the derivative by r_mag and its square are not.
+    r_mag, b_mag = bank.params["r_mag"], bank.params["b_mag"]  # type: ignore[index]
+    r_mag[1, 5], b_mag[1, 5] = 60.0, 1.0
+    bank.params["W_enc"][1, 5] *= 1e-20
+    bank.params["b_gate"][1, 5] = 1.0
+    before = {key: tensor.clone() for key, tensor in bank.params.items()}
+    lr, l1 = torch.full((2,), 1e-3), torch.full((2,), 0.1, dtype=F64)
+    batch = bank.step(normal(64, 8, seed=9).float(), l1, Adam(lr, 0.999, 1e-8, 4, row_clip))
+    assert batch.loss(l1).isfinite().tolist() == [True, False]
+    for name, tensor in bank.params.items():
+        assert tensor.isfinite().all(), name
+        assert not torch.equal(tensor[0], before[name][0]), name
+
+
 def test_batch_sums_of_both_paths_agree() -> None:
     for arch, passes in itertools.product(("gated", "relu"), PASSES):
         start = [random_params(arch, 12, 70, i) for i in range(2)]
         l1, lr = torch.tensor([0.1, 0.2], dtype=F64), torch.full((2,), 1e-3, dtype=F64)
         own, expected = (
-            bank_of(start, passes, path).step(normal(33, 12, seed=4), l1, Adam(lr, 0.999, 1e-8, 1))
+            bank_of(start, passes, path).step(normal(33, 12, seed=4), l1, Adam(lr, 0.999, 1e-8, 1, False))
             for path in ("sparse", "dense")
         )
         for name in vars(expected):
