@@ -46,12 +46,20 @@ def sum_by(index: NDArray[np.int64], count: int, values: NDArray[Any]) -> NDArra
     return np.moveaxis(sums, 0, -1)
 
 
-def few_documents(count: int | None) -> str | None:
-    """Return what to say where held-out documents are fewer than FEW_DOCUMENTS; None where they are not, or unknown."""
-    if count is None or count >= FEW_DOCUMENTS:
+def few_documents(count: int | None, ran: int | None = None) -> str | None:
+    """Return what to say where held-out documents are fewer than FEW_DOCUMENTS; None where they are not, or unknown.
+
+    ran: of how many of them a context ran through the language model; None where it was not used.
+    """
+    if count is None or (count >= FEW_DOCUMENTS and (ran is None or ran >= FEW_DOCUMENTS)):
         return None
-    held = f"Only {count} held-out document{'' if count == 1 else 's'}" if count else "No held-out documents"
-    return (
-        f"{held}: intervals over documents are rough below {FEW_DOCUMENTS}; "
-        "harvest with a larger --heldout or more text."
-    )
+    if count >= FEW_DOCUMENTS:
+        return (
+            f"Only {ran} of {count:,} held-out documents ran through the language model: intervals of its scores are "
+            f"rough below {FEW_DOCUMENTS}; run `gsae eval` with more --contexts."
+        )
+    remedy = "harvest with a larger --heldout or more text."
+    if not count:
+        return f"No held-out documents: nothing can be evaluated; {remedy}"
+    held = f"{count} held-out document{'' if count == 1 else 's'}"
+    return f"Only {held}: intervals over documents are rough below {FEW_DOCUMENTS}; {remedy}"

@@ -84,7 +84,8 @@ def missing(
         )
     if len({e.store_digest for e in evaluations}) > 1:
         yield "The runs were trained from different stores, so they were not measured on the same rows."
-    if few := few_documents(documents(evaluations)):
+    ran = [e.language_model.documents for e in evaluations if e.language_model and e.language_model.documents]
+    if few := few_documents(documents(evaluations), min(ran, default=None)):
         yield few
     old = [e.sae for e in evaluations if e.per_document is None]
     if old:

@@ -66,7 +66,7 @@ def eval_json(
         "ce_loss_score_mean": 0.8 if ce else None,
         "ce_loss_score_all_positions": 0.99 if ce else None,
         "kl_div_score": float(1 - kl_spliced.sum() / kl_zero.sum()) if ce else None,
-        "language_model": {"contexts": DOCUMENTS} if ce else None,
+        "language_model": {"contexts": DOCUMENTS, "documents": DOCUMENTS} if ce else None,
         "standard_errors": {"l0": 0.05 * l0, "explained_variance": 0.01, "gamma": 0.002}
         | ({"ce_loss_score": 0.02, "kl_div_score": 0.02} if ce else {}),
         "heldout_documents": DOCUMENTS,

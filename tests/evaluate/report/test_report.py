@@ -144,6 +144,12 @@ def test_fewer_than_50_held_out_documents_are_said(tmp_path, documents, said):
     assert not said or missing[0].startswith(f"Only {said} intervals over documents are rough below 50; ")
 
 
+def test_few_documents_that_ran_through_the_language_model_are_said(tmp_path):
+    few = [{**e, "language_model": {"contexts": 9, "documents": 4}} for e in sweep()]
+    (missing,) = data(made(tmp_path, write_run(tmp_path / "run", few)))["missing"]
+    assert missing.startswith("Only 4 of 60 held-out documents ran through the language model: ")
+
+
 def test_an_eval_json_of_an_older_version_is_shown_and_says_what_to_run(tmp_path):
     old = [{k: v for k, v in e.items() if k not in ("per_document", "heldout_documents")} for e in sweep()]
     page = data(made(tmp_path, write_run(tmp_path / "run", [{**e, "per_context": {"rows": [1]}} for e in old])))
