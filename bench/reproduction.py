@@ -306,16 +306,15 @@ def read(run: Path) -> list[dict[str, Any]]:
 
 
 def of_site(evaluations: list[dict[str, Any]]) -> dict[str, Any]:
-    """The L0 ratio over all seeds with its interval over contexts, for each seed, and gamma."""
+    """The L0 ratio of the means over seeds with its interval over documents, that of each seed, and gamma."""
     from gsae.evaluate import Evaluation, summary
 
-    typed = [Evaluation.model_validate(e) for e in evaluations]
-    seeds = sorted({e["seed"] for e in evaluations})
+    found = summary([Evaluation.model_validate(e) for e in evaluations])
     kept = ("sae", "architecture", "seed", "l1_coefficient", "lr", "l0", "ce_loss_score", "explained_variance")
     kept += ("kl_div_score", "gamma", "gamma_centred", "dead", "dense")
     return {
-        **summary(typed),
-        "l0_ratio_by_seed": [summary([e for e in typed if e.seed == seed])["l0_ratio"] for seed in seeds],
+        **found,
+        "l0_ratio_by_seed": [own["l0_ratio"] for own in found["seeds"]],
         "gamma": {
             arch: ends([e["gamma"] for e in evaluations if e["architecture"] == arch]) for arch in ("gated", "relu")
         },

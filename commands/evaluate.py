@@ -42,8 +42,8 @@ def evaluate(
             lambda e: shown.show(f"evaluating {e.stage}", e.done, e.total),
             torch_device(device),
         )
-    model_figures = results[0].language_model
-    if few := few_documents(results[0].heldout_documents, model_figures and model_figures.documents):
+    spliced = results[0].language_model
+    if few := few_documents(results[0].heldout_documents, spliced.documents if spliced else None):
         typer.echo(few, err=True)
     if as_json:
         print_json([result.model_dump(exclude={"per_document"}) for result in results])
