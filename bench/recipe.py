@@ -93,7 +93,8 @@ def run(store: Path, folder: Path, sweep: Sweep) -> None:
         "batch_size": BATCH,
         "eval_every": sweep.steps,
         "eval_rows": 1 << 30,
-        "on_divergence": "continue", "threads": 1,
+        "on_divergence": "continue",
+        "threads": 1,
         "checkpoint_every": 500,
     }
     saes = tuple(sae for line in sweep.saes for sae in parse_sae(line))
