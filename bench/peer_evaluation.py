@@ -111,7 +111,7 @@ def our_figures(work: Path) -> dict[str, dict[str, Any]]:
     gsae("harvest", *HARVEST, "--out", str(store))
     gsae("train", str(store), *TRAIN, "--out", str(run))
     gsae("eval", str(run), "--contexts", str(CONTEXTS), "--device", "cpu")
-    write_given(open_store(store), run, work / "given.pt")
+    write_given(open_store(store), work / "given.pt")
     if not (work / "model").exists():
         lm = load_planned(open_store(store).plan.model, None)
         lm.model.save_pretrained(work / "model")
@@ -126,11 +126,15 @@ def our_figures(work: Path) -> dict[str, dict[str, Any]]:
     return found
 
 
-def write_given(store: Any, run: Path, out: Path) -> None:
+def write_given(store: Any, out: Path) -> None:
     """Write the tokens of the held-out contexts, and which of them were run through the model."""
+    import numpy as np
+
+    from gsae.evaluate.spliced_documents import choose_contexts
+
     tokens = torch.from_numpy(store.tokens()[store.split() == 1].astype("int64"))
-    first = next(run.glob("saes/*/eval.json"))
-    ran = torch.tensor(json.loads(first.read_text())["per_context"]["tokens"]) > 0
+    heldout = np.flatnonzero(store.split() == 1)
+    ran = torch.from_numpy(np.isin(heldout, choose_contexts(heldout, store.plan.seed, CONTEXTS)))
     special = list(store.plan.tokenizer.excluded_ids)
     module = store.site(SITE).spec.module
     torch.save({"tokens": tokens, "spliced": tokens[ran], "special": special, "module": module}, out)

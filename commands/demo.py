@@ -66,6 +66,10 @@ def demo(
     low, high = summary["l0_ratio_interval"] or (float("nan"), float("nan"))
     typer.echo(f"\nAt equal loss recovered the baselines fire {summary['l0_ratio']:.2f} times as many latents as the")
     typer.echo(f"Gated SAEs (90 % interval {low:.2f} to {high:.2f}). gamma = 1 means no shrinkage.")
+    from gsae.evaluate import few_documents
+
+    if few := few_documents(summary["documents"]):
+        typer.echo(few)
     store = summary["store"]
     typer.echo(f"Store: {store['ratio']:.3f} of raw {store['dtype']}.\n")
     typer.echo(f"The plots and tables: open {out / 'report.html'} in a browser.")

@@ -25,7 +25,7 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Measure every SAE of a run on held-out rows, and the loss that the model recovers."""
-    from gsae.evaluate import check_run
+    from gsae.evaluate import check_run, few_documents
     from gsae.evaluate import evaluate as measure
     from gsae.store import open_stores
     from gsae.train import stores_of
@@ -42,11 +42,14 @@ def evaluate(
             lambda e: shown.show(f"evaluating {e.stage}", e.done, e.total),
             torch_device(device),
         )
+    model_figures = results[0].language_model
+    if few := few_documents(results[0].heldout_documents, model_figures and model_figures.documents):
+        typer.echo(few, err=True)
     if as_json:
-        print_json([result.model_dump(exclude={"per_context"}) for result in results])
+        print_json([result.model_dump(exclude={"per_document"}) for result in results])
     else:
         print_table(COLUMNS, [result.model_dump(include=set(COLUMNS)) for result in results])
-        print_divergences([result.model_dump(exclude={"per_context"}) for result in results])
+        print_divergences([result.model_dump(exclude={"per_document"}) for result in results])
 
 
 def report(

@@ -71,6 +71,8 @@ def harvest(
         else:
             complete = make_store(config, Path(out), lambda event: show_event(shown, event), worker=own) is not None
     facts = describe(Path(out))
+    if complete and not only_tokens:
+        _note_few_documents(out)
     if as_json:
         print_json(facts)
     elif only_tokens:
@@ -106,6 +108,16 @@ def _note_early_end(facts: dict[str, Any], wanted: int | None) -> None:
     if facts["text_ended_early"]:
         have = facts["rows"]["train"]
         typer.echo(f"The text ended early: it has {have:,} train rows of {wanted:,} wanted.", err=True)
+
+
+def _note_few_documents(out: str) -> None:
+    """Say on stderr if the store that was asked for held-out text has few documents of it."""
+    from gsae.evaluate import HeldoutDocuments, few_documents
+    from gsae.store import open_store
+
+    store = open_store(out)
+    if store.plan.heldout and (few := few_documents(HeldoutDocuments.of(store).count)):
+        typer.echo(few, err=True)
 
 
 def show_event(shown: Shown, event: "Event") -> None:

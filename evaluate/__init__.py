@@ -7,6 +7,7 @@ equal score. The language model is passed in as a callable, so nothing here impo
 from .eval_json import Evaluation, read_evaluation, read_evaluations
 from .evaluation import evaluate
 from .events import Listen, Progress, ignore
+from .heldout_documents import HeldoutDocuments, few_documents
 from .metrics import row_norms
 from .report.comparison import summary
 from .report.png import write_plots
@@ -19,10 +20,12 @@ __all__ = [
     "Edit",
     "Effects",
     "Evaluation",
+    "HeldoutDocuments",
     "Listen",
     "Progress",
     "check_run",
     "evaluate",
+    "few_documents",
     "ignore",
     "load_saes",
     "public_name",

@@ -24,7 +24,7 @@ def _finite(value: Any) -> Any:
 
 Number = Annotated[float | None, BeforeValidator(_finite)]
 Sums = list[int | float] | None
-"""Sums by context: counts are integers, other sums are floats."""
+"""Sums by document: counts are integers, other sums are floats."""
 
 
 class RowMetrics(Contract):
@@ -94,9 +94,10 @@ class AllPositions(Contract):
 
 
 class LanguageModelLosses(Contract):
-    """Mean cross-entropies and divergences of the language model, in nats a token, and over how many tokens."""
+    """Mean cross-entropies and divergences of the language model, in nats a token, and over how much text."""
 
     contexts: int
+    documents: int | None = None
     tokens: int | None = None
     ce_loss_without_sae: Number = None
     ce_loss_with_sae: Number = None
@@ -108,11 +109,11 @@ class LanguageModelLosses(Contract):
     all_positions: AllPositions | None = None
 
 
-class PerContext(Contract):
-    """Sums over each held-out context, or over groups of neighbouring contexts, for redrawing contexts.
+class PerDocument(Contract):
+    """Sums over each held-out document, or over groups of neighbouring documents, for redrawing documents.
 
-    A context that was not run through the language model has 0 in `tokens` and the four sums of losses. A column is
-    None where it was not measured, or where one of its sums is not finite because the SAE diverged.
+    A document that was not run through the language model has 0 in `tokens` and in the sums of losses and divergences.
+    A column is None where it was not measured, or where one of its sums is not finite because the SAE diverged.
     """
 
     rows: Sums = None
@@ -124,6 +125,8 @@ class PerContext(Contract):
     spliced: Sums = None
     zero: Sums = None
     mean: Sums = None
+    kl_spliced: Sums = None
+    kl_zero: Sums = None
 
 
 class Identity(Contract):
@@ -148,7 +151,11 @@ class Identity(Contract):
 
 
 class Evaluation(RowMetrics, Identity):
-    """The contents of eval.json. The row metrics at the top are those of the rows within the run's norm limit."""
+    """The contents of eval.json. The row metrics at the top are those of the rows within the run's norm limit.
+
+    heldout_documents: how many documents have rows; errors and intervals are over them. Older versions wrote sums by
+    context, `per_context`, and neither this nor `per_document`: an interval cannot be computed from them.
+    """
 
     dead: Number = None
     dead_rows: int | None = None
@@ -163,7 +170,8 @@ class Evaluation(RowMetrics, Identity):
     kl_div_score: Number = None
     language_model: LanguageModelLosses | None = None
     standard_errors: dict[str, Number] = Field(default_factory=dict)
-    per_context: PerContext | None = None
+    heldout_documents: int | None = None
+    per_document: PerDocument | None = None
 
 
 def write_evaluation(path: Path, evaluation: Evaluation) -> None:

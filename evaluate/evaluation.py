@@ -7,11 +7,8 @@ file follows from the SAE, the store and the model, so evaluating twice writes t
 from math import isfinite
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from gsae.errors import UsageError
-from gsae.store import SPLITS, Site, Store, StoreSet
+from gsae.store import Site, Store, StoreSet
 
 from .eval_json import (
     EVAL,
@@ -23,13 +20,14 @@ from .eval_json import (
     write_evaluation,
 )
 from .events import Listen, Progress, ignore
+from .heldout_documents import HeldoutDocuments
 from .measurement import Measurement, NormBands
 from .norms_pass import read_norms
-from .per_context import per_context
+from .per_document import per_document
 from .ratio_errors import Estimate, ratio_of_sums
 from .run_saes import RunSAE, RunSAEs, load_saes, rows_of_split
 from .splice import EVERYWHERE, MEAN, Effects, Replacements, Spliced
-from .spliced_contexts import SplicedContexts, choose_contexts, splice_contexts
+from .spliced_documents import SplicedDocuments, choose_contexts, splice_documents
 
 BATCH_ROWS = 4096
 SCORES = ("ce_loss_score", "ce_loss_score_mean", "ce_loss_score_all_positions", "kl_div_score")
@@ -55,14 +53,14 @@ def evaluate(
         raise UsageError(f"contexts is {contexts}: at least 1 held-out context is needed.")
     saes = load_saes(run, store, device=device)
     site = rows_of_split(store, saes.input.site, "heldout")
-    heldout = np.flatnonzero(store.split() == SPLITS.index("heldout")).astype(np.int64)
+    heldout = HeldoutDocuments.of(store)
     measured = _measure(saes, site, heldout, store.plan.context_size, listen, device)
     spliced = None
     if effects is not None:
         mean = store.site(saes.input.site).moments.within(saes.input.max_norm_multiple).mean
         replacements = Replacements(saes.loaded(), mean, saes.input.norm_limit, device)
-        chosen = choose_contexts(heldout, store.plan.seed, contexts)
-        spliced = splice_contexts(effects, replacements, store, chosen, listen)
+        chosen = choose_contexts(heldout.contexts, store.plan.seed, contexts)
+        spliced = splice_documents(effects, replacements, store, heldout, chosen, listen)
     results = []
     for name, each in saes.saes.items():
         results.append(_evaluation(name, each, measured, spliced))
@@ -71,21 +69,21 @@ def evaluate(
 
 
 def _measure(
-    saes: RunSAEs, site: Site, heldout: NDArray[np.int64], context_size: int, listen: Listen, device: str
+    saes: RunSAEs, site: Site, heldout: HeldoutDocuments, context_size: int, listen: Listen, device: str
 ) -> Measurement:
-    """Count every held-out row. heldout: numbers of the held-out contexts, ascending."""
+    """Count every held-out row."""
     limit = saes.input.norm_limit
     first = read_norms(site, limit, BATCH_ROWS, lambda done: listen(Progress("norms", done, site.rows)))
-    measured = Measurement(saes.loaded(), first.mean, heldout, NormBands(limit, first.norm_cut), device)
+    measured = Measurement(saes.loaded(), first.mean, heldout.count, NormBands(limit, first.norm_cut), device)
     done = 0
     for sources, x in site.in_order(BATCH_ROWS):
-        measured.add(x, sources // context_size)
+        measured.add(x, heldout.of_contexts(sources // context_size))
         done += len(x)
         listen(Progress("rows", done, site.rows))
     return measured
 
 
-def _evaluation(name: str, one: RunSAE, measured: Measurement, spliced: SplicedContexts | None) -> Evaluation:
+def _evaluation(name: str, one: RunSAE, measured: Measurement, spliced: SplicedDocuments | None) -> Evaluation:
     """Return the contents of an SAE's eval.json."""
     found, cut = measured.saes[name], measured.norms.cut
     estimates = _row_estimates(name, measured) | (_model_estimates(name, spliced.sums) if spliced else {})
@@ -119,14 +117,15 @@ def _evaluation(name: str, one: RunSAE, measured: Measurement, spliced: SplicedC
             **vars(found.below_cut.metrics()),
         ),
         **{key: estimates[key].value for key in SCORES if key in estimates},
-        language_model=_losses(name, spliced.sums) if spliced else None,
+        language_model=_losses(name, spliced) if spliced else None,
         standard_errors={key: estimate.error for key, estimate in estimates.items()},
-        per_context=per_context(name, measured, spliced),
+        heldout_documents=int((measured.inputs.columns["rows"] > 0).sum()),
+        per_document=per_document(name, measured, spliced),
     )
 
 
 def _row_estimates(name: str, measured: Measurement) -> dict[str, Estimate]:
-    """Return the metrics of the kept rows that are ratios of sums by context."""
+    """Return the metrics of the kept rows that are ratios of sums by document."""
     inputs, sums = measured.inputs.columns, measured.saes[name].sums.columns
     return {
         "l0": ratio_of_sums(sums["l0"], inputs["rows"]),
@@ -147,14 +146,16 @@ def _model_estimates(name: str, spliced: Spliced) -> dict[str, Estimate]:
     return scores | spliced.means(name)
 
 
-def _losses(name: str, spliced: Spliced) -> LanguageModelLosses:
+def _losses(name: str, spliced: SplicedDocuments) -> LanguageModelLosses:
     """Return mean losses and divergences of the language model with an SAE."""
+    sums = spliced.sums
     return LanguageModelLosses(
-        contexts=len(spliced.tokens),
-        tokens=int(spliced.tokens.sum()),
-        **{key: estimate.value for key, estimate in spliced.means(name).items()},
+        contexts=spliced.contexts,
+        documents=len(spliced.documents),
+        tokens=int(sums.tokens.sum()),
+        **{key: estimate.value for key, estimate in sums.means(name).items()},
         all_positions=AllPositions(
-            tokens=int(spliced.tokens_after.sum()),
-            **{key: estimate.value for key, estimate in spliced.means_after(name).items()},
+            tokens=int(sums.tokens_after.sum()),
+            **{key: estimate.value for key, estimate in sums.means_after(name).items()},
         ),
     )

@@ -1,4 +1,4 @@
-"""What is counted for the SAEs of a run over one stream of rows: totals, firings of each latent, sums by context.
+"""What is counted for the SAEs of a run over one stream of rows: totals, firings of each latent, sums by document.
 
 Each batch is prepared once for all SAEs. Two norms cut the rows into three bands, and each band has its own totals. So
 one pass gives the metrics of the kept rows, of all rows and of all rows but the largest.
@@ -48,37 +48,37 @@ class NormBands:
         return (~(norms[:, None] < edges)).sum(1)
 
 
-class ContextSums:
-    """Sums by context of the kept rows: columns (contexts,) float64 by name."""
+class DocumentSums:
+    """Sums by document of the kept rows: columns (documents,) float64 by name."""
 
-    def __init__(self, contexts: int, *names: str) -> None:
+    def __init__(self, documents: int, *names: str) -> None:
         """Start with sums of 0."""
-        self.columns: dict[str, NDArray[np.float64]] = {name: np.zeros(contexts) for name in names}
+        self.columns: dict[str, NDArray[np.float64]] = {name: np.zeros(documents) for name in names}
 
-    def add(self, context: NDArray[np.int64], **values: Tensor) -> None:
-        """Add values (rows,) of rows of the contexts with these indices (rows,)."""
+    def add(self, document: NDArray[np.int64], **values: Tensor) -> None:
+        """Add values (rows,) of rows of the documents with these indices (rows,)."""
         for name, value in values.items():
             column = self.columns[name]
-            column += np.bincount(context, value.double().cpu().numpy(), len(column))
+            column += np.bincount(document, value.double().cpu().numpy(), len(column))
 
 
 class SaeMeasurement:
-    """What is counted for one SAE: totals of each band; for the kept rows also firings and sums by context."""
+    """What is counted for one SAE: totals of each band; for the kept rows also firings and sums by document."""
 
-    def __init__(self, sae: Autoencoder, contexts: int, norms: NormBands, device: str) -> None:
-        """Start with no rows of `contexts` contexts."""
+    def __init__(self, sae: Autoencoder, documents: int, norms: NormBands, device: str) -> None:
+        """Start with no rows of `documents` documents."""
         self._sae, self._norms = sae, norms
         self.bands = [Totals.zero(sae.d_in, device) for _ in range(BANDS)]
         self.fires = torch.zeros(sae.d_sae, dtype=torch.int64, device=device)  # kept rows on which each latent fires
-        self.sums = ContextSums(contexts, "l0", "sse", "square", "cross")
+        self.sums = DocumentSums(documents, "l0", "sse", "square", "cross")
 
-    def add(self, band: int, rows: PreparedRows, context: NDArray[np.int64], shift: Tensor) -> None:
+    def add(self, band: int, rows: PreparedRows, document: NDArray[np.int64], shift: Tensor) -> None:
         """Count rows of one band."""
         made = Reconstruction.of(rows, self._sae)
         self.bands[band].add(rows, made, shift)
         if band < self._norms.kept:
             self.fires += made.fires
-            self.sums.add(context, l0=made.l0, sse=made.sse, square=made.square, cross=made.cross)
+            self.sums.add(document, l0=made.l0, sse=made.sse, square=made.square, cross=made.cross)
 
     @property
     def kept(self) -> Totals:
@@ -128,36 +128,35 @@ class Measurement:
         self,
         saes: Mapping[str, Autoencoder],
         mean: NDArray[np.float64],
-        contexts: NDArray[np.int64],
+        documents: int,
         norms: NormBands,
         device: str = "cpu",
     ) -> None:
         """Start with no rows.
 
-        mean: (d_in,) of the kept rows. Sums by context are about it; all others are corrected for its error.
-        contexts: ascending numbers of the contexts that rows come from. device: where the SAEs are, and where sums
-        over dimensions are computed.
+        mean: (d_in,) of the kept rows. Sums by document are about it; all others are corrected for its error.
+        documents: how many documents the rows come from. device: where the SAEs are, and where sums over dimensions
+        are computed.
         """
-        self.contexts, self.norms = contexts, norms
-        self.inputs = ContextSums(len(contexts), "rows", "sst")
-        self.saes = {name: SaeMeasurement(sae, len(contexts), norms, device) for name, sae in saes.items()}
+        self.documents, self.norms = documents, norms
+        self.inputs = DocumentSums(documents, "rows", "sst")
+        self.saes = {name: SaeMeasurement(sae, documents, norms, device) for name, sae in saes.items()}
         self._shift = torch.from_numpy(np.array(mean, dtype=np.float64)).to(device)
 
     @torch.no_grad()
-    def add(self, x: Tensor, context: NDArray[np.int64]) -> None:
-        """Count rows x (rows, d_in) of the contexts with the numbers `context` (rows,)."""
+    def add(self, x: Tensor, document: NDArray[np.int64]) -> None:
+        """Count rows x (rows, d_in) of the documents with the indices `document` (rows,)."""
         rows = PreparedRows.of(x.to(self._shift.device), self._shift)
-        index = np.searchsorted(self.contexts, context)
         bands = self.norms.of(rows.norm)
         for band in range(BANDS):
             here = bands == band
             if bool(here.all()):
-                self._add_band(band, rows, index)
+                self._add_band(band, rows, document)
             elif bool(here.any()):
-                self._add_band(band, rows.pick(here), index[here.cpu().numpy()])
+                self._add_band(band, rows.pick(here), document[here.cpu().numpy()])
 
-    def _add_band(self, band: int, rows: PreparedRows, index: NDArray[np.int64]) -> None:
+    def _add_band(self, band: int, rows: PreparedRows, document: NDArray[np.int64]) -> None:
         if band < self.norms.kept:
-            self.inputs.add(index, rows=torch.ones_like(rows.norm), sst=rows.shifted.square().sum(1))
+            self.inputs.add(document, rows=torch.ones_like(rows.norm), sst=rows.shifted.square().sum(1))
         for measured in self.saes.values():
-            measured.add(band, rows, index, self._shift)
+            measured.add(band, rows, document, self._shift)

@@ -1,7 +1,7 @@
 """A first pass over held-out rows, before any SAE runs: their mean row, and the norm of the largest thousandth.
 
 Both are exact and do not depend on the order of rows. The cost is one more decoding of the rows. Because the mean is
-known, sums about it need no correction for each context, so memory does not grow with the number of contexts.
+known, sums about it need no correction for each document, so memory does not grow with the number of documents.
 """
 
 from collections.abc import Callable

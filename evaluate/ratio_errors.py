@@ -1,8 +1,8 @@
-"""A ratio of sums over contexts, and its standard error: how far it would be off on other contexts of the same kind.
+"""A ratio of sums over documents, and its standard error: how far it would be off on other documents of the same kind.
 
-Contexts are the independent draws, because tokens of one context are alike. The standard error is that of a ratio of
-two sums, by linearisation, and costs one pass over (contexts,) arrays. Quantities that are not such a ratio are redrawn
-instead (`report/bootstrap.py`).
+Documents are the independent draws, because the tokens of one document are alike, and so are its contexts. The standard
+error is that of a ratio of two sums, by linearisation, and costs one pass over (documents,) arrays. Quantities that are
+not such a ratio are redrawn instead (`report/bootstrap.py`).
 """
 
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ Sums = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value and its standard error. The value is None where it is not defined, the error also below two contexts."""
+    """A value and its standard error. The value is None where it is not defined, the error also below two documents."""
 
     value: float | None
     error: float | None
@@ -35,9 +35,9 @@ def ratio(a: float, b: float) -> float | None:
 
 
 def ratio_of_sums(a: Sums, b: Sums | NDArray[np.int64]) -> Estimate:
-    """Return sum(a) / sum(b) over contexts, (contexts,) each.
+    """Return sum(a) / sum(b) over documents, (documents,) each.
 
-    Its standard error over n contexts is sqrt(n / (n - 1) * sum((a - value * b)^2)) / |sum(b)| (Cochran 1977, 2.46).
+    Its standard error over n documents is sqrt(n / (n - 1) * sum((a - value * b)^2)) / |sum(b)| (Cochran 1977, 2.46).
     """
     below, n = float(b.sum()), len(a)
     value = ratio(float(a.sum()), below)

@@ -32,6 +32,8 @@ CLEAN, ZERO, MEAN, EVERYWHERE, SAES = range(5)  # conditions; those of the SAEs 
 class Spliced:
     """Sums over the counted tokens of each context; losses and divergences are (conditions, contexts), in nats.
 
+    The estimates are over what the sums are by: `spliced_documents.py` adds contexts up by document before.
+
     names: of the SAEs. A token counts in `loss` unless it is a special token, and in `loss_after` unless the token
     before it is one, as SAELens counts. tokens, tokens_after: (contexts,) how many tokens count.
     """

@@ -1,8 +1,8 @@
 """How many times fewer latents one architecture needs for the same score.
 
-Only SAEs on the Pareto front of their architecture count: those that no other one beats in both L0 and score. Log L0 is
-taken as piecewise linear in the score. The two curves are compared at equal steps of the scores that both reach, so the
-ratio never rests on extrapolation.
+Only points on the Pareto front of their architecture count: those that no other one beats in both L0 and score. Log L0
+is taken as piecewise linear in the score. The two curves are compared at equal steps of the scores that both reach, so
+the ratio never rests on extrapolation.
 """
 
 from collections.abc import Sequence
@@ -13,16 +13,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
-Score = Literal["ce_loss_score", "explained_variance"]
+Score = Literal["ce_loss_score", "kl_div_score", "explained_variance"]
 
-SCORES: tuple[Score, ...] = ("ce_loss_score", "explained_variance")
+SCORES: tuple[Score, ...] = ("ce_loss_score", "kl_div_score", "explained_variance")
 STEPS = 101
+AT = {"low": 10, "middle": 50, "high": 90}  # steps, which are per cent of the scores that both curves reach
 MIN_OVERLAP = 0.1  # of the range of scores that either curve covers
 
 
 @dataclass(frozen=True)
 class Point:
-    """One SAE: its active latents in a row, and its score (higher is better)."""
+    """An SAE, or the mean of some: active latents in a row, and score (higher is better)."""
 
     l0: float
     score: float
@@ -38,12 +39,26 @@ class Gap:
 
 
 @dataclass(frozen=True)
+class At:
+    """The ratio at one score; name: where in the range of common scores it lies."""
+
+    name: str
+    score: float
+    ratio: float
+
+
+@dataclass(frozen=True)
 class Ratio:
-    """Baseline L0 over Gated L0 at equal score, or None with the reason in one line."""
+    """Baseline L0 over Gated L0 at equal score, or None with the reason in one line.
+
+    value: the median over the common scores. at: the ratio at a low, a middle and a high one, which shows whether it
+    changes along the curves.
+    """
 
     value: float | None
     reason: str = ""
     gap: Gap | None = None
+    at: tuple[At, ...] = ()
 
 
 def non_dominated(l0: Floats, score: Floats) -> NDArray[np.intp]:
@@ -114,6 +129,7 @@ def ratio_of_curves(gated_l0: Floats, gated_score: Floats, baseline_l0: Floats, 
     return Ratio(
         float(np.exp(median)),
         gap=Gap(float(scores[at]), float(np.exp(gated[at])), float(np.exp(baseline[at]))),
+        at=tuple(At(name, float(scores[step]), float(np.exp(gap[step]))) for name, step in AT.items()),
     )
 
 

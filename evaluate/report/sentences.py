@@ -7,8 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from gsae.evaluate.eval_json import Evaluation
+from gsae.evaluate.heldout_documents import few_documents
 
-from .comparison import Comparison
+from .comparison import Comparison, documents
 from .pareto import SCORES, Score
 from .public_names import public_value
 from .runs import Run
@@ -22,6 +23,7 @@ NAMES = ARCHITECTURES | {
 }
 SCORE_NAMES: dict[Score, str] = {
     "ce_loss_score": "loss recovered",
+    "kl_div_score": "KL recovered",
     "explained_variance": "explained variance",
 }
 
@@ -30,7 +32,7 @@ Compared = Mapping[Key, Mapping[Score, Comparison]]
 
 
 def headline(compared: Compared) -> str:
-    """Return the finding in one sentence, at equal loss recovered or, without a ratio for it, explained variance."""
+    """Return the finding in one sentence, at equal loss recovered or, without a ratio for it, the next score."""
     for score in SCORES:
         found = [c[score] for c in compared.values() if c[score].ratio.value is not None]
         if found:
@@ -82,6 +84,16 @@ def missing(
         )
     if len({e.store_digest for e in evaluations}) > 1:
         yield "The runs were trained from different stores, so they were not measured on the same rows."
+    ran = [e.language_model.documents for e in evaluations if e.language_model and e.language_model.documents]
+    if few := few_documents(documents(evaluations), min(ran, default=None)):
+        yield few
+    old = [e.sae for e in evaluations if e.per_document is None]
+    if old:
+        which = "" if len(old) == len(evaluations) else f" of {', '.join(old)}"
+        yield (
+            f"The eval.json{which} is of an older version: its error bars are over contexts, and there is no interval "
+            "over documents. Run `gsae eval RUN` again to add it."
+        )
     for name, run in zip(names, runs, strict=True):
         if run.missing:
             yield f"Not evaluated in {name}: {', '.join(run.missing)}. Run `gsae eval` to add them."
@@ -100,15 +112,23 @@ def diverged(e: Evaluation) -> str:
 
 def summary_paragraphs(groups: Mapping[Key, Sequence[Evaluation]], compared: Compared) -> list[str]:
     """Return a paragraph for each site, and what they rest on; one paragraph where there is one site."""
-    found = [" ".join([_ratio(key[0], compared[key]), *_shrinkage(group)]) for key, group in groups.items()]
+    found = [
+        " ".join([_ratio(key[0], compared[key]), *_details(compared[key]), *_shrinkage(group)])
+        for key, group in groups.items()
+    ]
     everything = [e for group in groups.values() for e in group]
     rests = f"All numbers are over {counts(sorted({e.rows for e in everything}))} held-out rows"
     rests += ", from text that was not used for training."
-    if any(c.interval for comparisons in compared.values() for c in comparisons.values()):
-        seeds = len({e.seed for e in everything})
-        fitted = "one seed for each setting" if seeds == 1 else f"{seeds} seeds"
-        rests += " Intervals come from redrawing held-out contexts. They do not cover the spread between fits "
-        rests += f"({fitted} here)."
+    intervals = [c.interval for comparisons in compared.values() for c in comparisons.values() if c.interval]
+    if intervals:
+        held = sorted({e.heldout_documents for e in everything if e.heldout_documents is not None})
+        rests += f" Intervals come from redrawing the {f'{counts(held)} ' if held else ''}held-out documents"
+        if all(interval.seeds for interval in intervals):
+            rests += " and the seeds."
+        else:
+            seeds = len({e.seed for e in everything})
+            fitted = "one seed for each setting" if seeds == 1 else f"{seeds} seeds"
+            rests += f". They do not cover the spread between fits ({fitted} here)."
     return [f"{found[0]} {rests}"] if len(found) == 1 else [*found, rests]
 
 
@@ -122,6 +142,7 @@ def tiles(groups: Mapping[Key, Sequence[Evaluation]], compared: Compared) -> lis
         comparison = compared[key][score]
         if comparison.ratio.value is not None:
             note = f"90\N{NO-BREAK SPACE}% interval {_interval(comparison)}" if comparison.interval else "no interval"
+            note += f"; {_at(comparison)} at low, middle, high scores"
             label = f"baseline L0 over Gated L0 at equal {SCORE_NAMES[score]}"
             shown.append({"figure": f"{comparison.ratio.value:.1f}×", "label": label, "note": note})
     for architecture, name in ARCHITECTURES.items():
@@ -141,7 +162,29 @@ def _ratio(site: str, comparisons: Mapping[Score, Comparison]) -> str:
         many = "as many" if parts else "as many active latents per token (L0) as the Gated SAEs"
         interval = f" (90\N{NO-BREAK SPACE}% interval {_interval(c)})" if c.interval else ""
         parts.append(f"{c.ratio.value:.1f} times {many} at equal {SCORE_NAMES[score]}{interval}")
-    return f"On {site}, the baseline has {' and '.join(parts)}."
+    return f"On {site}, the baseline has {_listed(parts)}."
+
+
+def _details(comparisons: Mapping[Score, Comparison]) -> Iterator[str]:
+    """Yield where along the curves the first ratio holds, and what it is for each seed."""
+    score, c = next(((s, c) for s, c in comparisons.items() if c.ratio.value is not None), (None, None))
+    if score is None or c is None:
+        return
+    scores = ", ".join(f"{at.score:.2f}" for at in c.ratio.at)
+    yield f"At a low, middle and high {SCORE_NAMES[score]} ({scores}) the ratio is {_at(c)}."
+    if len(c.by_seed) > 1:
+        own = [f"{'none' if ratio is None else f'{ratio:.1f}'} (seed {seed})" for seed, ratio in c.by_seed]
+        yield f"It is that of the means over seeds; each seed alone has {_listed(own)}."
+
+
+def _at(comparison: Comparison) -> str:
+    return ", ".join(f"{at.ratio:.1f}" for at in comparison.ratio.at)
+
+
+def _listed(parts: Sequence[str]) -> str:
+    """Return `a, b and c`."""
+    *first, last = parts
+    return f"{', '.join(first)} and {last}" if first else last
 
 
 def _shrinkage(group: Sequence[Evaluation]) -> list[str]:

@@ -25,20 +25,25 @@ def open_text(request: TextRequest) -> Text:
     """Return the text. Raises UsageError if token ids are wanted."""
     check_untokenised(request)
     parts = topic_parts()
-    digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()
+    named = (text for part in parts for text in (part.part_of, part.content))
+    digest = hashlib.sha256("\0".join(map(str, named)).encode()).hexdigest()
     seed = request.shuffle_seed
-    ids = range(len(parts)) if seed is None else shuffled_ids(len(parts), seed)
+    order = range(len(parts)) if seed is None else shuffled_ids(len(parts), seed)
     source = DatasetSource(id=FORM, revision=None, split="train", text_field="text", sha256=digest)
-    return Text(source, lambda: (Document(id, parts[id]) for id in ids))
+    return Text(source, lambda: (parts[place] for place in order))
 
 
-def topic_parts() -> list[str]:
+def topic_parts() -> list[Document]:
     """Return the language reference sorted by topic, with long topics cut into parts.
+
+    A topic is the document: all its parts have the topic's number, and its name decides their split, because parts of
+    one topic are alike. Topics differ a hundredfold in length, so the share of the text that is held out differs from
+    seed to seed.
 
     Topics repeat each other: they have aliases, and longer ones repeat sections of shorter ones. Taking the longest
     topic first, a paragraph of over 20 characters that was seen before is dropped, so that held-out text is not in
-    train. A part is at most 8,000 characters of whole paragraphs (or one longer paragraph). Topics differ a
-    hundredfold in length; with parts, a tenth of the documents is about a tenth of the text for every seed.
+    train. A part is at most 8,000 characters of whole paragraphs (or one longer paragraph), so that `--max-documents`
+    and `--shuffle-documents` deal with pieces of similar length.
     """
     from pydoc_data.topics import topics
 
@@ -54,7 +59,12 @@ def topic_parts() -> list[str]:
                 seen.add(words)
             paragraphs.append(paragraph)
         kept[name] = _parts(paragraphs)
-    return [part for name in sorted(kept) for part in kept[name] if part.strip()]
+    return [
+        Document(number, part, part_of=name)
+        for number, name in enumerate(sorted(kept))
+        for part in kept[name]
+        if part.strip()
+    ]
 
 
 def _parts(paragraphs: list[str]) -> list[str]:

@@ -1,4 +1,8 @@
-"""What every source of text gives: numbered documents, and the provenance that identifies exactly these."""
+"""What every source of text gives: numbered documents, and the provenance that identifies exactly these.
+
+A source may cut a long document into parts. Each part is a `Document` with the number of the whole, so that the store
+knows what belongs together: a document is one independent draw of every interval, however it was cut.
+"""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -15,11 +19,17 @@ Content = str | NDArray[np.int32]
 
 
 class Document(NamedTuple):
-    """A document: its number in the source, its text or token ids, and whether it was read before (`--repeat`)."""
+    """A document, or a part of one.
+
+    id: its number in the source, equal for all parts of a document. content: its text or token ids. again: whether it
+    was read before (`--repeat`). part_of: the name of the document that it is a part of, which then decides its split;
+    None for a whole document, of which the content decides.
+    """
 
     id: int
     content: Content
     again: bool = False
+    part_of: str | None = None
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,8 @@ class Block:
     """The contexts of a block of documents as the language model reads them, train before held out.
 
     tokens: int32 (contexts, context_size). split: uint8 (contexts,), 0 train, 1 held out. start: int64 (documents,)
-    flat index into `tokens` of each document's first token, ascending. id: int64 (documents,) its number in the source.
+    flat index into `tokens` of each document's first token, ascending. id: int64 (documents,) its number in the source,
+    which the parts of one document share.
     document_split: uint8 (documents,). read: documents taken from the source, with empty ones. rows: rows of the train
     and of the held-out contexts. again: whether some of the documents had been read before.
     """
@@ -101,7 +102,10 @@ def tokenise(
 
 
 def is_held_out(content: Content, heldout: float, seed: int) -> bool:
-    """Return whether a document is held out; equal documents always fall on the same side."""
+    """Return whether a document is held out; equal documents always fall on the same side.
+
+    content: of the document, or for the part of a document the name of the whole, so that all parts fall on one side.
+    """
     data = content.encode("utf-8", "surrogatepass") if isinstance(content, str) else content.astype("<i4").tobytes()
     index = int.from_bytes(hashlib.sha256(data).digest()[:8], "big")
     return word(seed, Stream.HELDOUT, index) < int(heldout * 2**64)
@@ -171,7 +175,8 @@ def _make_block(
     seed: int,
 ) -> Block:
     """Encode and pack a block of documents, each split by itself."""
-    splits = [HELDOUT if is_held_out(document.content, heldout, seed) else TRAIN for document in documents]
+    decides = [document.content if document.part_of is None else document.part_of for document in documents]
+    splits = [HELDOUT if is_held_out(content, heldout, seed) else TRAIN for content in decides]
     used = [i for i, document in enumerate(documents) if not (document.again and splits[i] == HELDOUT)]
     encoded = dict(zip(used, encode([documents[i].content for i in used]), strict=True))
     tokens, starts, ids = [], [], []

@@ -37,11 +37,14 @@ from gsae.store.places.place import Place, Readable
 from gsae.store.places.shard import IO, ShardReader
 
 from .contexts_reader import read_context_array
+from .main_documents import main_documents
 from .reading import default_threads
 from .row_lookup import RowLookup, around
 from .shard_file import ShardFile
 from .site import Site
 from .take_rows import take
+
+MAIN_DOCUMENTS_TOKENS = 1 << 20  # read at a time to find the documents of contexts
 
 
 def is_complete(root: Path) -> bool:
@@ -154,6 +157,19 @@ class Store:
     def documents(self) -> dict[str, NDArray[Any]]:
         """Return for each document its `start` (flat index of its first token), `id` (in the source) and `split`."""
         return {name: self._context_array(f"documents/{name}") for name in ("start", "id", "split")}
+
+    def main_documents(self, contexts: Ints) -> Ints:
+        """Return for each of these contexts, (n,), the number of the document that most of its tokens are of."""
+        if not len(contexts):
+            return contexts.copy()
+        plan, documents = self.plan, self.documents()
+        start, ids, found = documents["start"], documents["id"], []
+        step = max(1, MAIN_DOCUMENTS_TOKENS // plan.context_size)
+        for first in range(0, len(contexts), step):
+            some = contexts[first : first + step]
+            tokens = self.tokens_around(some * plan.context_size, 0, plan.context_size - 1)
+            found.append(main_documents(some, tokens, plan.tokenizer.excluded_ids, start, ids))
+        return np.concatenate(found)
 
     def array(self, site: SiteSpec, split: Split) -> ArraySpec:
         """Return the array that holds the rows of a site in a split."""

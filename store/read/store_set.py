@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from gsae.errors import IncompatibleError, UsageError
 from gsae.store.format.json_files import sha256
 from gsae.store.format.moments import Moments
-from gsae.store.format.plan import Plan, SiteSpec
+from gsae.store.format.plan import DatasetSource, Plan, SiteSpec
 from gsae.store.format.row_order import Ints, Split
 from gsae.store.places.shard import IO
 
@@ -139,6 +139,19 @@ class StoreSet:
         """Return the split of each context, (contexts,): 0 train, 1 held out."""
         return np.concatenate([store.split() for store in self.stores])
 
+    def main_documents(self, contexts: Ints) -> Ints:
+        """Return for each of these contexts, (n,), a number of the document that most of its tokens are of.
+
+        Stores of one text, such as a text and its continuation, share its documents.
+        """
+        firsts = np.cumsum([0, *(store.plan.contexts.contexts for store in self.stores)])
+        texts = [_text(store.plan.dataset) for store in self.stores]
+        keys = np.empty((len(contexts), 2), np.int64)
+        for number, mine in self._shares(contexts, firsts):
+            keys[mine, 0] = texts.index(texts[number])
+            keys[mine, 1] = self.stores[number].main_documents(contexts[mine] - firsts[number])
+        return np.unique(keys, axis=0, return_inverse=True)[1].reshape(-1).astype(np.int64)
+
     @cached_property
     def _first_tokens(self) -> Ints:
         """The flat index of each store's first token, (stores + 1,)."""
@@ -159,6 +172,11 @@ def _require_equal(first: Store, other: Store, what: str, of: Callable[[Store], 
         raise IncompatibleError(
             f"{first.name} and {other.name} cannot be read together: the {what} is {of(first)} and {of(other)}."
         )
+
+
+def _text(source: DatasetSource) -> tuple[str | None, ...]:
+    """Return what identifies a text, whichever of its documents were taken and in which order."""
+    return source.id, source.revision, source.split, source.text_field, source.sha256
 
 
 def _identity(spec: SiteSpec) -> tuple[str, str, int]:

@@ -1,6 +1,7 @@
 """The command as a user meets it: what goes to stdout, one-line errors, exit codes, nothing begun by --dry-run."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -8,9 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from gsae.evaluate import HeldoutDocuments
 from gsae.store import Store, open_store
 from gsae.tests.support.children import files
 from gsae.tests.support.command import gsae, refused
+from gsae.tests.support.saes import training_notes, write_sae
 from gsae.tests.support.stores import make_store
 
 pytestmark = pytest.mark.slow
@@ -28,7 +31,9 @@ def test_harvest_info_verify_train_eval_report_from_the_command_line(tiny_llama:
     assert not store.exists()
     made = json.loads(gsae(*harvest, "--json").stdout)
     assert made["rows"]["train"] == 4000
+    few = "held-out document(s)?: intervals over documents are rough below 50; harvest with a larger --heldout or more"
     again = gsae(*harvest)
+    assert re.search(few, again.stderr)
     assert "nothing to do" in again.stderr
     assert made["digest"] in again.stdout
     assert json.loads(gsae("info", store, "--json").stdout) == made
@@ -48,7 +53,10 @@ def test_harvest_info_verify_train_eval_report_from_the_command_line(tiny_llama:
     wrong = "gated-w64-l1_0.05-seed9"
     refused(3, f"no SAE '{wrong}'", "features", run, "--sae", wrong, "--model", "/nowhere")  # before a model is loaded
     evaluated = gsae("eval", run, "--model", tiny_llama, "--device", "cpu", "--json")
+    assert re.search(few, evaluated.stderr)
     results = json.loads(evaluated.stdout)
+    assert {result["heldout_documents"] for result in results} == {HeldoutDocuments.of(open_store(store)).count}
+    assert "per_document" not in results[0]
     assert all(result["ce_loss_score"] is not None for result in results)
     done = gsae("report", run, "--out", page)
     assert done.returncode == 0, done.stderr
@@ -126,7 +134,11 @@ def test_several_stores_are_trained_from_and_evaluated_as_one(tmp_path: Path) ->
     assert gsae(*train, "--io", "pread", "--out", tmp_path / "other").returncode == 0
     assert weights(tmp_path / "other") == weights(run)
     refused(5, "digest", "train", stores[0], *train[3:], "--out", run)
-    (result,) = json.loads(gsae("eval", run, "--no-model", "--device", "cpu", "--json").stdout)
+    evaluated = gsae("eval", run, "--no-model", "--device", "cpu", "--json")
+    (result,) = json.loads(evaluated.stdout)
+    # Both stores are of one text, whose documents 0 to 59 are in both: every seventh of 90 is held out.
+    assert result["heldout_documents"] == 13
+    assert evaluated.stderr.count("Only 13 held-out documents: intervals over documents are rough below 50;") == 1
     assert result["rows"] == sum(open_store(store).site("mlp.1", "heldout").rows for store in stores)
     shutil.rmtree(stores[1])
     refused(3, f"{stores[1]}, which does not exist", "eval", run, "--no-model")
@@ -171,3 +183,12 @@ def test_debug_shows_the_traceback(tmp_path: Path) -> None:
 @pytest.mark.parametrize("word", ["run", "store"])
 def test_evaluating_what_is_not_there_is_refused(tmp_path: Path, word: str) -> None:
     refused(3, "no run", "eval", tmp_path / word)
+
+
+@pytest.mark.parametrize(("documents", "said"), [(49, True), (50, False)])
+def test_few_held_out_documents_are_said_below_50(tmp_path: Path, documents: int, said: bool) -> None:
+    store = make_store(tmp_path / "store", contexts=7 * documents)
+    write_sae(tmp_path / "run", "gated", 0, training_notes(store))
+    done = gsae("eval", tmp_path / "run", "--store", store.path, "--no-model", "--device", "cpu")
+    assert done.returncode == 0, done.stderr
+    assert ("Only 49 held-out documents: intervals over documents are rough" in done.stderr) == said

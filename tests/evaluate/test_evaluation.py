@@ -22,10 +22,13 @@ from gsae.tests.support.stores import make_store, sparse_rows
 
 KEYS = (
     "sae architecture d_in d_sae l1_coefficient lr seed site store_digest rows rows_skipped max_norm_multiple "
-    "l0 explained_variance mse gamma gamma_centred cossim l2_ratio dead silent dense density all_rows without_largest "
-    "ce_loss_score ce_loss_score_mean ce_loss_score_all_positions kl_div_score language_model standard_errors "
-    "per_context"
+    "steps diverged diverged_because stopped "
+    "l0 explained_variance mse gamma gamma_centred cossim l2_ratio dead dead_rows silent dense density all_rows "
+    "without_largest ce_loss_score ce_loss_score_mean ce_loss_score_all_positions kl_div_score language_model "
+    "standard_errors heldout_documents per_document"
 )
+
+SPLICED = ("tokens", "clean", "spliced", "zero", "kl_spliced", "kl_zero")
 
 
 @pytest.fixture
@@ -61,7 +64,7 @@ def test_eval_json_holds_what_brute_force_gives(run: Path, tiny_store: Store) ->
     x, context = heldout_rows(tiny_store)
     keep = np.linalg.norm(x, axis=1) < training_notes(tiny_store)["norm_limit"]
     assert 100 < keep.sum() < len(x) - 100
-    contexts = np.flatnonzero(tiny_store.split())
+    contexts = np.flatnonzero(tiny_store.split())  # each is a document
     assert [result["sae"] for result in results] == ["gated-0", "relu-1"]
     for result, (arch, seed) in zip(results, (("gated", 0), ("relu", 1)), strict=True):
         f, y = reconstruct(arch, seed, x)
@@ -78,7 +81,8 @@ def test_eval_json_holds_what_brute_force_gives(run: Path, tiny_store: Store) ->
         assert result["dead"] == 0.25
         assert result["all_rows"]["rows"] == len(x)
         assert result["all_rows"]["mse"] == pytest.approx(sse.mean(), rel=1e-6)
-        sums = result["per_context"]
+        sums = result["per_document"]
+        assert result["heldout_documents"] == len(contexts)
         assert sums["rows"] == [int((keep & (context == c)).sum()) for c in contexts]
         assert sums["sse"] == pytest.approx([sse[keep & (context == c)].sum() for c in contexts], rel=1e-6)
         assert sums["sst"] == pytest.approx([sst[keep & (context == c)].sum() for c in contexts], rel=1e-6)
@@ -92,18 +96,41 @@ def test_eval_json_holds_what_brute_force_gives(run: Path, tiny_store: Store) ->
         assert sum(result["density"]["latents"]) + result["density"]["silent"] == D_SAE
 
 
-def test_many_contexts_leave_a_bounded_number_of_sums(
+def test_parts_of_a_document_are_one_draw(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "store", contexts=84, parts=3, window_rows=2048, rows=sparse_rows)
+    write_sae(tmp_path / "run", "gated", 0, training_notes(store))
+    (found,) = evaluated(tmp_path / "run", store, effects, None)
+    contexts = np.flatnonzero(store.split())
+    assert found["heldout_documents"] == found["language_model"]["documents"] == len(contexts) / 3 == 4
+    assert found["language_model"]["contexts"] == len(contexts) == 12
+    x, context = heldout_rows(store)
+    keep = np.linalg.norm(x, axis=1) < training_notes(store)["norm_limit"]
+    _, y = reconstruct("gated", 0, x)
+    sse = ((x - y) ** 2).sum(1)
+    mine = [keep & (context // 3 == document) for document in np.unique(contexts // 3)]
+    sums = found["per_document"]
+    assert sums["rows"] == [int(rows.sum()) for rows in mine]
+    assert sums["sse"] == pytest.approx([sse[rows].sum() for rows in mine], rel=1e-6)
+    # The error is over 4 documents, not 12 contexts (Cochran 1977, 2.46).
+    off = np.array(sums["sse"]) - found["mse"] * np.array(sums["rows"])
+    assert found["standard_errors"]["mse"] == pytest.approx(np.sqrt(4 / 3 * (off**2).sum()) / found["rows"], rel=1e-9)
+    for key, of in (("ce_loss_score", ("spliced", "clean", "zero")), ("kl_div_score", ("kl_spliced", None, "kl_zero"))):
+        lost, clean, zero = (np.array(sums[name]) if name else np.zeros(4) for name in of)
+        assert found[key] == pytest.approx(1 - (lost - clean).sum() / (zero - clean).sum())
+
+
+def test_many_documents_leave_a_bounded_number_of_sums(
     run: Path, tiny_store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = evaluated(run, tiny_store, effects, None)
-    monkeypatch.setattr("gsae.evaluate.per_context.MAX_SUMS", 7)
+    monkeypatch.setattr("gsae.evaluate.per_document.MAX_SUMS", 7)
     monkeypatch.setattr(
-        "gsae.evaluate.spliced_contexts.GROUP_TOKENS", 100
+        "gsae.evaluate.spliced_documents.GROUP_TOKENS", 100
     )  # and other groups of contexts for the model
     for few, many in zip(evaluated(run, tiny_store, effects, None), whole, strict=True):
-        for key, column in few["per_context"].items():
-            assert len(column) == 7 < len(many["per_context"][key])
-            assert sum(column) == pytest.approx(sum(many["per_context"][key]))
+        for key, column in few["per_document"].items():
+            assert len(column) == 7 < len(many["per_document"][key])
+            assert sum(column) == pytest.approx(sum(many["per_document"][key]))
         assert few["standard_errors"] == pytest.approx(many["standard_errors"], rel=1e-5)
 
 
@@ -131,26 +158,26 @@ def test_without_a_language_model_only_what_needs_it_is_missing(run: Path, tiny_
         evaluated(run, tiny_store, None, None), evaluated(run, tiny_store, effects, None), strict=True
     ):
         missing = {key for key in whole if bare[key] != whole[key]}
-        assert missing == {*SCORES, "language_model", "standard_errors", "per_context"}
-        assert {bare[key] for key in missing - {"per_context", "standard_errors"}} == {None}
+        assert missing == {*SCORES, "language_model", "standard_errors", "per_document"}
+        assert {bare[key] for key in missing - {"per_document", "standard_errors"}} == {None}
         assert set(bare["standard_errors"]) == {"l0", "explained_variance", "mse", "gamma"}
         assert set(whole["standard_errors"]) - set(bare["standard_errors"]) > set(SCORES)
-        sums = bare["per_context"]
-        assert {key for key in sums if sums[key] is None} == {"tokens", "clean", "spliced", "zero", "mean"}
+        sums = bare["per_document"]
+        assert {key for key in sums if sums[key] is None} == {*SPLICED, "mean"}
         assert whole["language_model"]["contexts"] == len(sums["rows"])
 
 
 def test_a_limited_number_of_contexts_is_a_subset_of_all(run: Path, tiny_store: Store) -> None:
     some, every = evaluated(run, tiny_store, effects, 3)[0], evaluated(run, tiny_store, effects, None)[0]
     assert some["language_model"]["contexts"] == 3
-    ran = np.flatnonzero(some["per_context"]["tokens"])
-    laid = order.permutation(len(some["per_context"]["rows"]), tiny_store.plan.seed, order.Stream.HELDOUT_CONTEXTS)
+    ran = np.flatnonzero(some["per_document"]["tokens"])
+    laid = order.permutation(len(some["per_document"]["rows"]), tiny_store.plan.seed, order.Stream.HELDOUT_CONTEXTS)
     assert ran.tolist() == sorted(laid[:3].tolist())
-    for key in ("tokens", "clean", "spliced", "zero", "mean"):
-        column, whole = np.array(some["per_context"][key]), np.array(every["per_context"][key])
+    for key in (*SPLICED, "mean"):
+        column, whole = np.array(some["per_document"][key]), np.array(every["per_document"][key])
         assert column[ran] == pytest.approx(whole[ran], rel=1e-6)
         assert column.sum() == column[ran].sum()
-    totals = {key: sum(some["per_context"][key]) for key in ("tokens", "clean", "spliced", "zero", "mean")}
+    totals = {key: sum(some["per_document"][key]) for key in (*SPLICED, "mean")}
     lost = (totals["spliced"] - totals["clean"]) / (totals["zero"] - totals["clean"])
     assert some["ce_loss_score"] == pytest.approx(1 - lost)
     lost = (totals["spliced"] - totals["clean"]) / (totals["mean"] - totals["clean"])
@@ -189,8 +216,8 @@ def test_an_sae_that_diverged_has_null_values(run: Path, tiny_store: Store) -> N
     found = json.loads((run / "saes/gated-7/eval.json").read_text())
     assert found["mse"] is None
     assert found["ce_loss_score"] is None
-    assert found["per_context"]["sse"] is None
-    assert found["per_context"]["clean"] is not None
+    assert found["per_document"]["sse"] is None
+    assert found["per_document"]["clean"] is not None
 
 
 def test_the_site_of_a_run_is_known_before_its_model_is_loaded(run: Path, tiny_store: Store) -> None:

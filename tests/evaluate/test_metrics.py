@@ -50,25 +50,25 @@ class Scaling:
 
 
 def make_rows(seed: int, n: int, d_in: int) -> tuple[Tensor, NDArray[np.int64]]:
-    """Rows of small integers about a large mean, a few of huge norm, and the context of each."""
+    """Rows of small integers about a large mean, a few of huge norm, and the document of each."""
     draw = np.random.default_rng(seed)
     x = draw.integers(-4, 5, (n, d_in)) + 20 * (np.arange(d_in) == 1)
     x[draw.random(n) < 0.1] *= 8
-    return torch.from_numpy(x.astype(np.float32)), 3 * draw.integers(0, 5, n)
+    return torch.from_numpy(x.astype(np.float32)), draw.integers(0, 5, n)
 
 
 def measure(
     sae: Any,
     x: Tensor,
-    context: NDArray[np.int64],
+    document: NDArray[np.int64],
     limit: float,
     cuts: list[int],
     shift: Floats | None = None,
     cut: float = np.inf,
 ) -> Measurement:
     mean = np.zeros(x.shape[1]) if shift is None else shift
-    measured = Measurement({"sae": sae}, mean, np.array([0, 3, 6, 9, 12]), NormBands(limit, cut))
-    for part, where in zip(np.split(x.numpy(), cuts), np.split(context, cuts), strict=True):
+    measured = Measurement({"sae": sae}, mean, 5, NormBands(limit, cut))
+    for part, where in zip(np.split(x.numpy(), cuts), np.split(document, cuts), strict=True):
         measured.add(torch.from_numpy(part), where)
     return measured
 
@@ -93,8 +93,8 @@ def brute_force(sae: Linear, x: Floats) -> dict[str, float]:
 
 @pytest.mark.parametrize(("limit", "cut"), [(np.inf, np.inf), (60.0, np.inf), (60.0, 100.0), (100.0, 60.0)])
 def test_every_metric_equals_brute_force_on_kept_rows_on_all_and_without_the_largest(limit: float, cut: float) -> None:
-    sae, (x, context) = Linear(6, 20, 0), make_rows(0, 300, 6)
-    counted = measure(sae, x, context, limit, [7, 100, 299], cut=cut).saes["sae"]
+    sae, (x, document) = Linear(6, 20, 0), make_rows(0, 300, 6)
+    counted = measure(sae, x, document, limit, [7, 100, 299], cut=cut).saes["sae"]
     wide = x.double().numpy()
     norms = np.linalg.norm(wide, axis=1)
     for totals, which in (
@@ -164,16 +164,16 @@ def test_a_latent_on_exactly_a_tenth_of_the_rows_is_not_dense() -> None:
     assert measure(Scaling(2, 1.0), x, np.zeros(100, np.int64), np.inf, []).saes["sae"].dense == 0.5
 
 
-def test_sums_by_context_add_up_and_sst_is_about_the_mean_of_all_kept_rows() -> None:
-    sae, (x, context) = Linear(6, 20, 1), make_rows(1, 200, 6)
+def test_sums_by_document_add_up_and_sst_is_about_the_mean_of_all_kept_rows() -> None:
+    sae, (x, document) = Linear(6, 20, 1), make_rows(1, 200, 6)
     wide = x.double().numpy()
     keep = np.linalg.norm(wide, axis=1) < 60
     mu = wide[keep].mean(0)
-    measured = measure(sae, x, context, 60.0, [50], mu)
+    measured = measure(sae, x, document, 60.0, [50], mu)
     counted, inputs = measured.saes["sae"], measured.inputs.columns
     sums = counted.sums.columns
-    for i, number in enumerate([0, 3, 6, 9, 12]):
-        mine = wide[keep & (context == number)]
+    for i in range(5):
+        mine = wide[keep & (document == i)]
         expected = brute_force(sae, mine)
         assert inputs["rows"][i] == len(mine)
         assert inputs["sst"][i] == pytest.approx(((mine - mu) ** 2).sum(), rel=1e-11)
@@ -186,10 +186,10 @@ def test_sums_by_context_add_up_and_sst_is_about_the_mean_of_all_kept_rows() -> 
 @given(seed=st.integers(0, 99), cuts=st.lists(st.integers(0, 120), max_size=6), shuffle=st.integers(0, 9))
 @settings(deadline=None, max_examples=40)
 def test_batches_and_row_order_do_not_matter(seed: int, cuts: list[int], shuffle: int) -> None:
-    sae, (x, context) = Linear(5, 11, seed), make_rows(seed, 120, 5)
-    once = measure(sae, x, context, 70.0, [])
+    sae, (x, document) = Linear(5, 11, seed), make_rows(seed, 120, 5)
+    once = measure(sae, x, document, 70.0, [])
     order = np.random.default_rng(shuffle).permutation(120)
-    cut = measure(sae, x[order], context[order], 70.0, sorted(cuts))
+    cut = measure(sae, x[order], document[order], 70.0, sorted(cuts))
     a, b = once.saes["sae"], cut.saes["sae"]
     assert torch.equal(a.fires, b.fires)
     assert a.density() == b.density()
@@ -212,12 +212,12 @@ def test_a_mean_a_million_times_the_spread_costs_no_digits_when_it_is_the_shift(
 
 
 def test_shrinkage_shows_in_gamma_and_a_perfect_reconstruction_is_perfect() -> None:
-    x, context = make_rows(5, 80, 4)
-    perfect = measure(Scaling(4, 1.0), x, context, np.inf, []).saes["sae"].kept.metrics().model_dump()
+    x, document = make_rows(5, 80, 4)
+    perfect = measure(Scaling(4, 1.0), x, document, np.inf, []).saes["sae"].kept.metrics().model_dump()
     assert perfect["mse"] == 0.0
     assert perfect["explained_variance"] == 1.0
     assert perfect["gamma"] == 1.0
-    half = measure(Scaling(4, 0.5), x, context, np.inf, []).saes["sae"].kept.metrics().model_dump()
+    half = measure(Scaling(4, 0.5), x, document, np.inf, []).saes["sae"].kept.metrics().model_dump()
     assert half["gamma"] == pytest.approx(0.5)
     assert half["cossim"] == pytest.approx(1.0)
     assert half["l2_ratio"] == pytest.approx(0.5)
@@ -241,6 +241,6 @@ def test_bfloat16_rows_are_measured_as_they_are_stored() -> None:
 
 
 def measure16(x: Tensor) -> Measurement:
-    measured = Measurement({"sae": Scaling(5, 1.0)}, np.zeros(5), np.array([0]), NormBands(np.inf))
+    measured = Measurement({"sae": Scaling(5, 1.0)}, np.zeros(5), 1, NormBands(np.inf))
     measured.add(x, np.zeros(len(x), np.int64))
     return measured

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 RATIO = 2.5
-CONTEXTS = 40
-ROWS = 100  # a context
+DOCUMENTS = 60
+ROWS = 100  # a document
 METRIC_LINES = 300
 
 
@@ -26,13 +26,16 @@ def eval_json(
     gated = arch == "gated"
     ce_score, ev = scores(l0 if gated else l0 / RATIO)
     rng = np.random.default_rng(int(l0 * 1000) + seed)
-    weight = np.random.default_rng(7).uniform(0.5, 1.5, CONTEXTS)  # the same contexts for every SAE
-    noise = 1 + 0.3 * rng.normal(size=CONTEXTS)
+    weight = np.random.default_rng(7).uniform(0.5, 1.5, DOCUMENTS)  # the same documents for every SAE
+    noise = 1 + 0.3 * rng.normal(size=DOCUMENTS)
     noise /= (noise * weight).sum() / weight.sum()
     clean, zero = 300 * weight, 300 * weight + 20
     spliced = clean + (1 - ce_score) * (zero - clean) * noise
-    sst, rows = 1000 * weight, np.full(CONTEXTS, ROWS)
+    kl_zero = 25 * weight
+    kl_spliced = (1 - ce_score) * kl_zero * noise
+    sst, rows = 1000 * weight, np.full(DOCUMENTS, ROWS)
     sse, l0_sums = (1 - ev) * sst * noise, l0 * ROWS * weight
+    model = {"clean": clean, "spliced": spliced, "zero": zero, "kl_spliced": kl_spliced, "kl_zero": kl_zero}
     d_sae = 1024 if gated else 1536
     return {
         "sae": f"{arch}-w{d_sae}-l1_{l1:g}-seed{seed}",
@@ -44,12 +47,12 @@ def eval_json(
         "seed": seed,
         "site": site,
         "store_digest": "5f" * 32,
-        "rows": CONTEXTS * ROWS,
+        "rows": DOCUMENTS * ROWS,
         "rows_skipped": 3,
         "max_norm_multiple": 10.0,
         "l0": float(l0_sums.sum() / rows.sum()),
         "explained_variance": float(1 - sse.sum() / sst.sum()),
-        "mse": float(sse.sum() / (CONTEXTS * ROWS)),
+        "mse": float(sse.sum() / (DOCUMENTS * ROWS)),
         "gamma": 1.003 + 0.004 * l1 if gated else 0.95 - 0.2 * l1,
         "gamma_centred": 1.004 + 0.005 * l1 if gated else 0.94 - 0.3 * l1,
         "cossim": 0.9,
@@ -62,17 +65,18 @@ def eval_json(
         "ce_loss_score": float(1 - (spliced - clean).sum() / (zero - clean).sum()) if ce else None,
         "ce_loss_score_mean": 0.8 if ce else None,
         "ce_loss_score_all_positions": 0.99 if ce else None,
-        "kl_div_score": ce_score - 0.02 if ce else None,
-        "language_model": {"contexts": CONTEXTS} if ce else None,
+        "kl_div_score": float(1 - kl_spliced.sum() / kl_zero.sum()) if ce else None,
+        "language_model": {"contexts": DOCUMENTS, "documents": DOCUMENTS} if ce else None,
         "standard_errors": {"l0": 0.05 * l0, "explained_variance": 0.01, "gamma": 0.002}
         | ({"ce_loss_score": 0.02, "kl_div_score": 0.02} if ce else {}),
-        "per_context": {
+        "heldout_documents": DOCUMENTS,
+        "per_document": {
             "rows": rows.tolist(),
             "l0": l0_sums.tolist(),
             "sse": sse.tolist(),
             "sst": sst.tolist(),
-            "tokens": [ROWS] * CONTEXTS if ce else None,
-            **{k: v.tolist() if ce else None for k, v in (("clean", clean), ("spliced", spliced), ("zero", zero))},
+            "tokens": [ROWS] * DOCUMENTS if ce else None,
+            **{key: column.tolist() if ce else None for key, column in model.items()},
         },
     }
 

@@ -42,18 +42,19 @@ def directions(d_in: int, features: int = 64) -> NDArray[np.float64]:
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
-def random_contexts(contexts: int, context_size: int, seed: int = 3) -> dict[str, NDArray[Any]]:
-    """Return the context arrays of one-context documents, every seventh held out, with EOS here and there."""
+def random_contexts(contexts: int, context_size: int, seed: int = 3, parts: int = 1) -> dict[str, NDArray[Any]]:
+    """Return context arrays: documents of `parts` contexts each, every seventh held out, with EOS here and there."""
     rng = np.random.default_rng(seed)
     tokens = rng.integers(3, 50, (contexts, context_size)).astype(np.int32)
     tokens[rng.random(tokens.shape) < 0.05] = EOS
     tokens[:, 0] = BOS
-    split = (np.arange(contexts) % 7 == 3).astype(np.uint8)
+    number = np.arange(contexts, dtype=np.int64) // parts
+    split = (number % 7 == 3).astype(np.uint8)
     return {
         "contexts/tokens": tokens,
         "contexts/split": split,
         "documents/start": np.arange(contexts, dtype=np.int64) * context_size + 1,
-        "documents/id": np.arange(contexts, dtype=np.int64),
+        "documents/id": number,
         "documents/split": split,
     }
 
@@ -112,11 +113,15 @@ def make_store(
     context_size: int = 32,
     sites: dict[str, int] | None = None,
     rows: Rows = normal_rows,
+    parts: int = 1,
     **fields: Any,
 ) -> Store:
-    """Write a store at `root`: row i of every site is `rows(contexts * context_size, d_in)[source]`."""
+    """Write a store at `root`: row i of every site is `rows(contexts * context_size, d_in)[source]`.
+
+    parts: into how many parts each document was cut, of one context each.
+    """
     sites = sites or {"mlp.1": 32}
-    arrays = random_contexts(contexts, context_size)
+    arrays = random_contexts(contexts, context_size, parts=parts)
     plan = make_plan(write_contexts(root, arrays, ended_early=False), arrays, sites, **fields)
     write_plan(root, plan)
     everywhere = {name: rows(contexts * context_size, d_in) for name, d_in in sites.items()}

@@ -1,4 +1,4 @@
-"""The L0 ratio of two hand-made curves, and the interval against a plain loop over the same draws."""
+"""The L0 ratio of two hand-made curves, of the means over seeds, and of each seed."""
 
 import json
 import math
@@ -9,11 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gsae.evaluate import Evaluation, summary
-from gsae.evaluate.eval_json import PerContext
-from gsae.evaluate.report.bootstrap import bootstrap
-from gsae.evaluate.report.comparison import compare
 from gsae.evaluate.report.pareto import Point, l0_ratio, non_dominated
-from gsae.tests.support.report_run import RATIO, scores, sweep
+from gsae.evaluate.report.seed_means import Curve, values_of
+from gsae.tests.support.report_run import DOCUMENTS, RATIO, scores, sweep
 
 GATED = [Point(10, 0.8), Point(20, 0.9), Point(40, 0.95)]
 BASELINE = [Point(30, 0.8), Point(60, 0.9), Point(120, 0.95)]
@@ -28,7 +26,11 @@ def test_the_ratio_is_the_median_over_even_steps_of_the_common_scores():
     # The ratio runs from 2 at 0.8 to 4 at 0.9, log-linearly; scores outside the common range must not matter.
     gated = [Point(10, 0.8), Point(20, 0.9), Point(1000, 0.91)]
     baseline = [Point(1, 0.79), Point(20, 0.8), Point(80, 0.9)]
-    assert l0_ratio(gated, baseline).value == pytest.approx(math.sqrt(8))
+    ratio = l0_ratio(gated, baseline)
+    assert ratio.value == pytest.approx(math.sqrt(8))
+    assert [at.name for at in ratio.at] == ["low", "middle", "high"]
+    assert [at.score for at in ratio.at] == pytest.approx([0.81, 0.85, 0.89])
+    assert [at.ratio for at in ratio.at] == pytest.approx([2**1.1, 2**1.5, 2**1.9])
 
 
 def test_the_gap_to_draw_lies_on_both_curves():
@@ -83,73 +85,69 @@ def typed(evaluations):
     return [Evaluation.model_validate(e) for e in evaluations]
 
 
-def per_context(evaluations, architecture):
-    return [e.per_context for e in typed(evaluations) if e.architecture == architecture]
-
-
-@pytest.mark.parametrize("score", ["ce_loss_score", "explained_variance"])
-def test_the_interval_equals_a_plain_loop_over_the_same_draws(score):
-    gated, baseline = (per_context(sweep(), a) for a in ("gated", "relu"))
-    contexts = len(gated[0].rows)
-    raw = np.random.Philox(key=3).random_raw(50 * contexts)
-    ratios = []
-    for draw in raw.reshape(50, contexts):
-        picked = [int(word) % contexts for word in draw]
-
-        def point(sums, picked=picked):
-            total = {k: sum(column[c] for c in picked) for k, column in sums if column}
-            if score == "explained_variance":
-                return Point(total["l0"] / total["rows"], 1 - total["sse"] / total["sst"])
-            lost = (total["spliced"] - total["clean"]) / (total["zero"] - total["clean"])
-            return Point(total["l0"] / total["rows"], 1 - lost)
-
-        ratios.append(l0_ratio([point(s) for s in gated], [point(s) for s in baseline]).value)
-    interval = bootstrap(gated, baseline, score, resamples=50, seed=3)
-    assert interval is not None
-    expected = np.quantile(ratios, [0.05, 0.5, 0.95])
-    assert [interval.low, interval.middle, interval.high] == pytest.approx(expected.tolist(), rel=1e-9)
-    assert interval.defined == 1
-
-
-def test_the_interval_contains_the_ratio_and_follows_from_the_seed_alone():
-    gated, baseline = (per_context(sweep(), a) for a in ("gated", "relu"))
-    found = bootstrap(gated, baseline, "ce_loss_score")
-    assert found is not None
-    assert found.low < compare(typed(sweep()), "ce_loss_score").ratio.value < found.high
-    assert found.high - found.low > 0.05
-    assert found == bootstrap(gated, baseline, "ce_loss_score")
-    assert found == bootstrap(gated[::-1], baseline[::-1], "ce_loss_score")
-    assert found != bootstrap(gated, baseline, "ce_loss_score", seed=1)
-
-
-def test_equal_contexts_give_an_interval_of_no_width():
-    def sae(l0, score):
-        return PerContext(rows=[8] * 20, l0=[8 * l0] * 20, sse=[1 - score] * 20, sst=[1] * 20)
-
-    gated, baseline = ([sae(p.l0, p.score) for p in curve] for curve in (GATED, BASELINE))
-    interval = bootstrap(gated, baseline, "explained_variance", resamples=20)
-    assert interval is not None
-    assert [interval.low, interval.middle, interval.high] == pytest.approx([3, 3, 3])
-
-
-def test_sums_that_are_missing_or_of_other_contexts_give_no_interval():
-    gated, baseline = (per_context(sweep(), a) for a in ("gated", "relu"))
-    assert bootstrap([s.model_copy(update={"clean": None}) for s in gated], baseline, "ce_loss_score") is None
-    fewer = [PerContext(**{key: column[:-1] for key, column in sums if column}) for sums in gated]
-    assert bootstrap(fewer, baseline, "ce_loss_score") is None
-    assert bootstrap([PerContext()], [PerContext()], "explained_variance") is None
-
-
-def test_a_summary_has_both_ratios_with_intervals_as_json():
+def test_a_summary_has_all_ratios_with_intervals_as_json():
     found = summary(typed(sweep()))
-    assert found["l0_ratio"] == pytest.approx(RATIO, rel=0.05)
-    assert found["l0_ratio_ev"] == pytest.approx(RATIO, rel=0.05)
-    for key in ("l0_ratio", "l0_ratio_ev"):
+    for key in ("l0_ratio", "l0_ratio_kl", "l0_ratio_ev"):
+        assert found[key] == pytest.approx(RATIO, rel=0.05)
         low, high = found[f"{key}_interval"]
         assert low < found[key] < high
+        at = found[f"{key}_at"]
+        assert list(at) == ["low", "middle", "high"]
+        assert at["low"]["score"] < at["middle"]["score"] < at["high"]["score"]
+        assert [each["ratio"] for each in at.values()] == pytest.approx([RATIO] * 3, rel=0.05)
+        assert found["seeds"] == [{"seed": 0} | {k: found[k] for k in ("l0_ratio", "l0_ratio_kl", "l0_ratio_ev")}]
     assert found["reason"] is None
+    assert found["documents"] == DOCUMENTS
+    assert found["seeds_redrawn"] is False
     assert json.loads(json.dumps(found, allow_nan=False)) == found
     assert found == summary(typed(sweep()[::-1]))
+
+
+def scaled(evaluations, seed, factor):
+    """The sweep of a seed in which the baseline needs `factor` times the latents of `sweep`."""
+    more = {"gated": 1.0, "relu": factor}
+    return [e | {"seed": seed, "l0": e["l0"] * more[e["architecture"]]} for e in evaluations]
+
+
+def test_the_ratio_is_that_of_seed_means_and_each_seed_has_its_own():
+    alone = summary(typed(sweep()))["l0_ratio"]
+    found = summary(typed([*scaled(sweep(), 0, 1.0), *scaled(sweep(), 1, 1.4)]))
+    # Equal scores in both seeds, so the mean only averages L0: 1.2 times that of seed 0.
+    assert found["l0_ratio"] == pytest.approx(1.2 * alone)
+    assert [(own["seed"], own["l0_ratio"]) for own in found["seeds"]] == [
+        (0, pytest.approx(alone)),
+        (1, pytest.approx(1.4 * alone)),
+    ]
+    assert found["seeds_redrawn"] is False
+
+
+def test_a_seed_without_a_baseline_has_no_ratio_of_its_own():
+    only = [e for e in scaled(sweep(), 1, 1.0) if e["architecture"] == "gated"]
+    assert [own["l0_ratio"] is None for own in summary(typed([*sweep(), *only]))["seeds"]] == [False, True]
+
+
+def test_saes_of_one_setting_are_a_point_and_a_second_one_of_a_seed_stays_apart():
+    saes = typed([*sweep(), *scaled(sweep(), 1, 1.0), *scaled(sweep(), 1, 2.0)])
+    curve = Curve.of(e for e in saes if e.architecture == "relu")
+    assert sorted(map(len, curve.points)) == [1] * 5 + [2] * 5
+    assert curve == Curve.of(e for e in saes[::-1] if e.architecture == "relu")
+    l0 = values_of(curve.saes, "l0")
+    for members, mean in zip(curve.points, curve.means(l0), strict=True):
+        assert len({(curve.saes[i].d_sae, curve.saes[i].l1_coefficient, curve.saes[i].lr) for i in members}) == 1
+        assert len({curve.saes[i].seed for i in members}) == len(members)
+        assert mean == pytest.approx(l0[list(members)].mean())
+    assert curve.fewest_seeds == 1
+
+
+def test_an_eval_json_of_an_older_version_gives_the_ratio_without_an_interval():
+    old = [{**e, "per_context": e["per_document"]} for e in sweep()]
+    for e in old:
+        del e["per_document"], e["heldout_documents"]
+    found, new = summary(typed(old)), summary(typed(sweep()))
+    for key in ("l0_ratio", "l0_ratio_kl", "l0_ratio_ev"):
+        assert found[key] == new[key]
+        assert found[f"{key}_interval"] is None
+    assert found["documents"] is None
 
 
 def test_without_the_language_model_only_explained_variance_has_a_ratio():

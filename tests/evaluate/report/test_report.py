@@ -10,8 +10,9 @@ import shutil
 import pytest
 
 from gsae.errors import CorruptError, NotFoundError, UsageError
-from gsae.evaluate import evaluate
+from gsae.evaluate import evaluate, few_documents
 from gsae.evaluate.report.curves import MAX_POINTS
+from gsae.evaluate.report.pareto import SCORES
 from gsae.evaluate.report.report import MAX_BYTES, report
 from gsae.evaluate.report.runs import read_run
 from gsae.tests.support.command import gsae
@@ -98,7 +99,14 @@ def test_the_headline_and_the_paragraph_state_the_measured_values(run, tmp_path)
         in paragraph
     )
     assert "1.003 to 1.005 for Gated and 0.900 to 0.942 for the baseline" in paragraph
-    assert "4,000 held-out rows" in paragraph
+    assert "At a low, middle and high loss recovered (0.88, 0.91, 0.94) the ratio is 2.5, 2.5, 2.4." in paragraph
+    assert "seed alone" not in paragraph
+    assert "6,000 held-out rows" in paragraph
+    assert "Intervals come from redrawing the 60 held-out documents. They do not cover the spread between" in paragraph
+    assert page["tiles"][0]["note"].endswith("; 2.5, 2.5, 2.4 at low, middle, high scores")
+    assert [tile["label"].rpartition(" equal ")[2] for tile in page["tiles"][:3]] == [
+        *("loss recovered", "KL recovered", "explained variance")
+    ]
     assert page["gaps"]["ce_loss_score"]["ratio"] == pytest.approx(2.5, rel=0.02)
 
 
@@ -117,9 +125,44 @@ def test_without_the_language_model_the_page_says_what_is_missing(tmp_path):
     assert all(sae["ce_loss_score"] is None for sae in page["saes"])
 
 
+def test_each_seed_has_its_ratio_on_the_page_and_five_are_redrawn(tmp_path):
+    def paragraph(seeds):
+        found = [e for seed in range(seeds) for e in sweep(seed)]
+        return data(made(tmp_path, write_run(tmp_path / str(seeds), found)))["summary"][0]
+
+    two = paragraph(2)
+    assert "each seed alone has 2.5 (seed 0) and 2.6 (seed 1)." in two
+    assert "They do not cover the spread between fits (2 seeds here)." in two
+    assert "redrawing the 60 held-out documents and the seeds." in paragraph(5)
+
+
+@pytest.mark.parametrize(("documents", "said"), [(1, "1 held-out document:"), (49, "49 held-out documents:"), (50, "")])
+def test_fewer_than_50_held_out_documents_are_said(tmp_path, documents, said):
+    few = [{**e, "heldout_documents": documents} for e in sweep()]
+    missing = data(made(tmp_path, write_run(tmp_path / "run", few)))["missing"]
+    assert missing == [few_documents(documents)] if said else missing == []
+    assert not said or missing[0].startswith(f"Only {said} intervals over documents are rough below 50; ")
+
+
+def test_few_documents_that_ran_through_the_language_model_are_said(tmp_path):
+    few = [{**e, "language_model": {"contexts": 9, "documents": 4}} for e in sweep()]
+    (missing,) = data(made(tmp_path, write_run(tmp_path / "run", few)))["missing"]
+    assert missing.startswith("Only 4 of 60 held-out documents ran through the language model: ")
+
+
+def test_an_eval_json_of_an_older_version_is_shown_and_says_what_to_run(tmp_path):
+    old = [{k: v for k, v in e.items() if k not in ("per_document", "heldout_documents")} for e in sweep()]
+    page = data(made(tmp_path, write_run(tmp_path / "run", [{**e, "per_context": {"rows": [1]}} for e in old])))
+    (missing,) = page["missing"]
+    assert missing.startswith("The eval.json is of an older version: ")
+    assert missing.endswith("Run `gsae eval RUN` again to add it.")
+    assert page["tiles"][0]["note"].startswith("no interval; ")
+    assert "Intervals" not in page["summary"][0]
+
+
 def test_one_architecture_alone_has_no_ratio_but_a_report(tmp_path):
     page = data(made(tmp_path, write_run(tmp_path / "run", sweep()[:5])))
-    assert page["gaps"] == {"ce_loss_score": None, "explained_variance": None}
+    assert page["gaps"] == dict.fromkeys(SCORES)
     assert "baseline curve has 0 usable points" in page["summary"][0]
 
 
@@ -153,7 +196,7 @@ def test_provenance_names_store_model_text_and_settings(run, tmp_path):
     assert facts["Language model"] == "org/SmolLM2-135M"
     assert facts["Text"] == "builtin:pydoc"
     assert facts["gsae version"] == "0.1.0"
-    assert facts["Held-out rows"] == "4,000"
+    assert facts["Held-out rows"] == "6,000"
     assert dict(provenance["settings"])["sae[0]"] == ("arch = gated, width = 1024, l1 = 0.06, lr = 0.001, seed = 0")
 
 
@@ -194,9 +237,7 @@ def test_runs_of_different_stores_are_shown_with_a_warning(tmp_path):
 
 
 def test_seeds_span_a_band_and_one_seed_has_none(run, tmp_path):
-    assert [series["bands"] for series in data(made(tmp_path, run))["series"]] == [
-        {"ce_loss_score": [], "explained_variance": []}
-    ] * 2
+    assert [series["bands"] for series in data(made(tmp_path, run))["series"]] == [{score: [] for score in SCORES}] * 2
     worse = [{**e, "explained_variance": e["explained_variance"] - 0.05} for e in sweep(seed=1)]
     page = data(made(tmp_path, write_run(tmp_path / "two", [*sweep(), *worse])))
     for series in page["series"]:
@@ -234,7 +275,7 @@ def test_curves_are_thinned_to_their_ends_and_even_steps_between(run, tmp_path):
 
 
 def test_a_page_of_many_saes_is_still_under_1_mb(tmp_path):
-    few = [{k: v for k, v in e.items() if k != "per_context"} for e in sweep()]
+    few = [{k: v for k, v in e.items() if k != "per_document"} for e in sweep()]
     many = [{**e, "sae": f"{e['sae']}-{i}"} for i in range(15) for e in few]
     html = made(tmp_path, write_run(tmp_path / "run", many))
     assert len(html) < MAX_BYTES

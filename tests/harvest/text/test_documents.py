@@ -83,7 +83,7 @@ def test_the_builtin_is_shuffled_as_a_whole() -> None:
     plain = list(documents("builtin:pydoc").read())
     mixed = list(documents("builtin:pydoc", shuffle_seed=0).read())
     assert mixed != plain
-    assert sorted(mixed) == plain
+    assert sorted(mixed) == sorted(plain)
 
 
 def test_a_hub_text_is_shuffled_in_blocks_and_documents_keep_their_numbers(hub: dict[str, str]) -> None:
@@ -306,7 +306,7 @@ def test_packing_equals_a_packing_token_by_token(
         if wanted is not None and rows >= wanted:
             break
         sides: dict[int, list[int]] = {0: [], 1: []}
-        for _, content, again in read[first : first + block]:
+        for _, content, again, _ in read[first : first + block]:
             side = int(is_held_out(content, share, 7))
             if len(content) and not (again and side):
                 sides[side] += [special.eos_id] * bool(sides[side]) + content.tolist()

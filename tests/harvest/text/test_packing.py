@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gsae.errors import UsageError
-from gsae.harvest import documents, special_ids, tokenise
+from gsae.harvest import Document, documents, special_ids, tokenise
 from gsae.harvest.text.packing import is_held_out, pack
 from gsae.store.format import row_order as order
 from gsae.tests.support.texts import Contexts, contexts_of, numbered
@@ -173,15 +173,31 @@ def test_a_context_begins_with_eos_if_the_tokenizer_has_no_bos(tiny_llama: Any) 
         special_ids(tokenizer)
 
 
-def leak(tokenizer: Any, texts: Sequence[str], length: int = 20) -> float:
+def test_all_parts_of_a_topic_fall_on_one_side_whatever_the_blocks(
+    tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gsae.harvest.text.packing.BLOCK_DOCUMENTS", 7)
+    parts = list(documents("builtin:pydoc", shuffle_seed=3).read())
+    assert len({part.id for part in parts}) < len(parts)
+    made = contexts_of(parts, tiny_tokenizer, context_size=64, heldout=0.3, seed=2)
+    sides = {side: set(made.document_id[made.document_split == side].tolist()) for side in (0, 1)}
+    assert not sides[0] & sides[1]
+    assert sides[1] == {part.id for part in parts if is_held_out(part.part_of or "", 0.3, 2)}
+    assert len(sides[1]) < int((made.document_split == 1).sum())  # a topic that was cut is among them
+    # By their own contents the parts would fall on both sides.
+    by_content = [{part.id for part in parts if is_held_out(part.content, 0.3, 2) == side} for side in (False, True)]
+    assert by_content[0] & by_content[1]
+
+
+def leak(tokenizer: Any, read: Sequence[Document], length: int = 20) -> float:
     """Share of the held-out sequences of 20 tokens that are also in train, over eight splits."""
     windows = []
-    for text in texts:
+    for text in (str(document.content) for document in read):
         ids = plain_ids(tokenizer, text)
         windows.append([tuple(ids[i : i + length]) for i in range(len(ids) - length + 1)])
     shared = total = 0
     for seed in range(8):
-        held = [is_held_out(text, 0.1, seed) for text in texts]
+        held = [is_held_out(document.part_of or document.content, 0.1, seed) for document in read]
         train = {w for ws, h in zip(windows, held, strict=True) if not h for w in ws}
         mine = [w for ws, h in zip(windows, held, strict=True) if h for w in ws]
         shared, total = shared + sum(w in train for w in mine), total + len(mine)
@@ -189,6 +205,6 @@ def leak(tokenizer: Any, texts: Sequence[str], length: int = 20) -> float:
 
 
 def test_held_out_text_of_pydoc_is_not_in_train(tiny_tokenizer: Any) -> None:
-    assert leak(tiny_tokenizer, [str(document.content) for document in documents("builtin:pydoc").read()]) < 0.01
+    assert leak(tiny_tokenizer, list(documents("builtin:pydoc").read())) < 0.01
     # Without the rule against repeated paragraphs it would.
-    assert leak(tiny_tokenizer, [topics[name] for name in sorted(topics)]) > 0.1
+    assert leak(tiny_tokenizer, numbered(topics[name] for name in sorted(topics))) > 0.1

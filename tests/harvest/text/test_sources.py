@@ -68,7 +68,17 @@ def test_pydoc_is_the_same_each_time_and_its_hash_identifies_it() -> None:
     texts = contents(first)
     assert texts == contents(second)
     assert first.source == second.source
-    assert first.source.sha256 == hashlib.sha256("\0".join(texts).encode()).hexdigest()
+    named = "\0".join(f"{document.part_of}\0{document.content}" for document in first.read())
+    assert first.source.sha256 == hashlib.sha256(named.encode()).hexdigest()
+
+
+def test_parts_of_a_topic_of_pydoc_have_its_number_and_its_name() -> None:
+    read = list(documents("builtin:pydoc").read())
+    assert {(document.id, document.part_of) for document in read} <= set(enumerate(sorted(topics)))
+    numbers = [document.id for document in read]
+    assert numbers == sorted(numbers)
+    assert len(set(numbers)) < len(numbers)
+    assert all(len(str(part.content)) < 8000 for part in read if "\n\n" in str(part.content))
 
 
 def test_pydoc_has_no_long_paragraph_twice_and_loses_none() -> None:

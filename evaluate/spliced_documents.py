@@ -1,9 +1,9 @@
-"""Which held-out contexts run through the language model, and the sums over them.
+"""Which held-out contexts run through the language model, and the sums over them, added up by document.
 
 Contexts run in groups of at most GROUP_TOKENS tokens, which bounds the memory of a forward pass.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,16 +11,18 @@ from numpy.typing import NDArray
 from gsae.store import Store, StoreSet, Stream, permutation, row_mask
 
 from .events import Listen, Progress
+from .heldout_documents import HeldoutDocuments, sum_by
 from .splice import Effects, Replacements, Spliced, splice
 
 GROUP_TOKENS = 2048  # of one forward pass
 
 
 @dataclass(frozen=True)
-class SplicedContexts:
-    """numbers: (contexts,) of the contexts that ran, ascending. sums: over the tokens of each of them."""
+class SplicedDocuments:
+    """contexts: how many ran. documents: the indices of their documents, ascending. sums: over each document."""
 
-    numbers: NDArray[np.int64]
+    contexts: int
+    documents: NDArray[np.int64]
     sums: Spliced
 
 
@@ -30,14 +32,15 @@ def choose_contexts(heldout: NDArray[np.int64], seed: int, limit: int | None) ->
     return np.sort(heldout[order[:limit]])
 
 
-def splice_contexts(
+def splice_documents(
     effects: Effects,
     replacements: Replacements,
     store: Store | StoreSet,
+    heldout: HeldoutDocuments,
     contexts: NDArray[np.int64],
     listen: Listen,
-) -> SplicedContexts:
-    """Run the language model over the contexts with these numbers, one group after another."""
+) -> SplicedDocuments:
+    """Run the language model over the held-out contexts with these numbers, one group after another."""
     plan, parts = store.plan, []
     special = plan.tokenizer.excluded_ids
     size = max(1, GROUP_TOKENS // plan.context_size)
@@ -47,4 +50,18 @@ def splice_contexts(
         stored = row_mask(tokens, special, plan.dropped_positions)
         parts.append(splice(effects, replacements, tokens, stored, special))
         listen(Progress("contexts", first + len(group), len(contexts)))
-    return SplicedContexts(contexts, Spliced.joined(parts))
+    documents, index = np.unique(heldout.of_contexts(contexts), return_inverse=True)
+    return SplicedDocuments(len(contexts), documents, _added_up(Spliced.joined(parts), index.reshape(-1)))
+
+
+def _added_up(sums: Spliced, index: NDArray[np.int64]) -> Spliced:
+    """Return the sums of contexts added up by document; index: (contexts,) of the document of each."""
+    count = int(index.max()) + 1
+    return replace(
+        sums,
+        tokens=sum_by(index, count, sums.tokens),
+        tokens_after=sum_by(index, count, sums.tokens_after),
+        loss=sum_by(index, count, sums.loss),
+        loss_after=sum_by(index, count, sums.loss_after),
+        divergence=sum_by(index, count, sums.divergence),
+    )

@@ -1,6 +1,6 @@
-"""The sums by context of eval.json, from which `gsae report` redraws contexts for the interval of its L0 ratio.
+"""The sums by document of eval.json, from which `gsae report` redraws documents for the interval of its L0 ratio.
 
-More than MAX_SUMS contexts are added up in groups of neighbours, so that the file does not grow with the store.
+More than MAX_SUMS documents are added up in groups of neighbours, so that the file does not grow with the store.
 """
 
 from typing import Any
@@ -8,28 +8,29 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .eval_json import PerContext, Sums
+from .eval_json import PerDocument, Sums
 from .measurement import Measurement
 from .splice import CLEAN, MEAN, ZERO
-from .spliced_contexts import SplicedContexts
+from .spliced_documents import SplicedDocuments
 
 MAX_SUMS = 2048
 
 
-def per_context(name: str, measured: Measurement, spliced: SplicedContexts | None) -> PerContext:
-    """Return the sums of one SAE. Contexts that did not run through the language model count 0 there."""
+def per_document(name: str, measured: Measurement, spliced: SplicedDocuments | None) -> PerDocument:
+    """Return the sums of one SAE. Documents of which no context ran through the language model count 0 there."""
     inputs, sums = measured.inputs.columns, measured.saes[name].sums.columns
     rows, l0 = (column.astype(np.int64) for column in (inputs["rows"], sums["l0"]))
     columns: dict[str, NDArray[Any]] = {"rows": rows, "l0": l0, "sse": sums["sse"], "sst": inputs["sst"]}
     if spliced is not None:
-        ran = np.searchsorted(measured.contexts, spliced.numbers)
         model = spliced.sums
-        conditions = {"clean": CLEAN, "spliced": model.condition(name), "zero": ZERO, "mean": MEAN}
+        own = model.condition(name)
+        conditions = {"clean": CLEAN, "spliced": own, "zero": ZERO, "mean": MEAN}
         ran_columns = {"tokens": model.tokens} | {key: model.loss[row] for key, row in conditions.items()}
+        ran_columns |= {"kl_spliced": model.divergence[own], "kl_zero": model.divergence[ZERO]}
         for key, values in ran_columns.items():
-            columns[key] = np.zeros(len(measured.contexts), values.dtype)
-            columns[key][ran] = values
-    return PerContext(**{key: _sum_groups(column) for key, column in columns.items()})
+            columns[key] = np.zeros(measured.documents, values.dtype)
+            columns[key][spliced.documents] = values
+    return PerDocument(**{key: _sum_groups(column) for key, column in columns.items()})
 
 
 def _sum_groups(column: NDArray[Any]) -> Sums:
