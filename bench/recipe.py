@@ -75,7 +75,7 @@ PARTS: dict[str, dict[str, Sweep]] = {
             1000,
             {"row_clip": clip, "encoder_start": start},
         )
-        for start, clip in (("unit", False), ("scaled", False), ("scaled", True))
+        for start, clip in (("scaled", True), ("scaled", False), ("unit", False))
     },
     "rates": {f"{site}-4096": grid(site, 4096, "5e-4,1e-3,2e-3") for site in WEAK_AND_STRONG},
     "narrow": {"mlp.10-1024": grid("mlp.10", 1024, "5e-4,1e-3,2e-3")},
