@@ -192,3 +192,15 @@ def test_few_held_out_documents_are_said_below_50(tmp_path: Path, documents: int
     done = gsae("eval", tmp_path / "run", "--store", store.path, "--no-model", "--device", "cpu")
     assert done.returncode == 0, done.stderr
     assert ("Only 49 held-out documents: intervals over documents are rough" in done.stderr) == said
+
+
+@pytest.mark.parametrize(("documents", "said"), [(9, True), (50, False)])
+def test_the_demo_says_that_it_has_few_documents(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, documents: int, said: bool
+) -> None:
+    summary = {"saes": [], "l0_ratio": 2.0, "l0_ratio_interval": [1.5, 2.5], "documents": documents, "alike": []}
+    summary |= {"store": {"ratio": 0.7, "dtype": "bfloat16"}}
+    monkeypatch.setattr("gsae.commands.demo.run_demo", lambda out, say: summary)
+    done = gsae("demo", "--out", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert ("Only 9 held-out documents: intervals over documents are rough below 50;" in done.stdout) == said
