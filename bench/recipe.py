@@ -75,7 +75,7 @@ PARTS: dict[str, dict[str, Sweep]] = {
             1000,
             {"row_clip": clip, "encoder_start": start},
         )
-        for start, clip in (("unit", False), ("scaled", False), ("scaled", True))
+        for start, clip in (("scaled", True), ("scaled", False), ("unit", False))
     },
     "rates": {f"{site}-4096": grid(site, 4096, "5e-4,1e-3,2e-3") for site in WEAK_AND_STRONG},
     "narrow": {"mlp.10-1024": grid("mlp.10", 1024, "5e-4,1e-3,2e-3")},
@@ -94,6 +94,7 @@ def run(store: Path, folder: Path, sweep: Sweep) -> None:
         "eval_every": sweep.steps,
         "eval_rows": 1 << 30,
         "on_divergence": "continue",
+        "threads": 1,
         "checkpoint_every": 500,
     }
     saes = tuple(sae for line in sweep.saes for sae in parse_sae(line))

@@ -41,7 +41,6 @@ class Grid:
     width: int  # F; the baseline has 1.5 F
     l1: dict[str, dict[str, tuple[float, ...]]]
     lr: dict[str, tuple[float, ...]]
-    lr_l1: int  # how many of the sparsities, evenly chosen, a learning rate is tried on
     lr_steps: int
     seeds: tuple[int, ...]
     steps: int
@@ -65,12 +64,11 @@ FULL = Grid(
     sites=("mlp.10", "attn.10", "resid.15"),
     rows=1_000_000,
     context_size=256,
-    heldout=0.05,
+    heldout=0.1,
     window_rows=1 << 16,
     width=4096,
     l1=SPARSITIES,
-    lr={"gated": (3e-4, 1e-3, 2e-3), "relu": (3e-4, 1e-3, 2e-3)},
-    lr_l1=2,
+    lr={"gated": (5e-4, 1e-3, 2e-3), "relu": (5e-4, 1e-3, 2e-3)},
     lr_steps=1000,
     seeds=(0, 1),
     steps=4000,
@@ -88,7 +86,6 @@ TOY = Grid(
     width=128,
     l1={site: {"gated": (0.1, 0.3), "relu": (0.06, 0.2)} for site in ("mlp.10", "resid.15")},
     lr={"gated": (1e-3, 2e-3), "relu": (1e-3, 2e-3)},
-    lr_l1=1,
     lr_steps=20,
     seeds=(0, 1),
     steps=40,
@@ -237,10 +234,12 @@ def listed(values: Sequence[float]) -> str:
 
 
 def chosen_rates(grid: Grid, store: Path, site: str, out: Path, budget: Budget) -> dict[str, float]:
-    """Try each learning rate on one seed and some sparsities; return the best by architecture, and print the grid."""
+    """Try each learning rate on one seed at the weakest and the strongest sparsity; return the best by architecture.
+
+    At the weakest, steps are the largest: a rate that fails there is none for the sweep. Prints the grid.
+    """
     run, rates = out / f"rates-{site}", {}
-    step = max(1, len(grid.l1[site]["gated"]) // (grid.lr_l1 + 1))
-    tried = {arch: grid.l1[site][arch][step::step][: grid.lr_l1] for arch in grid.lr}
+    tried = {arch: (grid.l1[site][arch][0], grid.l1[site][arch][-1]) for arch in grid.lr}
     saes = [
         f"{arch} width={grid.widths()[arch]} l1={listed(tried[arch])} lr={listed(values)} seed={grid.seeds[0]}"
         for arch, values in grid.lr.items()
@@ -249,7 +248,10 @@ def chosen_rates(grid: Grid, store: Path, site: str, out: Path, budget: Budget) 
     for arch in grid.lr:
         losses = {rate: [loss for lr, loss in final_losses(run, arch) if lr == rate] for rate in grid.lr[arch]}
         # Losses of two sparsities differ in size: their geometric mean weighs both alike.
-        score = {rate: statistics.geometric_mean(each) for rate, each in losses.items() if each}
+        whole = {rate: each for rate, each in losses.items() if len(each) == len(tried[arch])}
+        if not whole:
+            raise SystemExit(f"At {site} an SAE of {arch} diverged at every learning rate of {grid.lr[arch]}.")
+        score = {rate: statistics.geometric_mean(each) for rate, each in whole.items()}
         rates[arch] = min(score, key=lambda rate: score[rate])
         line = {"site": site, "arch": arch, "steps": grid.lr_steps, "loss_by_lr": score, "lr": rates[arch]}
         print(json.dumps(line), file=sys.stderr, flush=True)
@@ -258,16 +260,16 @@ def chosen_rates(grid: Grid, store: Path, site: str, out: Path, budget: Budget) 
 
 
 def final_losses(run: Path, arch: str) -> Iterator[tuple[float, float]]:
-    """Learning rate and mean loss over the last tenth of the logged steps of each SAE of an architecture."""
+    """Learning rate and mean loss over the last tenth of the logged steps of each SAE that did not diverge."""
     logged: dict[str, list[float]] = {}
     for line in (run / "metrics.jsonl").read_text().splitlines():
         entry = json.loads(line)
-        if "loss" in entry:
+        if entry.get("loss") is not None:
             logged.setdefault(entry["sae"], []).append(entry["loss"])
     for sae in noted(run):
         losses = logged.get(sae["name"], [])
         last = losses[-max(1, len(losses) // 10) :]
-        if sae["architecture"] == arch and last and all(map(math.isfinite, last)):
+        if sae["architecture"] == arch and last and sae.get("diverged") is None:
             yield sae["lr"], statistics.fmean(last)
 
 

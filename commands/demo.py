@@ -32,9 +32,14 @@ SAES = (
     "gated width=1024 l1=.065,.09,.13,.19,.28",
     "relu width=1536 l1=.045,.06,.09,.15,.25",
 )
-TRAIN = shlex.split("--batch-size 512 --steps 2400 --lr 1e-3 --device cpu --checkpoint-every 600")
+TRAIN = shlex.split("--batch-size 512 --steps 1200 --device cpu --checkpoint-every 600")
 EVAL = ["--device", "cpu"]
 MAX_DEAD = 0.2
+# What each stage takes on two cores with products of bfloat16, and without (bench/RESULTS.md).
+SECONDS = {
+    "harvest": (40, 130), "verify": (5, 5), "train": (120, 180), "eval": (90, 180), "report": (5, 5),
+    "features": (30, 30), "browse": (15, 15),
+}  # fmt: skip
 COLUMNS = ("arch", "d_sae", "l1_coefficient", "l0", "ce_loss_score", "explained_variance", "gamma")
 BFLOAT16, FLOAT32 = ("--dtype", "bfloat16"), ("--dtype", "float32", "--codec", "zstd")
 
@@ -101,7 +106,7 @@ def run_demo(
         "features": ["features", str(run), "--device", "cpu"],
         "browse": ["browse", str(run), "--no-serve"],
     }
-    seconds = {name: _run(arguments, say) for name, arguments in stages.items()}
+    seconds = {name: _run(arguments, say, _about(name)) for name, arguments in stages.items()}
     summary = summarise(store, run) | {"seconds": seconds}
     (out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     for sae in summary["saes"]:
@@ -148,9 +153,15 @@ def _alike(saes: list[dict[str, Any]]) -> list[str]:
     return list(min(pairs)[1:])
 
 
-def _run(arguments: list[str], say: Callable[[str], None]) -> float:
+def _about(stage: str) -> str:
+    """Say how long a stage takes on two cores like these."""
+    seconds = SECONDS[stage][0 if multiplies_bfloat16() else 1]
+    return f"about {seconds} s" if seconds < 100 else f"about {round(seconds / 60)} minutes"
+
+
+def _run(arguments: list[str], say: Callable[[str], None], about: str) -> float:
     """Run one gsae command in a process and return its seconds."""
-    say(f"\n$ gsae {shlex.join(arguments)}")
+    say(f"\n$ gsae {shlex.join(arguments)}    # {about}")
     started = time.monotonic()
     command = [sys.executable, "-m", "gsae.cli", *arguments]
     done = subprocess.run(command, env=os.environ | {"TOKENIZERS_PARALLELISM": "false"}, stdout=sys.stderr, check=False)

@@ -42,8 +42,8 @@ def evaluate(
             lambda e: shown.show(f"evaluating {e.stage}", e.done, e.total),
             torch_device(device),
         )
-    spliced = results[0].language_model
-    if few := few_documents(results[0].heldout_documents, spliced.documents if spliced else None):
+    ran = None if results[0].language_model is None else results[0].language_model.documents
+    if few := few_documents(results[0].heldout_documents, ran):
         typer.echo(few, err=True)
     if as_json:
         print_json([result.model_dump(exclude={"per_document"}) for result in results])

@@ -1,12 +1,13 @@
 """The effects of editing one site on the predictions of a language model: cross-entropies and KL divergences.
 
-Every pass ends before the output embedding. Logits are then computed for a slice of positions at a time, those of the
-unedited model once for all edits. So memory is four slices of logits and one hidden state for each condition, whatever
-the size of the vocabulary.
+Every pass ends before the output embedding, and the blocks before the site run once for all edits. Logits are then
+computed for a slice of positions at a time, those of the unedited model once for all edits. So memory is four slices of
+logits and one hidden state for each condition and each block before the site, whatever the size of the vocabulary.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from gsae.store import SiteSpec
 
 from .capture import LanguageModel, StopPass, hooked
+from .replay import blocks_around, recording, replaying
 
 Edit = Callable[[Tensor], Tensor]
 """Takes the activations (contexts, context_size, d_in) of a site, returns those that the model continues with."""
@@ -33,8 +35,12 @@ def effects(lm: LanguageModel, site: SiteSpec, tokens: Tensor, edits: Sequence[E
     targets = tokens[:, 1:].reshape(-1)
     head = lm.model.get_output_embeddings()
     with torch.inference_mode():
-        hidden = [_before_head(lm, head, site, tokens, edit) for edit in (None, *edits)]
-        parts = [_compared(lm, head, hidden, targets, part) for part in _slices(len(targets), head.weight.shape[0])]
+        hidden = _all_before_head(lm, head, site, tokens, edits)
+        of_one_token: dict[nn.Module, Any] = {}
+        with recording([block for some in blocks_around(lm.model, site) for block in some], of_one_token):
+            _before_head(lm, head, site, tokens[:1, :1], None)
+        with replaying(of_one_token):
+            parts = [_compared(lm, head, hidden, targets, part) for part in _slices(len(targets), head.weight.shape[0])]
     shape = (len(hidden), len(tokens), tokens.shape[1] - 1)
     losses, divergences = (torch.cat(column, dim=1).reshape(shape) for column in zip(*parts, strict=True))
     return losses, divergences
@@ -51,11 +57,12 @@ def _compared(
     """Return cross-entropies and divergences (conditions, positions) of a slice of positions, on the CPU."""
     unedited, *edited = hidden
     clean = _log_probabilities(lm, head, unedited[part])
+    probabilities = clean.exp()
     losses, divergences = [_cross_entropies(clean, targets[part])], [torch.zeros(len(clean))]
     for each in edited:
         found = _log_probabilities(lm, head, each[part])
         losses.append(_cross_entropies(found, targets[part]))
-        divergences.append(nn.functional.kl_div(found, clean, reduction="none", log_target=True).sum(-1).cpu())
+        divergences.append(torch.linalg.vecdot(probabilities, torch.sub(clean, found, out=found)).cpu())
     return torch.stack(losses), torch.stack(divergences)
 
 
@@ -67,8 +74,8 @@ def _cross_entropies(log_probabilities: Tensor, targets: Tensor) -> Tensor:
 def _log_probabilities(lm: LanguageModel, head: nn.Module, hidden: Tensor) -> Tensor:
     """Return float32 log-probabilities (positions, vocabulary) of `hidden` (positions, d_model).
 
-    The head gets `hidden` in place of its input, in a pass over one token. So the model's own code does what it does
-    to the logits after the head (scaling, soft-capping).
+    The head gets `hidden` in place of its input, in a pass over one token whose blocks compute nothing. So the model's
+    own code does what it does to the logits after the head (scaling, soft-capping).
     """
     handle = head.register_forward_pre_hook(lambda module, args: (hidden[None],))
     try:
@@ -77,6 +84,27 @@ def _log_probabilities(lm: LanguageModel, head: nn.Module, hidden: Tensor) -> Te
     finally:
         handle.remove()
     return logits[0].float().log_softmax(-1)
+
+
+def _all_before_head(
+    lm: LanguageModel, head: nn.Module, site: SiteSpec, tokens: Tensor, edits: Sequence[Edit]
+) -> list[Tensor]:
+    """Return the input of the output embedding of the unedited model, then of each edit.
+
+    The blocks before the site return what they did in the first pass, if that pays and if the unedited model gives the
+    same bits so: in some families later blocks read more of earlier ones than their output.
+    """
+    earlier, others = blocks_around(lm.model, site)
+    outputs: dict[nn.Module, Any] = {}
+    with recording(earlier, outputs):
+        clean = _before_head(lm, head, site, tokens, None)
+    with ExitStack() as passes:
+        if len(edits) * len(earlier) > len(others):
+            with replaying(outputs):
+                again = _before_head(lm, head, site, tokens, None)
+            if torch.equal(clean, again):
+                passes.enter_context(replaying(outputs))
+        return [clean, *(_before_head(lm, head, site, tokens, edit) for edit in edits)]
 
 
 def _before_head(lm: LanguageModel, head: nn.Module, site: SiteSpec, tokens: Tensor, edit: Edit | None) -> Tensor:

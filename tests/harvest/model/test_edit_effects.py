@@ -106,3 +106,57 @@ def test_losses_include_the_soft_cap_of_a_family() -> None:
     torch.testing.assert_close(losses[0].double(), plain(clean, tokens), rtol=1e-4, atol=1e-4)
     edited = hooked_logits(lm, "mlp.1", tokens, torch.zeros_like)
     torch.testing.assert_close(divergences[1].double(), divergence(clean, edited), rtol=1e-3, atol=1e-6)
+
+
+def calls_of(module: torch.nn.Module, passes: Callable[[], object]) -> int:
+    calls: list[int] = []
+    handle = module.register_forward_hook(lambda *_: calls.append(1))
+    passes()
+    handle.remove()
+    return len(calls)
+
+
+@pytest.mark.parametrize("name", ["mlp.2", "resid.2", "attn.1", "resid.0"])
+def test_the_blocks_before_the_site_run_once_and_give_the_same_bits(
+    lm: LanguageModel, tokens: Tensor, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (site,) = resolve(lm.model, [name])
+    edits, block = [halved, torch.zeros_like, halved, halved], lm.model.model.layers[0]
+    shared = effects(lm, site, tokens, edits)
+    computed = calls_of(block.mlp, lambda: effects(lm, site, tokens, edits))
+    assert computed == (1 if name != "resid.0" else 1 + len(edits)) + 1  # and once on a single token
+    assert "forward" not in vars(block)
+    monkeypatch.setattr("gsae.harvest.model.edit_effects.blocks_around", lambda model, site: ([], []))
+    for one, other in zip(shared, effects(lm, site, tokens, edits), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_model_whose_later_blocks_read_more_of_earlier_ones_than_their_output_runs_whole_passes(
+    lm: LanguageModel, tokens: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (site,) = resolve(lm.model, ["mlp.2"])
+    first, last = lm.model.model.layers[0], lm.model.model.layers[2]
+    left: list[Tensor] = []  # by the first block's MLP, for the last block of the same pass, which takes it away
+    handles = [
+        first.mlp.register_forward_hook(lambda module, args, output: left.append(output)),
+        last.register_forward_hook(lambda module, args, output: output + left.pop() if left else output),
+    ]
+    edits = [halved, torch.zeros_like, halved]
+    try:
+        found = effects(lm, site, tokens, edits)
+        monkeypatch.setattr("gsae.harvest.model.edit_effects.blocks_around", lambda model, site: ([], []))
+        expected = effects(lm, site, tokens, edits)
+    finally:
+        for handle in handles:
+            handle.remove()
+    for one, other in zip(found, expected, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_block_gets_its_own_forward_back(lm: LanguageModel, tokens: Tensor) -> None:
+    (site,) = resolve(lm.model, ["mlp.2"])
+    block = lm.model.model.layers[0]
+    block.forward = own = block.forward  # as accelerate's hooks set it
+    effects(lm, site, tokens, [halved, halved])
+    assert vars(block)["forward"] is own
+    del block.forward

@@ -1,0 +1,46 @@
+"""Passes that differ from one before from some block on: the blocks up to there return what they returned then."""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from torch import nn
+
+from gsae.store import SiteSpec
+
+NUMBERED = re.compile(r"(.+?)\.(\d+)(?:\.|$)")  # the list of blocks and a number in it, as in model.layers.10.mlp
+
+
+def blocks_around(model: nn.Module, site: SiteSpec) -> tuple[list[nn.Module], list[nn.Module]]:
+    """The blocks that run before the one of a site, and the others; none where the site is in no block."""
+    found = NUMBERED.match(site.module)
+    blocks = list(model.get_submodule(found[1]).children()) if found else []
+    number = int(found[2]) if found else 0
+    return blocks[:number], blocks[number:]
+
+
+@contextmanager
+def recording(blocks: Sequence[nn.Module], outputs: dict[nn.Module, Any]) -> Iterator[None]:
+    """Put what each block returns into `outputs` meanwhile."""
+    with ExitStack() as hooks:
+        for block in blocks:
+            handle = block.register_forward_hook(lambda module, args, output: outputs.__setitem__(module, output))
+            hooks.callback(handle.remove)
+        yield
+
+
+@contextmanager
+def replaying(outputs: Mapping[nn.Module, Any]) -> Iterator[None]:
+    """Let blocks return their recorded outputs meanwhile, without computing anything."""
+    before = {block: vars(block).get("forward") for block in outputs}
+    try:
+        for block, output in outputs.items():
+            block.forward = lambda *args, output=output, **kwargs: output
+        yield
+    finally:
+        for block, forward in before.items():
+            if forward is None:
+                del block.forward
+            else:  # accelerate's, which moves weights to where they run
+                block.forward = forward
