@@ -23,8 +23,9 @@ from gsae.commands.terminal import print_json, print_table
 from gsae.errors import GsaeError
 
 SITE = "mlp.10"
+# Topics differ a hundredfold in length. With this seed 18 of 78 are held out, which are a tenth of the text.
 HARVEST = shlex.split(
-    "--model builtin:smollm2-135m --dataset builtin:pydoc --context-size 256 --heldout 0.1 "
+    "--model builtin:smollm2-135m --dataset builtin:pydoc --context-size 256 --heldout 0.15 --seed 52 "
     "--window-rows 16384 --batch-size 8 --device cpu"
 )
 # Widths at equal compute: a baseline step costs a third less, so it is 1.5 times as wide, as in the paper.
