@@ -243,7 +243,9 @@ class RunConfig(Settings):
         panel=RATES,
     )
     healthy_every: int | None = setting(
-        None, "Steps between the healthy weights that a diverged SAE goes back to. Default: 1,000.", ge=1
+        None,
+        "Steps between the healthy weights that an SAE can go back to. Default: a tenth of the steps, at most 1,000.",
+        ge=1,
     )
     eval_rows: int = setting(2048, "Held-out rows of such a measurement.", ge=1)
     init: str | None = setting(
@@ -312,7 +314,7 @@ class RunConfig(Settings):
             "row_clip": clipped,
             "encoder_start": self.encoder_start or "scaled",
             "on_divergence": self.on_divergence or "stop",
-            "healthy_every": self.healthy_every or 1000,
+            "healthy_every": self.healthy_every or min(1000, -(-self.steps // 10)),
             "resample_silent_rows": self.resample_silent_rows or silent,
             "resample_norm_multiple": 3.0 if self.resample_norm_multiple is None else self.resample_norm_multiple,
             "device": device if self.device == "auto" else self.device,

@@ -55,7 +55,7 @@ class Group:
         self.totals = torch.zeros(len(TOTALS), many, dtype=torch.float64, device=device)
         self.seen = torch.zeros(2, dtype=torch.float64, device=device)  # rows, and the sum of ||z - mean||^2
         self.silent = torch.zeros(many, d_sae, dtype=torch.int64, device=device)  # rows since each latent fired
-        self.stopped = torch.full((many,), -1, dtype=torch.int64, device=device)  # step of a loss that is not finite
+        self.stopped = torch.full((many,), -1, dtype=torch.int64, device=device)  # the step at which each was stopped
         self.resampled = torch.full((many,), -1, dtype=torch.int64, device=device)  # step of the last resampling
         self.divergence = Divergence(many, {} if run.on_divergence == "continue" else self._worth_keeping())
         self.shares = torch.ones(many, device=device)  # of the learning rates, after retries
@@ -142,8 +142,8 @@ class Group:
 
     def _is_settled(self, index: int) -> bool:
         """Whether all is done about an SAE that diverged."""
-        known = int(self.divergence.at[index])
-        return known >= 0 and (self.run.on_divergence == "continue" or known == int(self.stopped[index]))
+        known, stopped = int(self.divergence.at[index]), int(self.stopped[index])
+        return known >= 0 and (known == stopped or (self.run.on_divergence == "continue" and stopped < 0))
 
     def _fault(self, index: int, line: MetricsLine) -> int:
         if int(self.stopped[index]) >= 0:

@@ -15,6 +15,8 @@ from gsae.store import Store
 from gsae.tests.support.command import gsae
 from gsae.train import Checkpointed, Diverged, Event, Finished, MetricsLine, RunConfig, load_sae, parse_sae, train
 from gsae.train.run.divergence import NOT_FINITE, REASONS, RETRY_LR, Divergence
+from gsae.train.run.group import Group
+from gsae.train.run.inputs import Inputs
 
 GOOD = {"step": 10, "sae": "a", "loss": 1.0, "explained_variance": 0.5, "dead": 0.1}
 WILD, CALM = "gated width=256 l1=.1 lr=1", "gated width=256 l1=.1 lr=2e-3"
@@ -131,6 +133,17 @@ def test_with_continue_it_is_marked_once_and_trained_to_the_end(tiny_store: Stor
     noted = load_sae(tmp_path / "run" / "saes" / WILD_NAME).metadata
     assert (noted["steps"], noted.get("stopped")) == (120, None)
     assert noted["diverged"] == last(tmp_path / "run", WILD_NAME)["diverged"]
+
+
+def test_a_marked_sae_whose_loss_is_no_longer_finite_is_stopped_and_reported_once(tiny_store: Store) -> None:
+    site = tiny_store.site("mlp.1")
+    run = config(on_divergence="continue").resolved(device="cpu", threads=1)
+    group = Group(0, run.groups()[0], run, Inputs.of(site, run))
+    group.divergence.at[0], group.divergence.reason[0] = 30, 2  # marked, and trained on
+    group.stopped[0], group.step = 44, 48  # since then
+    lines = [line(), line()]
+    assert [(found.step, found.action) for found in group.judge(lines)] == [(44, "stop")]
+    assert group.judge(lines) == []
 
 
 @pytest.mark.parametrize("action", ["retry", "stop", "continue"])
