@@ -14,6 +14,7 @@ from gsae.tests.support.params import gate_of, normal, random_params
 from gsae.train.architectures.base import Params
 from gsae.train.step import dense_numba, dense_plain
 from gsae.train.step.adam import Adam
+from gsae.train.step.compiling import kernel_threads
 from gsae.train.step.fast_bank import FastBank
 
 F32, F64, BF16 = torch.float32, torch.float64, torch.bfloat16
@@ -127,3 +128,17 @@ def test_only_the_large_products_of_a_step_may_be_rounded_to_tf32(
     small = [allowed for size, allowed in seen if size < rows * d_in * d_sae]
     assert (large, small) == ([tf32] * bank.one(0).PRODUCTS, [False] * 2)
     assert not torch.backends.cuda.matmul.allow_tf32
+
+
+@pytest.mark.parametrize("operands", [torch.float32, torch.bfloat16])
+def test_the_number_of_threads_changes_no_bit_of_the_compiled_passes(operands: torch.dtype) -> None:
+    start = [random_params("gated", 33, 150, seed, torch.float32) for seed in range(2)]
+    states = []
+    for threads in (1, 2):
+        with kernel_threads(threads):
+            bank = bank_of(start, operands, compiled=True)
+            for step in range(1, 6):
+                adam = Adam(torch.tensor([1e-3, 0.02]), 0.999, 1e-8, step, row_clip=True)
+                bank.step(normal(70, 33, seed=step).float(), torch.tensor([0.1, 0.3]), adam)
+        states.append(bank.state())
+    assert all(torch.equal(tensor, states[1][name]) for name, tensor in states[0].items())
