@@ -45,11 +45,12 @@ def evaluate(
     ran = None if results[0].language_model is None else results[0].language_model.documents
     if few := few_documents(results[0].heldout_documents, ran):
         typer.echo(few, err=True)
+    figures = [result.model_dump(exclude={"per_document"}) for result in results]
     if as_json:
-        print_json([result.model_dump(exclude={"per_document"}) for result in results])
+        print_json(figures)
     else:
-        print_table(COLUMNS, [result.model_dump(include=set(COLUMNS)) for result in results])
-        print_divergences([result.model_dump(exclude={"per_document"}) for result in results])
+        print_table(COLUMNS, figures)
+        print_divergences(figures)
 
 
 def report(

@@ -74,7 +74,7 @@ class Group:
         self.reader = reader
         run, step = self.run, self.step
         l1 = self.l1 * l1_factor(run, step)
-        rates = torch.where(self.stopped < 0, self.lr * self.shares * lr_factor(run, step), 0) * self._recovery(step)
+        rates = torch.where(self.stopped < 0, self._rates(), 0)
         batch = self.bank.step(x, l1, Adam(rates, run.adam_betas[1], run.adam_eps, step, run.row_clip))
         loss = batch.loss(l1)
         self.stopped.masked_fill_((self.stopped < 0) & ~torch.isfinite(loss), step)
@@ -82,8 +82,10 @@ class Group:
         self.silent.add_(len(x)).masked_fill_(batch.fired > 0, 0)
         self.seen += torch.stack([self.seen.new_tensor(len(x)), spread])
 
-    def _recovery(self, step: int) -> Tensor | float:
-        return recovery(self.run, step, self.resampled).to(self.lr) if self.run.resample_at else 1.0
+    def _rates(self) -> Tensor:
+        """The learning rates (saes,) at this step, those of SAEs that were stopped too."""
+        rates = self.lr * self.shares * lr_factor(self.run, self.step)
+        return rates * recovery(self.run, self.step, self.resampled).to(rates) if self.run.resample_at else rates
 
     def resample(self, z: Tensor) -> dict[str, int]:
         """Give silent latents new directions among inputs z (rows, d_in). Returns how many, by SAE."""
@@ -118,7 +120,11 @@ class Group:
     @property
     def dead_rows(self) -> int:
         """Rows without a firing after which a latent is dead: 10 million, an epoch's, or all so far, what is least."""
-        return min(DEAD_ROWS, self.inputs.summary.rows, max(1, self.step * self.run.batch_size))
+        return min(self._most_dead_rows, max(1, self.step * self.run.batch_size))
+
+    @property
+    def _most_dead_rows(self) -> int:
+        return min(DEAD_ROWS, self.inputs.summary.rows)
 
     def dead(self) -> list[float]:
         """Share of the latents of each SAE that fired on none of the last `dead_rows` rows."""
@@ -153,7 +159,7 @@ class Group:
             self.divergence.forget_best(index)
             return 0
         risen = max(self.run.lr_warm_up_steps, self.run.l1_warm_up_steps)
-        counted = (self.step - risen) * self.run.batch_size >= min(DEAD_ROWS, self.inputs.summary.rows)
+        counted = (self.step - risen) * self.run.batch_size >= self._most_dead_rows
         return self.divergence.fault(index, line, silent_known=counted) if first >= risen else 0
 
     def _diverged(self, index: int, reason: int) -> Verdict:
@@ -208,9 +214,10 @@ class Group:
     def restore(self, saved: Checkpoint) -> None:
         """Go to where a checkpoint was taken. Raises IncompatibleError if it is that of another run."""
         # Earlier versions noted nothing about divergence.
-        found = {name: t for name, t in self._tensors().items() if name.startswith(DIVERGENCE)} | saved.tensors
+        own = self._tensors()
+        found = {name: tensor for name, tensor in own.items() if name.startswith(DIVERGENCE)} | saved.tensors
         shapes = {name: (tensor.shape, tensor.dtype) for name, tensor in found.items()}
-        expected = {name: (tensor.shape, tensor.dtype) for name, tensor in self._tensors().items()}
+        expected = {name: (tensor.shape, tensor.dtype) for name, tensor in own.items()}
         if saved.digest != self.inputs.site.store.digest or shapes != expected:
             raise IncompatibleError("The checkpoint in state/ belongs to another run than config.toml describes.")
         for name, tensor in self._counters().items():
@@ -228,7 +235,7 @@ class Group:
         """
         rows, spread = self.seen.tolist()
         d_in, scale = len(self.inputs.centre), self.inputs.scale
-        rates = (self.lr * self.shares * lr_factor(self.run, self.step) * self._recovery(self.step)).tolist()
+        rates = self._rates().tolist()
         dead, stopped = self.dead(), self.stopped.tolist()
         lines = []
         for index, (sae, sums) in enumerate(zip(self.saes, zip(*self.totals.tolist(), strict=True), strict=True)):

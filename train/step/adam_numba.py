@@ -59,6 +59,20 @@ def _rows(tensor: Tensor) -> Any:
     return array(tensor.view(-1, tensor.shape[-1]))
 
 
+@numba.njit(cache=True, error_model="numpy")
+def _row_update(update, products, grad, along, direction, v, rates, row_clip):
+    """Adam's update of a row for the gradient grad - along * direction, and the share of it that the clip leaves."""
+    rate, beta2, rest, corrected, eps = rates
+    for k in range(len(update)):
+        g = load(grad[k]) - along * direction[k]
+        moment = beta2 * v[k] + rest * (g * g)
+        v[k] = moment
+        u = rate * g / (np.sqrt(moment) * corrected + eps)
+        update[k] = u
+        products[k] = u * u + moment * ZERO
+    return np.float32(kept(total(products), rate, len(update), row_clip))
+
+
 def _loop_adam_decoder(W, operand, grad, v, lr, beta2, rest, correction, eps, row_clip, bad):
     latents, d_in = W.shape
     d_sae = latents // len(lr)
@@ -70,14 +84,8 @@ def _loop_adam_decoder(W, operand, grad, v, lr, beta2, rest, correction, eps, ro
                 for k in range(d_in):
                     products[k] = load(grad[j, k]) * W[j, k]
                 along = total(products)
-                for k in range(d_in):
-                    g = load(grad[j, k]) - along * W[j, k]
-                    moment = beta2 * v[j, k] + rest * (g * g)
-                    v[j, k] = moment
-                    u = rate * g / (np.sqrt(moment) * corrected + eps)
-                    update[k] = u
-                    products[k] = u * u + moment * ZERO
-                share = np.float32(kept(total(products), rate, d_in, row_clip))
+                rates = rate, beta2, rest, corrected, eps
+                share = _row_update(update, products, grad[j], along, W[j], v[j], rates, row_clip)
                 if share != share:
                     bad[j] = True
                     continue
@@ -101,14 +109,8 @@ def _loop_adam_encoder(W, operand, grad, sums, offset, v, lr, beta2, rest, corre
             s = j // d_sae
             rate, corrected, along = lr[s], correction[j], sums[j]
             if rate > ZERO:
-                for k in range(d_in):
-                    g = load(grad[j, k]) - along * offset[s, k]
-                    moment = beta2 * v[j, k] + rest * (g * g)
-                    v[j, k] = moment
-                    u = rate * g / (np.sqrt(moment) * corrected + eps)
-                    update[k] = u
-                    products[k] = u * u + moment * ZERO
-                share = np.float32(kept(total(products), rate, d_in, row_clip))
+                rates = rate, beta2, rest, corrected, eps
+                share = _row_update(update, products, grad[j], along, offset[s], v[j], rates, row_clip)
                 if share != share:
                     bad[j] = True
                     continue

@@ -12,6 +12,7 @@ import torch
 from gsae.errors import InterruptedRun
 from gsae.evaluate import evaluate, report
 from gsae.store import Store
+from gsae.tests.support.children import files
 from gsae.tests.support.command import gsae
 from gsae.train import Checkpointed, Diverged, Event, Finished, MetricsLine, RunConfig, load_sae, parse_sae, train
 from gsae.train.run.divergence import NOT_FINITE, REASONS, RETRY_LR, Divergence
@@ -75,10 +76,6 @@ def run(store: Store, out: Path, **settings: Any) -> list[Event]:
 def last(out: Path, name: str) -> dict[str, Any]:
     lines = [json.loads(text) for text in (out / "metrics.jsonl").read_text().splitlines()]
     return [found for found in lines if found["sae"] == name][-1]
-
-
-def files(out: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(out)): p.read_bytes() for p in sorted(out.rglob("*")) if p.is_file()}
 
 
 def test_a_diverged_sae_is_stopped_and_its_last_healthy_weights_are_saved_and_say_so(
