@@ -15,6 +15,7 @@ class StageStarted:
         "reading the text",
         "waiting for another worker's tokens",
         "loading the model",
+        "confirming the sites",
         "finding the batch size",
         "running the model",
         "writing the manifest",

@@ -12,7 +12,7 @@ from .model.edit_effects import effects
 from .model.loading import load_lm, load_meta, load_planned, load_tokenizer, tokenizer_sha256
 from .model.logit_effects import logit_effects, token_texts
 from .model.model_files import weights_are_local
-from .model.sites import offered, resolve, split_names
+from .model.sites import Survey, offered, resolve, split_names, survey
 from .model.torch_compile import compile_layers
 from .pipeline import harvest, harvest_tokens
 from .probe_run import probe
@@ -35,6 +35,7 @@ __all__ = [
     "LanguageModel",
     "Provenance",
     "Request",
+    "Survey",
     "StageStarted",
     "Text",
     "TextRequest",
@@ -58,6 +59,7 @@ __all__ = [
     "resolve",
     "special_ids",
     "split_names",
+    "survey",
     "token_texts",
     "tokenise",
     "tokenizer_sha256",

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from gsae.errors import IncompatibleError
 from gsae.files import TMP, sweep
 from gsae.store import (
+    CONFIRMED,
     ContextsSpec,
     Plan,
     Store,
@@ -23,6 +24,7 @@ from gsae.store import (
     read_contexts,
     read_plan,
     unfinished,
+    write_confirmed,
     write_manifest,
     write_plan,
 )
@@ -32,6 +34,7 @@ from .config import HarvestConfig
 from .cost_estimate import check_room
 from .events import Finished, Listen, StageStarted, WorkerDone
 from .model.capture import LanguageModel
+from .model.confirm import confirm
 from .model.loading import cpu_threads, load_configured
 from .model.torch_compile import compile_layers
 from .plans import make_plan, model_source
@@ -43,7 +46,7 @@ from .windows import due_windows, make_windows
 from .workers import ALONE, Worker, device_of
 
 # What a harvest that was killed before it had a plan may have left in its folder.
-BEFORE_THE_PLAN = {"contexts", "documents", "tokens", TMP}
+BEFORE_THE_PLAN = {"contexts", "documents", "tokens", CONFIRMED, TMP}
 # How long a worker without windows waits for the others, so that it can publish the manifest.
 PATIENCE_SECONDS, POLL_SECONDS = 10.0, 0.25
 
@@ -111,7 +114,7 @@ def _begin(request: Request, out: Path, listen: Listen, load: Load, worker: Work
     tokens, split = read_contexts(out, contexts)
     layouts = row_layouts(request, tokens, split)
     check_room(request, layouts.rows, out)
-    lm = _load(request, load, listen)
+    lm = _load(request, load, out, listen)
     plan = _publish_plan(request, lm, contexts, layouts, tokens, out, listen)
     return plan, _make_due_windows(plan, layouts, tokens, lm, out, listen, worker)
 
@@ -124,7 +127,7 @@ def _resume(begun: Plan, request: Request, out: Path, listen: Listen, load: Load
     layouts = row_layouts(request, tokens, split)
     missing = unfinished(out, begun)  # of all workers, because they share the disk
     check_room(request, sum(layouts.of(name).window(number).rows for name, number in missing), out)
-    lm = _load(request, load, listen)
+    lm = _load(request, load, out, listen)
     check_same_plan(begun, request, model_source(lm), out)
     write_plan(out, begun)  # the process that began may have been killed before all metadata was published
     return begun, _make_due_windows(begun, layouts, tokens, lm, out, listen, worker)
@@ -147,9 +150,12 @@ def _write_tokens(request: Request, out: Path, listen: Listen) -> ContextsSpec:
     return write_tokens(request, out, listen, lambda: listen(StageStarted("waiting for another worker's tokens")))
 
 
-def _load(request: Request, load: Load, listen: Listen) -> LanguageModel:
+def _load(request: Request, load: Load, out: Path, listen: Listen) -> LanguageModel:
+    """Load the model and confirm the sites on it."""
     listen(StageStarted("loading the model"))
     lm = load(request.config)
+    listen(StageStarted("confirming the sites"))
+    write_confirmed(out, confirm(lm.model, request.sites, request.parts))
     return compile_layers(lm, request.sites) if request.config.compile else lm
 
 

@@ -19,6 +19,7 @@ from gsae.store import Stream, chunk_rows, encoded_bytes, permutation, row_mask
 from .batch_size import choose_batch_size
 from .config import HarvestConfig
 from .model.capture import LanguageModel, capture
+from .model.confirm import confirm
 from .model.loading import cpu_threads, load_configured
 from .model.torch_compile import compile_layers
 from .request import Request
@@ -49,6 +50,7 @@ def _probe(request: Request, load: Callable[[HarvestConfig], LanguageModel]) -> 
     config = request.config
     tokens = _first_contexts(request)
     lm = load(config)
+    confirm(lm.model, request.sites, request.parts)
     if config.compile:
         lm = compile_layers(lm, request.sites)
     size = choose_batch_size(lm, request.sites, tokens) if config.batch_size == "auto" else config.batch_size

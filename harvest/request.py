@@ -4,6 +4,7 @@ Everything here is found without the model's weights, so that a wrong name is re
 written. It costs about a second, plus the download of the model's config and tokenizer when they are not cached.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,9 +12,10 @@ from gsae.errors import UsageError
 from gsae.store import DTYPE_BYTES, SiteSpec
 
 from .config import HarvestConfig
+from .model.layer_parts import Parts
 from .model.loading import load_meta, load_tokenizer
 from .model.model_files import find_model
-from .model.sites import resolve
+from .model.sites import resolve_with_parts
 from .text.document import Text
 from .text.encoding import SpecialIds, special_ids
 from .text.sources import documents
@@ -23,7 +25,8 @@ from .text.sources import documents
 class Request:
     """The settings of a harvest, and what can be known about it without the model's weights.
 
-    model_bytes: size of the weights in the dtype of the settings. sites: in the order of the settings.
+    model_bytes: size of the weights in the dtype of the settings. sites: in the order of the settings, confirmed on a
+    random instance of the model's config. parts: those of the layers that have sites, by number.
     """
 
     config: HarvestConfig
@@ -32,6 +35,7 @@ class Request:
     model_bytes: int
     attn_implementation: str
     sites: tuple[SiteSpec, ...]
+    parts: Mapping[int, Parts]
     tokenizer: Any
     special: SpecialIds
     text: Text
@@ -59,6 +63,7 @@ def make_request(config: HarvestConfig) -> Request:
     limit = getattr(meta.config.get_text_config(), "max_position_embeddings", None)
     if limit is not None and config.context_size > limit:
         raise UsageError(f"context_size {config.context_size} is more than the model's {limit} positions.")
+    sites, parts = resolve_with_parts(meta, config.sites)
     tokenizer = load_tokenizer(config.model, config.revision)
     return Request(
         config=config,
@@ -66,7 +71,8 @@ def make_request(config: HarvestConfig) -> Request:
         model_revision=files.revision,
         model_bytes=sum(p.numel() for p in meta.parameters()) * DTYPE_BYTES[config.dtype],
         attn_implementation=meta.config._attn_implementation,
-        sites=resolve(meta, config.sites),
+        sites=sites,
+        parts=parts,
         tokenizer=tokenizer,
         special=special_ids(tokenizer),
         text=text,

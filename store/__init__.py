@@ -51,9 +51,18 @@ from .read.store import Store, is_complete, open_store
 from .read.store_set import StoreSet, open_stores
 from .write.contexts_writer import write_contexts
 from .write.shard_writer import all_cores
-from .write.window_writer import read_plan, unfinished, write_manifest, write_plan, write_window
+from .write.window_writer import (
+    CONFIRMED,
+    read_plan,
+    unfinished,
+    write_confirmed,
+    write_manifest,
+    write_plan,
+    write_window,
+)
 
 __all__ = [
+    "CONFIRMED",
     "DTYPE_BYTES",
     "SCHEMA_VERSION",
     "SPLITS",
@@ -109,6 +118,7 @@ __all__ = [
     "unsigned",
     "verify",
     "word",
+    "write_confirmed",
     "write_contexts",
     "write_manifest",
     "write_plan",

@@ -16,6 +16,11 @@ from torch import Tensor, nn
 from gsae.errors import UsageError
 from gsae.store import SiteSpec
 
+SUM = " + "
+"""Between the paths of a site that is the sum of several modules' outputs."""
+
+Change = Callable[[Tensor], Tensor | None]
+
 
 @dataclass(frozen=True)
 class Provenance:
@@ -61,7 +66,7 @@ def capture(
 
     pick: gets the activations (contexts, context_size, d_in) in the model's dtype, on the device where they arise. It
     must copy them, because later code of the model may change them in place. Raises UsageError if the pass ends
-    without reaching one of the sites.
+    without reaching one of the sites, and if a site's activations are not one vector of `d_in` values for each token.
     """
     found: dict[str, Tensor] = {}
     wanted = {site.name for site in sites}
@@ -93,13 +98,51 @@ def hooked(
     """Call `change` with the site's activations (*shape, d_in) in each pass inside the `with`.
 
     The model continues with the tensor that `change` returns, or with its own activations if that is None. shape:
-    (contexts, context_size).
+    (contexts, context_size). Raises UsageError, in the pass, if a site's activations have another shape.
     """
+    paths = site.module.split(SUM)
+    modules = [model.get_submodule(path) for path in paths]
 
     def changed(value: Tensor) -> Tensor | None:
-        new = change(value.reshape(*shape, -1))  # some families (OPT) flatten the contexts before their MLP
+        _check_shape(site, value, shape)
+        # Some families (OPT) flatten the contexts before their MLP.
+        new = change(value.reshape(*shape, site.d_in))
         return None if new is None else new.reshape(value.shape)
 
+    with ExitStack() as hooks:
+        if site.hook == "in":
+            handle = modules[0].register_forward_pre_hook(_on_input(changed), with_kwargs=True)
+            hooks.callback(handle.remove)
+        else:
+            for module, step in zip(modules, _steps(changed, len(modules)), strict=True):
+                hooks.callback(module.register_forward_hook(_on_output(step)).remove)
+        yield
+
+
+def _steps(changed: Change, count: int) -> list[Change]:
+    """Return what is done with the outputs of `count` modules, in the order in which they run, to change their sum.
+
+    The last of them gives the sum and the others zeros, so what the model adds up is the sum again.
+    """
+    if count == 1:
+        return [changed]
+    parts: list[Tensor] = []
+
+    def step(value: Tensor) -> Tensor | None:
+        parts.append(value)
+        if len(parts) < count:
+            return torch.zeros_like(value)
+        total = parts[0]
+        for part in parts[1:]:
+            total = total + part
+        parts.clear()
+        new = changed(total)
+        return total if new is None else new
+
+    return [step] * count
+
+
+def _on_output(changed: Change) -> Callable[..., Any]:
     def after(module: nn.Module, args: Any, output: Any) -> Any:
         first, *rest = output if isinstance(output, tuple) else (output,)
         new = changed(first)
@@ -107,6 +150,10 @@ def hooked(
             return None
         return (new, *rest) if isinstance(output, tuple) else new
 
+    return after
+
+
+def _on_input(changed: Change) -> Callable[..., Any]:
     def before(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
         if args:
             new = changed(args[0])
@@ -115,12 +162,12 @@ def hooked(
         new = changed(kwargs[name])
         return None if new is None else (args, {**kwargs, name: new})
 
-    module = model.get_submodule(site.module)
-    if site.hook == "out":
-        handle = module.register_forward_hook(after)
-    else:
-        handle = module.register_forward_pre_hook(before, with_kwargs=True)
-    try:
-        yield
-    finally:
-        handle.remove()
+    return before
+
+
+def _check_shape(site: SiteSpec, value: Any, shape: torch.Size) -> None:
+    """Raise UsageError unless a value has one vector of the site's width for each token."""
+    wanted = (*shape, site.d_in)
+    found = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+    if found not in (wanted, (shape.numel(), site.d_in)):
+        raise UsageError(f"Site {site.name!r}: module {site.module!r} gives {found} in this pass; {wanted} is needed.")

@@ -1,9 +1,9 @@
 """The direct effect of a direction at a site on the logits, without the later layers; and the texts of token ids.
 
 The modules on the way to the logits are found by one pass and not by name: the output embedding, the norm before it,
-and for `attn.L` the output projection and the norm after it (Gemma 2 and 3, OLMo 2 and GLM-4 have one). The gain of a
-norm is measured with a test vector, so Gemma's 1 + weight needs no special case. The division by the norm of the stream
-is left out, because it depends on the token.
+and for `attn.L` and `mixer.L` the output projection and the norm after it (Gemma 2 and 3, OLMo 2 and GLM-4 have one).
+The gain of a norm is measured with a test vector, so Gemma's 1 + weight needs no special case. The division by the norm
+of the stream is left out, because it depends on the token.
 """
 
 from collections.abc import Callable
@@ -24,13 +24,14 @@ ALIKE = 1e-3
 def logit_effects(lm: LanguageModel, site: SiteSpec) -> Callable[[Tensor], Tensor] | None:
     """Return a function from directions (n, d_in) to effects (n, vocabulary), float32; None if there is no direct path.
 
-    There is one from `resid.L`, `mlp.L` and `attn.L` in models that have a norm right before the output embedding.
+    There is one from `resid.L`, `resid_mid.L`, `embed`, `mlp.L`, `attn.L` and `mixer.L`, in models that have a norm
+    right before the output embedding.
     """
     kind = site.name.split(".")[0]
-    if kind not in ("resid", "mlp", "attn"):
+    if kind not in ("resid", "mlp", "attn", "mixer", "resid_mid", "embed"):
         return None
     head = lm.model.get_output_embeddings()
-    projection = lm.model.get_submodule(site.module) if kind == "attn" else None
+    projection = lm.model.get_submodule(site.module) if kind in ("attn", "mixer") else None
     last, branch_norm = _norms(lm, head, projection)
     if last is None:
         return None

@@ -1,14 +1,12 @@
-"""From site names to modules of the model, found by structure, so that no list of model families is needed.
+"""From site names to modules of the model. A site is offered only if experiments on the model confirm it.
 
-The decoder is the first list of layers in which every layer has an MLP and some layer has an attention. An attention is
-a child with "att" in its name and a projection to the model's width inside. An MLP is the last other child with such a
-projection, or the child with most of the weights (experts). This works on the `meta` device, so widths are known before
-weights are loaded. Any other module is named by its path; its width costs a pass over two short contexts.
+What the decoder, the MLP and the mixers of a layer are is found by `structure.py`, from numbers, so no list of model
+families is needed and a wrong guess cannot be stored. Any other module is named by its path. Names cost nothing; the
+structure costs a pass over a few tokens, and some dozens of runs of a layer for each kind of layer.
 """
 
 import difflib
 import hashlib
-import inspect
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -21,12 +19,42 @@ from torch import Tensor, nn
 from gsae.errors import UsageError
 from gsae.store import SiteSpec
 
-Kind = Literal["resid", "mlp", "attn"]
-KINDS = "resid.L, mlp.L, attn.L or module:PATH:in|out"
-HOOK_NAMES: dict[Kind, str] = {"resid": "hook_resid_post", "mlp": "hook_mlp_out", "attn": "attn.hook_z"}
-# Norms between the MLP and the residual stream, in the families that have one.
-POST_MLP_NORMS = ("post_feedforward_layernorm", "post_mlp_layernorm")
-NAME = re.compile(r"(resid|mlp|attn)\.(?:(all)|(-?[0-9]+)(?:-(-?[0-9]+))?)")
+from .capture import SUM
+from .layer_parts import NO_MIXER, NO_MLP, Parts
+from .structure import Structure, is_attention, structure_of
+
+Kind = Literal["resid", "mlp", "attn", "mixer", "resid_mid", "mlp_in", "attn_in"]
+Side = Literal["in", "out"]
+KINDS = "resid.L, mlp.L, attn.L, mixer.L, resid_mid.L, mlp_in.L, attn_in.L, embed or module:PATH:in|out"
+HOOK_NAMES: dict[Kind, str] = {
+    "resid": "hook_resid_post",
+    "mlp": "hook_mlp_out",
+    "attn": "attn.hook_z",
+    "mixer": "mixer.hook_z",
+    "resid_mid": "hook_resid_mid",
+    "mlp_in": "ln2.hook_normalized",
+    "attn_in": "ln1.hook_normalized",
+}
+EMBED = "embed"
+NAME = re.compile(rf"({'|'.join(HOOK_NAMES)})\.(?:(all)|(-?[0-9]+)(?:-(-?[0-9]+))?)")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a site is in its layer: the modules with outputs that it is the sum of, or one module's input."""
+
+    paths: tuple[str, ...]
+    side: Side
+    width: int
+
+
+@dataclass(frozen=True)
+class Survey:
+    """The sites that a model offers, what the mixer of each `attn.L` and `mixer.L` is, and why others are missing."""
+
+    sites: tuple[SiteSpec, ...]
+    mixers: dict[str, str]
+    missing: dict[str, str]
 
 
 def split_names(text: str) -> list[str]:
@@ -40,158 +68,180 @@ def split_names(text: str) -> list[str]:
 
 
 def resolve(model: Any, names: Iterable[str]) -> tuple[SiteSpec, ...]:
-    """Return the sites of a transformers model that `names` stand for, in their order.
+    """Return the sites of a transformers model that `names` stand for, in their order; see `resolve_with_parts`."""
+    return resolve_with_parts(model, names)[0]
 
-    `resid.L` is the output of decoder layer L, `mlp.L` is what its MLP branch adds to the residual stream, and
-    `attn.L` is the concatenated output of the heads, before the output projection. L counts from 0, or back from -1 for
-    the last layer; it may be a range (`resid.10-14`) or `all`. `module:PATH:in` and `module:PATH:out` are the first
-    input and the output of any module. Raises UsageError for a name of another form, a site that this model does not
-    have, and a site that is named twice.
+
+def resolve_with_parts(model: Any, names: Iterable[str]) -> tuple[tuple[SiteSpec, ...], dict[int, Parts]]:
+    """Return the sites of a transformers model that `names` stand for, and the parts of the layers that have them.
+
+    `resid.L` is the output of decoder layer L. `mlp.L` is what its MLP branch adds to the residual stream. `mixer.L` is
+    the input of the projection that ends what moves information between tokens, and `attn.L` is the same where that
+    is an attention: the concatenated output of the heads. `resid_mid.L` is the stream between mixer and MLP, `mlp_in.L`
+    and `attn_in.L` are what enters the MLP and the mixer, after the norm, and `embed` is what enters layer 0. L counts
+    from 0, or back from -1 for the last layer; it may be a range (`resid.10-14`) or `all`, the layers that have such a
+    site. `module:PATH:in` and `module:PATH:out` are the first input and the output of any module. Raises UsageError for
+    a name of another form, a site that this model does not have or that is not confirmed, and a site named twice.
     """
-    decoder = cache(lambda: _decoder(model))
-    sites = tuple(site for name in names for site in _sites(model, name, decoder))
+    structure = cache(lambda: structure_of(model))
+    sites = tuple(site for name in names for site in _sites(model, name, structure))
     found: set[str] = set()
     for site in sites:
         if site.name in found:
             raise UsageError(f"Site {site.name!r} is named twice.")
         found.add(site.name)
-    return sites
+    layers = sorted({int(site.name.split(".")[1]) for site in sites if _needs_parts(site.name)})
+    return sites, {number: structure().parts(number) for number in layers}
+
+
+def survey(model: Any) -> Survey:
+    """Return the sites of all layers of a transformers model; raises UsageError if it has no decoder layers."""
+    structure = structure_of(model)
+    sites, mixers, missing = list[SiteSpec](), dict[str, str](), dict[str, str]()
+    for kind in HOOK_NAMES:
+        for number in range(structure.layers):
+            name = f"{kind}.{number}"
+            try:
+                sites.append(_site(structure, kind, number))
+            except UsageError as error:
+                missing[name] = str(error)
+                continue
+            if kind in ("attn", "mixer"):
+                mixers[name] = structure.mixer_kind(number, _place(structure, kind, number).paths[0])
+    if mixers and all(is_attention(kind) for kind in mixers.values()):  # `mixer.L` is `attn.L` then
+        sites = [site for site in sites if not site.name.startswith("mixer.")]
+        mixers = {name: kind for name, kind in mixers.items() if not name.startswith("mixer.")}
+        missing = {name: why for name, why in missing.items() if not name.startswith("mixer.")}
+    return Survey((*sites, _embed(structure)), mixers, missing)
 
 
 def offered(model: Any) -> Iterator[SiteSpec]:
     """Yield the sites of all layers of a transformers model; raises UsageError if it has no decoder layers."""
-    decoder = _decoder(model)
-    for kind in HOOK_NAMES:
-        for number, layer in enumerate(decoder.layers):
-            if kind != "attn" or _attention(layer, decoder.d_model):
-                yield _site(decoder, kind, number)
+    yield from survey(model).sites
 
 
-def layers(model: Any) -> dict[str, nn.Module]:
-    """Return the decoder layers of a transformers model by path; raises UsageError if it has none."""
-    decoder = _decoder(model)
-    return {f"{decoder.path}.{number}": layer for number, layer in enumerate(decoder.layers)}
+class _HasNoneError(UsageError):
+    """A layer has no part of the kind of a site; not that one was found and not confirmed."""
 
 
-@dataclass(frozen=True)
-class Decoder:
-    """The decoder layers of a model, their path in it, and the width of its residual stream."""
-
-    path: str
-    layers: nn.ModuleList
-    d_model: int
+def _needs_parts(name: str) -> bool:
+    parts = NAME.fullmatch(name)
+    return parts is not None and parts[1] != "resid"
 
 
-def _sites(model: Any, name: str, find_decoder: Callable[[], Decoder]) -> Iterator[SiteSpec]:
+def _sites(model: Any, name: str, find: Callable[[], Structure]) -> Iterator[SiteSpec]:
     """Yield the sites that a name stands for."""
     if name.startswith("module:"):
         yield _module_site(model, name)
         return
     parts = NAME.fullmatch(name)
-    if parts is None:
+    if parts is None and name != EMBED:
         raise UsageError(f"{name!r} is not a site. A site is {KINDS}, for instance mlp.10.{_nearest(model, name)}")
     try:
-        decoder = find_decoder()
+        structure = find()
     except UsageError as error:
         raise UsageError(f"Site {name!r}: {error}") from None
+    if parts is None:
+        yield _embed(structure)
+        return
     kind: Kind = parts[1]  # type: ignore[assignment]
-    count = len(decoder.layers)
+    count = structure.layers
     first, last = (0, count - 1) if parts[2] else (int(parts[3]), int(parts[4] or parts[3]))
     first, last = (layer + (count if layer < 0 else 0) for layer in (first, last))
     if not 0 <= first <= last < count:
         raise UsageError(f"Site {name!r}: this model has layers 0 to {count - 1}.")
+    found, why = [], ""
     for layer in range(first, last + 1):
-        if kind == "attn" and not _attention(decoder.layers[layer], decoder.d_model):
-            if parts[2]:
-                continue
-            raise UsageError(f"Site {name!r}: layer {layer} has no attention with an output projection.")
-        yield _site(decoder, kind, layer)
+        try:
+            found.append(_site(structure, kind, layer))
+        except UsageError as error:
+            why = f"Site {name!r}: in layer {layer}, {error}"
+            if not parts[2] or not isinstance(error, _HasNoneError):
+                raise UsageError(why) from None
+    if not found:
+        raise UsageError(why)
+    yield from found
 
 
-def _site(decoder: Decoder, kind: Kind, number: int) -> SiteSpec:
-    inside, hook, width = _locate(decoder.layers[number], kind, decoder.d_model)
+def _embed(structure: Structure) -> SiteSpec:
+    return SiteSpec(
+        name=EMBED,
+        folder=EMBED,
+        module=f"{structure.path}.{structure.first}",
+        hook="in",
+        hook_name=f"blocks.{structure.first}.hook_resid_pre",
+        d_in=structure.d_model,
+    )
+
+
+def _site(structure: Structure, kind: Kind, number: int) -> SiteSpec:
+    """Return a site of a layer; raises UsageError with what was found if it is not confirmed."""
+    place = _place(structure, kind, number)
+    layer = f"{structure.path}.{number}"
     return SiteSpec(
         name=f"{kind}.{number}",
         folder=f"{kind}.{number}",
-        module=".".join(part for part in (decoder.path, str(number), inside) if part),
-        hook=hook,
+        module=SUM.join(f"{layer}.{path}" if path else layer for path in place.paths),
+        hook=place.side,
         hook_name=f"blocks.{number}.{HOOK_NAMES[kind]}",
-        d_in=width,
+        d_in=place.width,
     )
 
 
-def _decoder(model: Any) -> Decoder:
-    """Find the decoder's layers."""
-    d_model = int(model.config.get_text_config().hidden_size)
-    for path, layers in model.named_modules():
-        if not isinstance(layers, nn.ModuleList) or not all(_mlp(layer, d_model) for layer in layers):
-            continue
-        if any(_attention(layer, d_model) for layer in layers):
-            return Decoder(path, layers, d_model)
-    raise UsageError(
-        f"no decoder layers were recognised in {type(model).__name__}. "
-        "Name the module itself, as module:PATH:in or module:PATH:out."
-    )
-
-
-def _locate(layer: nn.Module, kind: Kind, d_model: int) -> tuple[str, Literal["in", "out"], int]:
-    """Return the path of a site's module in its layer, the side of the module, and the width of the site."""
+def _place(structure: Structure, kind: Kind, number: int) -> Place:
+    """Return where a site is in its layer; raises UsageError with what was found if it is not confirmed."""
+    if not structure.runs(number):
+        raise _HasNoneError("nothing runs on text.")
     if kind == "resid":
-        return "", "out", d_model
+        return Place(("",), "out", structure.d_model)
+    parts = structure.parts(number)
     if kind == "mlp":
-        norm = next((name for name in POST_MLP_NORMS if hasattr(layer, name)), None)
-        return norm or _mlp(layer, d_model), "out", d_model
-    path = _attention(layer, d_model)
-    return path, "in", _features(layer.get_submodule(path))[0]
+        if not parts.mlp:
+            raise _missing(parts, "mlp")
+        return Place(parts.mlp, "out", structure.d_model)
+    if kind in ("attn", "mixer"):
+        path = _projection(structure, kind, number, parts)
+        return Place((path,), "in", structure.width(number, path))
+    point = {"resid_mid": parts.middle, "mlp_in": parts.mlp_in, "attn_in": parts.mixer_in}[kind]
+    if point is None:
+        raise _HasNoneError(f"{MISSING_POINTS[kind]}.")
+    if kind == "attn_in" and not is_attention(structure.mixer_kind(number, parts.mixers[0].projection)):
+        raise _HasNoneError("the mixer is no attention.")
+    return Place((point[0],), point[1], structure.width(number, point[0]))
 
 
-def _attention(layer: nn.Module, d_model: int) -> str:
-    """Return the path in a layer of its attention's output projection, "" if it has none."""
-    for name, child in layer.named_children():
-        if "att" in name and (last := _last_projection(child, d_model)):
-            return f"{name}.{last}"
-    return ""
+def _missing(parts: Parts, kind: str) -> UsageError:
+    why = parts.missing[kind]
+    return (_HasNoneError if why in (NO_MLP, NO_MIXER) else UsageError)(f"{why}.")
 
 
-def _mlp(layer: nn.Module, d_model: int) -> str:
-    """Return the path in a layer of the module with the output that its MLP adds, "" if it has none."""
-    others = {name: child for name, child in layer.named_children() if "att" not in name}
-    ending = [name for name, child in others.items() if _gives(child, d_model) or _last_projection(child, d_model)]
-    if ending:
-        name = ending[-1]
-        # Bloom's MLP adds the residual itself; what it adds is the output of its last projection.
-        if "residual" in inspect.signature(others[name].forward).parameters:
-            return f"{name}.{_last_projection(others[name], d_model)}"
-        return name
-    sizes = {
-        name: sum(p.numel() for p in child.parameters())
-        for name, child in others.items()
-        if any(p.dim() > 1 for p in child.parameters())
-    }
-    return max(sizes, key=sizes.__getitem__, default="")
+MISSING_POINTS = {
+    "resid_mid": "no module gets the residual stream between a mixer and an MLP",
+    "mlp_in": "no module has an input that alone decides what the MLP adds",
+    "attn_in": "no module has an input that alone decides what one attention adds",
+}
 
 
-def _last_projection(module: nn.Module, d_model: int) -> str:
-    """Return the path of the last projection to d_model inside a module, "" if it has none."""
-    return next((path for path, m in reversed(list(module.named_modules())) if path and _gives(m, d_model)), "")
-
-
-def _gives(module: nn.Module, width: int) -> bool:
-    return _features(module)[1] == width
-
-
-def _features(module: nn.Module) -> tuple[int, int]:
-    """Return the input and output width of a projection (nn.Linear, or GPT-2's Conv1D), zeros for other modules."""
-    if isinstance(module, nn.Linear):
-        return module.in_features, module.out_features
-    nx, nf = getattr(module, "nx", 0), getattr(module, "nf", 0)
-    return (nx, nf) if isinstance(nx, int) and isinstance(nf, int) else (0, 0)
+def _projection(structure: Structure, kind: Kind, number: int, parts: Parts) -> str:
+    """Return the projection of a layer's one mixer, or of its one attention."""
+    kinds = {mixer.projection: structure.mixer_kind(number, mixer.projection) for mixer in parts.mixers}
+    if not kinds:
+        raise _missing(parts, "mixer")
+    wanted = [path for path, found in kinds.items() if kind == "mixer" or is_attention(found)]
+    if not wanted:
+        raise _HasNoneError(f"the mixer is no attention ({', '.join(kinds.values())}): mixer.{number} is its site.")
+    if len(wanted) > 1:
+        raise UsageError(f"there are {len(wanted)} mixers ({', '.join(wanted)}): name one as module:PATH:in.")
+    return wanted[0]
 
 
 def _nearest(model: Any, name: str) -> str:
     """Return a sentence that lists sites with a similar name, module or TransformerLens name; "" if there are none."""
     try:
-        known = {text: site.name for site in offered(model) for text in (site.name, site.hook_name, site.module)}
+        known: dict[str, str] = {}
+        for site in offered(model):
+            for text in (site.name, site.hook_name, site.module):
+                known.setdefault(text, site.name)
     except UsageError:
         return ""
     near = dict.fromkeys(known[text] for text in difflib.get_close_matches(name, known, n=3, cutoff=0.4))
@@ -207,7 +257,7 @@ def _module_site(model: Any, name: str) -> SiteSpec:
     if path not in paths:
         near = difflib.get_close_matches(path, paths, n=3, cutoff=0.3)
         raise UsageError(f"Site {name!r}: this model has no module {path!r}. Nearest: {', '.join(near) or 'none'}.")
-    side: Literal["in", "out"] = "in" if hook == "in" else "out"
+    side: Side = "in" if hook == "in" else "out"
     return SiteSpec(
         name=name,
         folder=_folder(f"module.{path}.{hook}"),
@@ -226,7 +276,7 @@ def _folder(name: str) -> str:
     return f"{safe[:180]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
-def _width(model: Any, path: str, side: Literal["in", "out"], name: str) -> int:
+def _width(model: Any, path: str, side: Side, name: str) -> int:
     """Measure the width of a module's input or output in a pass over two contexts of three tokens."""
     seen: list[Any] = []
 

@@ -18,8 +18,8 @@ from gsae.errors import UsageError
 from gsae.harvest.hub import one_line
 from gsae.store import SiteSpec
 
-from .capture import LanguageModel
-from .sites import layers
+from .capture import SUM, LanguageModel
+from .layer_trace import trace_decoder
 
 # Compiled variants of one module's code: batch sizes, times kinds of layers (Gemma has two kinds of attention).
 VARIANTS = 256
@@ -32,9 +32,10 @@ def compile_layers(
 
     backend: of torch.compile. Raises UsageError, here or at the first pass, if a module cannot be compiled as a whole.
     """
-    sites_inside = {site.module for site in sites}
-    for path, layer in layers(lm.model).items():
-        for module in _without(layer, path, sites_inside):
+    sites_inside = {path for site in sites for path in site.module.split(SUM)}
+    decoder = trace_decoder(lm.model)
+    for number, layer in enumerate(decoder.layers):
+        for module in _without(layer, f"{decoder.path}.{number}", sites_inside):
             module.forward = _compile_whole(lm, module.forward, backend)
     return replace(lm, provenance=replace(lm.provenance, compile=True))
 

@@ -6,7 +6,7 @@ same bytes. `digest` identifies the content and does not depend on the codec; SA
 those that its manifest lists: all of the plan's, or some of them in a sealed store.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -22,6 +22,7 @@ from .json_files import (
     Positive,
     Sha256,
     StoredValue,
+    Text,
     canonical_json,
     parse,
     sha256,
@@ -83,15 +84,24 @@ class WindowEntry(StoredValue):
     record: FileEntry
 
 
+class Confirmed(StoredValue):
+    """The tests that each site passed on the loaded model, kept beside the plan until the manifest has them."""
+
+    schema_version: str
+    sites: dict[str, tuple[Text, ...]]
+
+
 class Manifest(OmitsDefaults):
     """Plan, windows and totals of a complete store. `sha256` is that of the other fields in canonical JSON.
 
-    sealed: some of the plan's windows are missing and will never be written.
+    sealed: some of the plan's windows are missing and will never be written. confirmed: by site, the tests that it
+    passed on the loaded model (docs/format.md); None if the model was not tested.
     """
 
     schema_version: str
     plan: Plan
     sealed: bool = False
+    confirmed: dict[str, tuple[Text, ...]] | None = None
     files: tuple[FileEntry, ...]
     windows: tuple[WindowEntry, ...]
     moments: dict[str, dict[str, MomentsRecord]]
@@ -110,10 +120,16 @@ def all_windows(plan: Plan) -> list[tuple[Split, int]]:
     return [(split, w) for split in reversed(SPLITS) for w in range(split_windows(plan, split))]
 
 
-def build(plan: Plan, files: list[FileEntry], records: list[tuple[FileEntry, Record]]) -> Manifest:
+def build(
+    plan: Plan,
+    files: list[FileEntry],
+    records: list[tuple[FileEntry, Record]],
+    confirmed: Mapping[str, tuple[str, ...]],
+) -> Manifest:
     """Return the manifest of a store, sealed if these are not the records of all windows of the plan.
 
     files: plan.json, Zarr metadata and context arrays. records: in the order of `all_windows`, each with its file.
+    confirmed: the tests that sites passed; those of other sites are left out.
     """
     windows = [WindowEntry(split=r.split, window=r.window, arrays=r.arrays, record=entry) for entry, r in records]
     moments = {
@@ -137,6 +153,8 @@ def build(plan: Plan, files: list[FileEntry], records: list[tuple[FileEntry, Rec
     }
     if len(windows) < plan.windows + plan.heldout_windows:
         body["sealed"] = True
+    if tests := {site.name: list(confirmed[site.name]) for site in plan.sites if site.name in confirmed}:
+        body["confirmed"] = tests
     return parse(Manifest, canonical_json(body | {"sha256": sha256(canonical_json(body))}), MANIFEST)
 
 

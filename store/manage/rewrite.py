@@ -123,7 +123,7 @@ class Rewriter:
         files = self._small_files()
         with self._stage() as stage:
             records = [self._window(window, stage) for window in windows]
-        manifest = build(self.plan, files, records)
+        manifest = build(self.plan, files, records, self.store.manifest.confirmed or {})
         put_bytes(self.target, MANIFEST, to_json(manifest))
         return manifest.digest
 

@@ -20,6 +20,7 @@ from gsae.store.format.manifest import (
     MANIFEST,
     PLAN,
     ArrayEntry,
+    Confirmed,
     FileEntry,
     Manifest,
     Record,
@@ -34,6 +35,8 @@ from gsae.store.places.pending_tokens import clear_tokens
 
 from .shard_writer import ShardRows, all_cores, write_shards
 
+CONFIRMED = "confirmed.json"
+
 
 def write_plan(root: Path, plan: Plan) -> None:
     """Publish plan.json and all Zarr metadata, and remove `tokens/`, which the plan replaces.
@@ -44,6 +47,20 @@ def write_plan(root: Path, plan: Plan) -> None:
     for name, data in metadata_files(plan).items():
         publish_bytes(root, name, data)
     clear_tokens(root)
+
+
+def write_confirmed(root: Path, tests: Mapping[str, tuple[str, ...]]) -> None:
+    """Keep the tests that sites passed on the loaded model until `write_manifest` stores them.
+
+    Raises IncompatibleError if other tests are kept already.
+    """
+    publish_bytes(root, CONFIRMED, to_json(Confirmed(schema_version=SCHEMA_VERSION, sites=dict(tests))))
+
+
+def read_confirmed(root: Path) -> dict[str, tuple[str, ...]]:
+    """Return the tests that `write_confirmed` kept, none if there are none. Raises CorruptError."""
+    path = root / CONFIRMED
+    return parse(Confirmed, read_file(path), str(path)).sites if path.exists() else {}
 
 
 def read_plan(root: Path) -> Plan | None:
@@ -127,9 +144,10 @@ def write_manifest(root: Path, plan: Plan, windows: list[tuple[Split, int]] | No
         name = record_name(split, window)
         data = read_file(root / name, "Its window is not finished.")
         records.append((_entry(root, name), parse(Record, data, str(root / name))))
-    manifest = build(plan, files, records)
+    manifest = build(plan, files, records, read_confirmed(root))
     clear_tokens(root)
     publish_bytes(root, MANIFEST, to_json(manifest))
+    (root / CONFIRMED).unlink(missing_ok=True)
     return manifest
 
 

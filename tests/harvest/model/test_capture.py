@@ -55,10 +55,11 @@ def test_a_pass_ends_at_the_last_site_and_leaves_the_model_unchanged(lm: Languag
     ran: list[str] = []
     watched = {name: module for name, module in lm.model.named_modules() if name}
     before = lm.model(input_ids=tokens.long()).logits
+    sites = resolve(lm.model, ["attn.1", "resid.0"])
     handles = [
         module.register_forward_pre_hook(lambda m, a, name=name: ran.append(name)) for name, module in watched.items()
     ]
-    capture(lm, resolve(lm.model, ["attn.1", "resid.0"]), tokens)
+    capture(lm, sites, tokens)
     for handle in handles:
         handle.remove()
     assert "model.layers.1.self_attn" in ran

@@ -1,0 +1,176 @@
+"""Where a model's residual stream runs: one pass over a few tokens records every call of every list of layers.
+
+The decoder is the list of layers in which the output of each layer is, bit for bit, the input of the next one. This
+needs no list of model families, and holds for any mixer. The pass also shows whether a token sees later ones.
+"""
+
+import itertools
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gsae.errors import UsageError
+
+CONTEXTS, TOKENS = 2, 16
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a layer: its arguments, and the streams (contexts, tokens, d_in) that went in and came out."""
+
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    before: Tensor
+    after: Tensor
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """The decoder layers of a model, their path in it, and the call of each in one pass by its number.
+
+    Layers that text does not reach have no call: those of Mllama that attend to images.
+    """
+
+    path: str
+    layers: tuple[nn.Module, ...]
+    calls: Mapping[int, Call]
+
+    @property
+    def first(self) -> int:
+        """The number of the first layer that runs."""
+        return min(self.calls)
+
+    @property
+    def d_model(self) -> int:
+        """The width of the residual stream."""
+        return self.calls[self.first].before.shape[-1]
+
+
+def trace_decoder(model: Any) -> Decoder:
+    """Run a model over a few tokens and return its decoder.
+
+    Raises UsageError if the pass fails, if no list of layers or more than one carries one residual stream, or if
+    tokens see later ones.
+    """
+    lists = {path: list(m) for path, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m)}
+    with torch.inference_mode(), _recording(lists) as calls:
+        _run(model)
+    called = {
+        path: {number: calls[layer] for number, layer in enumerate(layers) if layer in calls}
+        for path, layers in lists.items()
+    }
+    faults = {path: _fault(path, each) for path, each in called.items() if each}
+    found = [path for path, fault in faults.items() if not fault]
+    outermost = [path for path in found if not any(path.startswith(f"{other}.") for other in found)]
+    if not outermost:
+        raise UsageError(f"no residual stream was found in {type(model).__name__}{_why(faults)}. {BY_PATH}")
+    if len(outermost) > 1:
+        raise UsageError(f"{type(model).__name__} has several residual streams ({', '.join(outermost)}). {BY_PATH}")
+    (path,) = outermost
+    decoder = Decoder(path, tuple(lists[path]), {number: each[0] for number, each in called[path].items()})
+    _check_causal(decoder, type(model).__name__)
+    return decoder
+
+
+BY_PATH = "Name a module, as module:PATH:in or module:PATH:out."
+
+
+def probe_tokens(model: Any) -> Tensor:
+    """Return token ids (CONTEXTS, TOKENS): both contexts are equal but for the last token."""
+    config = model.config.get_text_config()
+    special = {getattr(config, f"{name}_token_id", None) for name in ("pad", "bos", "eos")}
+    embedding = model.get_input_embeddings()
+    known = int(getattr(embedding, "num_embeddings", 0) or config.vocab_size)
+    plain = [number for number in range(min(known, 4 * TOKENS)) if number not in special]
+    row = [plain[(7 * i + 3) % len(plain)] for i in range(TOKENS + 1)]
+    return torch.tensor([row[:TOKENS], [*row[: TOKENS - 1], row[TOKENS]]])
+
+
+def first_tensor(value: Any) -> Any:
+    """Return a module's output, the first one if there are several; anything but a tensor as it is."""
+    if isinstance(value, Tensor):
+        return value
+    if isinstance(value, (tuple, list)) and value:
+        return value[0]
+    if isinstance(value, Mapping) and value:
+        return next(iter(value.values()))
+    return value
+
+
+def first_argument(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """Return a module's first input."""
+    return args[0] if args else next(iter(kwargs.values()), None)
+
+
+@contextmanager
+def _recording(lists: Mapping[str, list[nn.Module]]) -> Iterator[dict[nn.Module, list[Call]]]:
+    """Record the calls of the elements of `lists` meanwhile."""
+    calls: dict[nn.Module, list[Call]] = {}
+    given: dict[nn.Module, Any] = {}
+
+    def before(module: nn.Module, args: Any, kwargs: Any) -> None:
+        stream = first_argument(args, kwargs)
+        # A copy, because a layer may add to its input in place.
+        given[module] = stream.clone() if isinstance(stream, Tensor) else stream
+
+    def after(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        stream = first_tensor(output)
+        copied = stream.clone() if isinstance(stream, Tensor) else stream
+        calls.setdefault(module, []).append(Call(args, kwargs, given.pop(module, None), copied))
+
+    with ExitStack() as hooks:
+        for module in {id(m): m for layers in lists.values() for m in layers}.values():
+            hooks.callback(module.register_forward_pre_hook(before, with_kwargs=True).remove)
+            hooks.callback(module.register_forward_hook(after, with_kwargs=True).remove)
+        yield calls
+
+
+def _run(model: Any) -> None:
+    device = model.get_input_embeddings().weight.device
+    try:
+        model(input_ids=probe_tokens(model).to(device), use_cache=False)
+    except Exception as error:
+        raise UsageError(f"a pass over {TOKENS} tokens fails in {type(model).__name__}: {_line(error)}.") from error
+
+
+def _line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+
+
+def _fault(path: str, calls: Mapping[int, list[Call]]) -> str:
+    """Return what keeps a list of layers from being a decoder, "" if it is one."""
+    for number, each in calls.items():
+        if len(each) != 1:
+            return f"{path}.{number} runs {len(each)} times in a pass"
+        for side, stream in (("input", each[0].before), ("output", each[0].after)):
+            if not isinstance(stream, Tensor) or stream.dim() != 3 or stream.shape[:2] != (CONTEXTS, TOKENS):
+                shape = tuple(stream.shape) if isinstance(stream, Tensor) else type(stream).__name__
+                return f"the {side} of {path}.{number} is {shape}; ({CONTEXTS}, {TOKENS}, d_in) is needed"
+    for this, following in itertools.pairwise(calls):
+        after = calls[this][0].after
+        if not torch.equal(after, calls[following][0].before.to(after.device)):
+            return f"the output of {path}.{this} is not the input of {path}.{following}"
+    return ""
+
+
+def _why(faults: Mapping[str, str]) -> str:
+    outermost = [path for path in faults if not any(path.startswith(f"{other}.") for other in faults)]
+    return "".join(f": {faults[path]}" for path in outermost[:1])
+
+
+def _check_causal(decoder: Decoder, name: str) -> None:
+    """Raise UsageError if the last token of a context changes what comes before it."""
+    for number, call in decoder.calls.items():
+        one, other = call.after[:, :-1].float()
+        size = one.abs() + other.abs() + one.square().mean(-1, keepdim=True).sqrt()
+        error = ((one - other).abs() / (size * torch.finfo(call.after.dtype).eps + 1e-30)).square().mean().sqrt()
+        if not error <= 4 * (number + 1):
+            raise UsageError(
+                f"in {name}, tokens see later tokens (layer {number}), as in an encoder, so no row would be "
+                "what a language model has after a text's beginning."
+            )
