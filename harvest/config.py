@@ -28,7 +28,7 @@ class HarvestConfig(Settings):
 
     model: str = setting(
         ...,
-        "Hub id, folder, .gguf file or builtin:smollm2-135m.",
+        "Hub id, folder (a model or an adapter), .gguf file or builtin:smollm2-135m.",
         panel=NEEDED,
         metavar="MODEL",
         min_length=1,

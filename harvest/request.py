@@ -11,7 +11,7 @@ from gsae.errors import UsageError
 from gsae.store import DTYPE_BYTES, SiteSpec
 
 from .config import HarvestConfig
-from .model.loading import load_meta, load_tokenizer
+from .model.loading import check_files, load_meta, load_tokenizer
 from .model.model_files import find_model
 from .model.sites import resolve
 from .text.document import Text
@@ -23,16 +23,19 @@ from .text.sources import documents
 class Request:
     """The settings of a harvest, and what can be known about it without the model's weights.
 
-    model_bytes: size of the weights in the dtype of the settings. sites: in the order of the settings.
+    base: id and revision of the model that an adapter is merged into. model_bytes: size of the weights in the dtype of
+    the settings. sites: in the order of the settings.
     """
 
     config: HarvestConfig
     model_id: str
     model_revision: str | None
+    base: tuple[str, str | None] | None
     model_bytes: int
     attn_implementation: str
     sites: tuple[SiteSpec, ...]
     tokenizer: Any
+    tokenizer_id: str
     special: SpecialIds
     text: Text
 
@@ -55,6 +58,7 @@ def make_request(config: HarvestConfig) -> Request:
         repeat=config.repeat,
     )
     files = find_model(config.model, config.revision, weights=False)
+    check_files(files, config.device_map)
     meta = load_meta(config.model, config.revision, config.attn_implementation)
     limit = getattr(meta.config.get_text_config(), "max_position_embeddings", None)
     if limit is not None and config.context_size > limit:
@@ -64,10 +68,12 @@ def make_request(config: HarvestConfig) -> Request:
         config=config,
         model_id=files.id,
         model_revision=files.revision,
+        base=(files.base.id, files.base.revision) if files.base else None,
         model_bytes=sum(p.numel() for p in meta.parameters()) * DTYPE_BYTES[config.dtype],
         attn_implementation=meta.config._attn_implementation,
         sites=resolve(meta, config.sites),
         tokenizer=tokenizer,
+        tokenizer_id=files.tokenizer.id,
         special=special_ids(tokenizer),
         text=text,
     )

@@ -13,6 +13,7 @@ from .format.manifest import all_windows
 from .format.moments import Moments, Summary
 from .format.plan import (
     DTYPE_BYTES,
+    BaseSource,
     ContextsSpec,
     DatasetSource,
     ModelSource,
@@ -57,6 +58,7 @@ __all__ = [
     "DTYPE_BYTES",
     "SCHEMA_VERSION",
     "SPLITS",
+    "BaseSource",
     "Batches",
     "Cache",
     "ContextsSpec",

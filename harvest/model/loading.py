@@ -1,12 +1,9 @@
-"""Loading a language model, on one device or spread over several by a device map, with its provenance.
+"""Loading a language model, on one device or spread over several, with its provenance.
 
-Device maps are accelerate's: `auto` fills the GPUs in order, then the CPU's memory, then the disk, so a model may be
-larger than any of them. Layers that are not kept on a GPU are copied to it in each pass, which costs the transfer.
+Its weights are read once for their hash and once to load them. An adapter is merged into its base on the CPU.
 """
 
 import hashlib
-import json
-import platform
 import shutil
 import tempfile
 import weakref
@@ -19,12 +16,13 @@ import torch
 from gsae.errors import IncompatibleError, NotFoundError, SpaceError, UsageError
 from gsae.harvest.config import HarvestConfig
 from gsae.harvest.hub import one_line, quiet
-from gsae.store import ModelSource
+from gsae.store import BaseSource, ModelSource
 
-from .capture import LanguageModel, Provenance
-from .model_files import ModelFiles, find_model, light_directory, weights_directory, weights_sha256
-
-DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
+from .adapters import adapter_sha256, check_mergeable, joined_sha256, merge
+from .capture import LanguageModel
+from .devices import Placement, accelerator, compute_devices, place
+from .model_files import ModelFiles, find_model, light_directory, tokenizer_directory, weights_directory, weights_sha256
+from .origin import Origin
 
 
 def load_lm(
@@ -35,26 +33,31 @@ def load_lm(
     attn_implementation: str | None = None,
     device_map: str | None = None,
 ) -> LanguageModel:
-    """Load a builtin, a local directory, a `.gguf` file or a Hub id.
+    """Load a builtin, a local directory, a `.gguf` file or a Hub id; an adapter of peft is merged into its base.
 
     device: a device of torch, or "auto" for a GPU if there is one. device_map: "auto" or another of accelerate's names,
     or a JSON object of devices by module; it replaces `device`. attn_implementation: None for the default of
     transformers. Raises NotFoundError if there is no such model, UsageError if the model, the device or the map cannot
     be used, and SpaceError if the model does not fit into memory.
     """
-    target = _device(device)
-    spread = None if device_map is None else _device_map(device_map)
-    files = find_model(model, revision, weights=True)
+    where = place(device, device_map)
+    return _load_files(find_model(model, revision, weights=True), dtype, where, attn_implementation)
+
+
+def _load_files(files: ModelFiles, dtype: str, where: Placement, attn_implementation: str | None) -> LanguageModel:
+    check_files(files, where.device_map)
     tokenizer = _tokenizer(files)
-    weights = weights_sha256(files)
-    loaded, report = _load(files, dtype, attn_implementation, spread)
+    weights, base, adapter = _hashes(files)
+    loaded, report = _load(files, dtype, attn_implementation, where.spread)
     lacking = [*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])]
     if lacking:  # transformers would fill them with random numbers
         raise UsageError(f"The weights of model {files.id!r} lack {len(lacking)} tensors, such as {lacking[0]}.")
+    if files.base:
+        loaded = merge(loaded, files.path, files.id)
     with _loading_errors(files):
-        loaded = (loaded if spread else loaded.to(target)).eval().requires_grad_(False)
-    devices = _devices(loaded) if spread else {target}
-    provenance = Provenance(
+        loaded = (loaded if where.spread else loaded.to(where.device)).eval().requires_grad_(False)
+    devices = compute_devices(loaded) if where.spread else {where.device}
+    provenance = Origin(
         id=files.id,
         revision=files.revision,
         weights_sha256=weights,
@@ -62,9 +65,33 @@ def load_lm(
         dtype=dtype,
         attn_implementation=loaded.config._attn_implementation,
         accelerator=" + ".join(sorted({accelerator(device) for device in devices})),
-        device_map=device_map,
+        device_map=where.device_map,
+        base=base,
+        adapter_sha256=adapter,
     )
     return LanguageModel(loaded, tokenizer, provenance)
+
+
+def check_files(files: ModelFiles, device_map: str | None) -> None:
+    """Check what can be checked of a model before its weights are read: that an adapter can be merged.
+
+    Raises UsageError and NotFoundError.
+    """
+    if files.base is None:
+        return
+    if device_map is not None:
+        raise UsageError(f"Adapter {files.id!r} cannot be merged with --device-map. Merge it and save the whole model.")
+    check_mergeable(files.path, files.id)
+
+
+def _hashes(files: ModelFiles) -> tuple[str, BaseSource | None, str | None]:
+    """Return the hash of the weights and, if they are an adapter's, the base and the hash of the adapter alone."""
+    weights = weights_sha256(files)
+    if files.base is None:
+        return weights, None, None
+    adapter = adapter_sha256(files.path)
+    base = BaseSource(id=files.base.id, revision=files.base.revision, weights_sha256=weights)
+    return joined_sha256((weights, adapter)), base, adapter
 
 
 def load_configured(config: HarvestConfig) -> LanguageModel:
@@ -91,8 +118,10 @@ def load_planned(planned: ModelSource, model: str | None, device: str = "cpu") -
     model: where the model is; None for the id in the plan. Raises IncompatibleError if its weights differ from those in
     the plan, and the errors of `load_lm`.
     """
-    spread = planned.device_map if device == "auto" else None
-    lm = load_lm(model or planned.id, planned.revision, planned.dtype, device, planned.attn_implementation, spread)
+    where = place(device, planned.device_map if device == "auto" else None)
+    base_revision = planned.base.revision if planned.base else None
+    files = find_model(model or planned.id, planned.revision, weights=True, base_revision=base_revision)
+    lm = _load_files(files, planned.dtype, where, planned.attn_implementation)
     if lm.provenance.weights_sha256 != planned.weights_sha256:
         raise IncompatibleError(
             f"Model {model or planned.id!r} has different weights than {planned.id!r}, which the store was made with."
@@ -120,26 +149,6 @@ def load_meta(model: str, revision: str | None = None, attn_implementation: str 
 def tokenizer_sha256(tokenizer: Any) -> str:
     """Return the sha256 of the JSON of a fast tokenizer."""
     return hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
-
-
-def accelerator(device: torch.device) -> str:
-    """Return the name of the hardware; matrix products round in the same way on hardware of equal name."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    if device.type == "cpu":
-        return f"cpu {platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
-    return device.type
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UsageError(f"Device {name!r} cannot be used: {one_line(error)}.") from None
-    return device
 
 
 def _load(files: ModelFiles, dtype: str, attn_implementation: str | None, spread: str | dict[str, Any] | None) -> Any:
@@ -171,31 +180,8 @@ def _remove(folder: str | None) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _device_map(text: str) -> str | dict[str, Any]:
-    """Return one of accelerate's names, or the JSON object in `text`; raises UsageError for anything else."""
-    if text in DEVICE_MAPS:
-        return text
-    try:
-        given = json.loads(text)
-    except ValueError:
-        given = None
-    if not isinstance(given, dict) or not given or not all(isinstance(d, (str, int)) for d in given.values()):
-        known = ", ".join(DEVICE_MAPS)
-        raise UsageError(f'Device map {text!r}: give {known}, or a JSON object of devices, such as {{"": "cuda:0"}}.')
-    for device in set(given.values()) - {"disk"}:
-        _device(f"cuda:{device}" if isinstance(device, int) else device)
-    return given
-
-
-def _devices(model: Any) -> set[torch.device]:
-    """Return the devices that a spread model computes on."""
-    hooks = [getattr(module, "_hf_hook", None) for module in model.modules()]
-    found = {torch.device(d) for hook in hooks if (d := getattr(hook, "execution_device", None)) is not None}
-    return found or {parameter.device for parameter in model.parameters()}
-
-
 def _tokenizer(files: ModelFiles) -> Any:
-    directory = light_directory(files)
+    directory = tokenizer_directory(files)
     with quiet(bars=False):
         from transformers import AutoTokenizer
 

@@ -10,8 +10,10 @@ from pydantic import Field, model_validator
 
 from gsae.store.codec.registry import CodecName
 
-from .json_files import Count, OmitsDefaults, Positive, Sha256, StoredValue, Text
+from .json_files import SCHEMA_VERSION, Count, OmitsDefaults, Positive, Sha256, StoredValue, Text
 
+# The version of a plan that says more of how the weights came than version 1.0 can.
+WEIGHTS_SCHEMA_VERSION = "1.1"
 MAX_CHUNK_BYTES = 4 << 20
 # What a reader accepts: far above what is ever written, and low enough that a forged plan costs no memory.
 READABLE_CHUNK_BYTES = 64 << 20
@@ -41,8 +43,20 @@ class SiteSpec(StoredValue):
         return self
 
 
+class BaseSource(StoredValue):
+    """The model that an adapter was merged into."""
+
+    id: Text
+    revision: Text | None
+    weights_sha256: Sha256
+
+
 class ModelSource(OmitsDefaults):
-    """The language model and how it was run."""
+    """The language model and how it was run.
+
+    base, adapter_sha256: if an adapter was merged into a base; `id` and `revision` are then those of the adapter, and
+    `weights_sha256` is a hash over those of the base and the adapter.
+    """
 
     id: Text
     revision: Text | None
@@ -53,6 +67,13 @@ class ModelSource(OmitsDefaults):
     threads: int | None
     device_map: Text | None = None
     compile: bool = False
+    base: BaseSource | None = None
+    adapter_sha256: Sha256 | None = None
+
+    @property
+    def schema_version(self) -> str:
+        """The lowest version of the format that has all fields in use."""
+        return SCHEMA_VERSION if self.base is None else WEIGHTS_SCHEMA_VERSION
 
 
 class TokenizerSource(StoredValue):

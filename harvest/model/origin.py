@@ -1,0 +1,18 @@
+"""Where a loaded model comes from, with everything that may be omitted from a plan: the base of an adapter.
+
+It adds to what `capture.py` records of every model. Importing costs nothing more.
+"""
+
+from dataclasses import dataclass
+
+from gsae.store import BaseSource
+
+from .capture import Provenance
+
+
+@dataclass(frozen=True)
+class Origin(Provenance):
+    """The provenance of a model, and how its weights came. base, adapter_sha256: if an adapter was merged."""
+
+    base: BaseSource | None = None
+    adapter_sha256: str | None = None
