@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gsae.commands.options import DryRun, Given, Json, takes
+from gsae.commands.options import DryRun, Given, Json, TrustRemoteCode, takes
 from gsae.commands.terminal import Shown, print_facts, print_json, print_table
 from gsae.errors import UsageError
 from gsae.harvest import HarvestConfig
@@ -149,12 +149,13 @@ def sites(
     revision: Annotated[
         str | None, typer.Option(metavar="REVISION", help="Revision of the model. Default: the newest.")
     ] = None,
+    trust_remote_code: TrustRemoteCode = False,
     as_json: Json = False,
 ) -> None:
     """List the sites that a language model offers, from its config, without weights."""
     from gsae.harvest import load_meta, offered
 
-    found = list(offered(load_meta(model, revision)))
+    found = list(offered(load_meta(model, revision, trust_remote_code=trust_remote_code)))
     if as_json:
         print_json([site.model_dump(mode="json", exclude={"folder"}) for site in found])
     else:

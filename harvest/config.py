@@ -113,6 +113,9 @@ class HarvestConfig(Settings):
         metavar="NAME",
         min_length=1,
     )
+    trust_remote_code: bool = setting(
+        False, "Run Python code from the model's files, with your rights. Read it first.", panel=MODEL
+    )
     compile: bool = setting(False, "Run the model through torch.compile.", panel=MODEL)
 
     window_rows: int = setting(1 << 18, "Rows in a shard file, a power of two.", panel=STORE, metavar="ROWS", ge=1)

@@ -91,6 +91,7 @@ def model_source(lm: LanguageModel) -> ModelSource:
         compile=lm.provenance.compile,
         base=origin.base if origin else None,
         adapter_sha256=origin.adapter_sha256 if origin else None,
+        code=origin.code if origin else {},
     )
 
 

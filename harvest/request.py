@@ -13,6 +13,7 @@ from gsae.store import DTYPE_BYTES, SiteSpec
 from .config import HarvestConfig
 from .model.loading import check_files, load_meta, load_tokenizer
 from .model.model_files import find_model
+from .model.remote_code import trusted_code
 from .model.sites import resolve
 from .text.document import Text
 from .text.encoding import SpecialIds, special_ids
@@ -23,14 +24,15 @@ from .text.sources import documents
 class Request:
     """The settings of a harvest, and what can be known about it without the model's weights.
 
-    base: id and revision of the model that an adapter is merged into. model_bytes: size of the weights in the dtype of
-    the settings. sites: in the order of the settings.
+    base: id and revision of the model that an adapter is merged into. code: the sha256 of each file of the model's own
+    code. model_bytes: size of the weights in the dtype of the settings. sites: in the order of the settings.
     """
 
     config: HarvestConfig
     model_id: str
     model_revision: str | None
     base: tuple[str, str | None] | None
+    code: dict[str, str]
     model_bytes: int
     attn_implementation: str
     sites: tuple[SiteSpec, ...]
@@ -57,18 +59,21 @@ def make_request(config: HarvestConfig) -> Request:
         maximum=config.max_documents,
         repeat=config.repeat,
     )
-    files = find_model(config.model, config.revision, weights=False)
+    trusted = config.trust_remote_code
+    files = find_model(config.model, config.revision, weights=False, code=trusted)
     check_files(files, config.device_map)
-    meta = load_meta(config.model, config.revision, config.attn_implementation)
+    code = trusted_code(files, trusted)
+    meta = load_meta(config.model, config.revision, config.attn_implementation, trusted)
     limit = getattr(meta.config.get_text_config(), "max_position_embeddings", None)
     if limit is not None and config.context_size > limit:
         raise UsageError(f"context_size {config.context_size} is more than the model's {limit} positions.")
-    tokenizer = load_tokenizer(config.model, config.revision)
+    tokenizer = load_tokenizer(config.model, config.revision, trusted)
     return Request(
         config=config,
         model_id=files.id,
         model_revision=files.revision,
         base=(files.base.id, files.base.revision) if files.base else None,
+        code=code,
         model_bytes=sum(p.numel() for p in meta.parameters()) * DTYPE_BYTES[config.dtype],
         attn_implementation=meta.config._attn_implementation,
         sites=resolve(meta, config.sites),

@@ -31,6 +31,7 @@ def check_same_plan(begun: Plan, request: Request, model: ModelSource | None, ou
         "attn_implementation": request.attn_implementation,
         "device_map": config.device_map,
         "compile": config.compile,
+        "code": request.code,
         "base": _base(begun.model.base, request.base),
     }
     source = model or begun.model.model_copy(update=known_without_weights)

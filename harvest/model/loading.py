@@ -23,6 +23,7 @@ from .capture import LanguageModel
 from .devices import Placement, accelerator, compute_devices, place
 from .model_files import ModelFiles, find_model, light_directory, tokenizer_directory, weights_directory, weights_sha256
 from .origin import Origin
+from .remote_code import check_executed, check_same_code, refusal, trusted_code
 
 
 def load_lm(
@@ -32,26 +33,33 @@ def load_lm(
     device: str = "cpu",
     attn_implementation: str | None = None,
     device_map: str | None = None,
+    trust_remote_code: bool = False,
 ) -> LanguageModel:
     """Load a builtin, a local directory, a `.gguf` file or a Hub id; an adapter of peft is merged into its base.
 
     device: a device of torch, or "auto" for a GPU if there is one. device_map: "auto" or another of accelerate's names,
     or a JSON object of devices by module; it replaces `device`. attn_implementation: None for the default of
-    transformers. Raises NotFoundError if there is no such model, UsageError if the model, the device or the map cannot
-    be used, and SpaceError if the model does not fit into memory.
+    transformers. trust_remote_code: run the Python code that the model brings. Raises NotFoundError if there is no such
+    model, UsageError if the model, the device or the map cannot be used, and SpaceError if the model does not fit into
+    memory.
     """
     where = place(device, device_map)
-    return _load_files(find_model(model, revision, weights=True), dtype, where, attn_implementation)
+    files = find_model(model, revision, weights=True, code=trust_remote_code)
+    return _load_files(files, dtype, where, attn_implementation, trusted_code(files, trust_remote_code))
 
 
-def _load_files(files: ModelFiles, dtype: str, where: Placement, attn_implementation: str | None) -> LanguageModel:
+def _load_files(
+    files: ModelFiles, dtype: str, where: Placement, attn_implementation: str | None, code: dict[str, str]
+) -> LanguageModel:
+    """Load a model with the hashes of its own code, which runs if there is any."""
     check_files(files, where.device_map)
-    tokenizer = _tokenizer(files)
+    tokenizer = _tokenizer(files, bool(code))
     weights, base, adapter = _hashes(files)
-    loaded, report = _load(files, dtype, attn_implementation, where.spread)
+    loaded, report = _load(files, dtype, attn_implementation, where.spread, bool(code))
     lacking = [*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])]
     if lacking:  # transformers would fill them with random numbers
         raise UsageError(f"The weights of model {files.id!r} lack {len(lacking)} tensors, such as {lacking[0]}.")
+    check_executed((*loaded.modules(), loaded.config, tokenizer), code, files.id)
     if files.base:
         loaded = merge(loaded, files.path, files.id)
     with _loading_errors(files):
@@ -68,6 +76,7 @@ def _load_files(files: ModelFiles, dtype: str, where: Placement, attn_implementa
         device_map=where.device_map,
         base=base,
         adapter_sha256=adapter,
+        code=code,
     )
     return LanguageModel(loaded, tokenizer, provenance)
 
@@ -97,7 +106,13 @@ def _hashes(files: ModelFiles) -> tuple[str, BaseSource | None, str | None]:
 def load_configured(config: HarvestConfig) -> LanguageModel:
     """Load the language model that the settings of a harvest name."""
     return load_lm(
-        config.model, config.revision, config.dtype, config.device, config.attn_implementation, config.device_map
+        config.model,
+        config.revision,
+        config.dtype,
+        config.device,
+        config.attn_implementation,
+        config.device_map,
+        config.trust_remote_code,
     )
 
 
@@ -112,38 +127,58 @@ def cpu_threads(count: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def load_planned(planned: ModelSource, model: str | None, device: str = "cpu") -> LanguageModel:
+def load_planned(
+    planned: ModelSource, model: str | None, device: str = "cpu", trust_remote_code: bool = False
+) -> LanguageModel:
     """Load the model that a store was made with, with the same dtype and attention.
 
-    model: where the model is; None for the id in the plan. Raises IncompatibleError if its weights differ from those in
-    the plan, and the errors of `load_lm`.
+    model: where the model is; None for the id in the plan. trust_remote_code: run the Python code that the model
+    brings, if the store was made with it. Raises IncompatibleError if the weights or the code differ from those in the
+    plan, UsageError if the store was made with code and that is not trusted, and the errors of `load_lm`.
     """
+    if planned.code and not trust_remote_code:
+        raise UsageError(
+            f"The store was made with Python code that model {planned.id!r} brings ({', '.join(planned.code)}). "
+            "Read it, then run the command again with --trust-remote-code."
+        )
     where = place(device, planned.device_map if device == "auto" else None)
-    base_revision = planned.base.revision if planned.base else None
-    files = find_model(model or planned.id, planned.revision, weights=True, base_revision=base_revision)
-    lm = _load_files(files, planned.dtype, where, planned.attn_implementation)
+    name, base_revision = model or planned.id, planned.base.revision if planned.base else None
+    files = find_model(name, planned.revision, weights=True, code=bool(planned.code), base_revision=base_revision)
+    code = trusted_code(files, bool(planned.code))
+    check_same_code(code, planned.code, name)
+    lm = _load_files(files, planned.dtype, where, planned.attn_implementation, code)
     if lm.provenance.weights_sha256 != planned.weights_sha256:
         raise IncompatibleError(
-            f"Model {model or planned.id!r} has different weights than {planned.id!r}, which the store was made with."
+            f"Model {name!r} has different weights than {planned.id!r}, which the store was made with."
         )
     return lm
 
 
-def load_tokenizer(model: str, revision: str | None = None) -> Any:
+def load_tokenizer(model: str, revision: str | None = None, trust_remote_code: bool = False) -> Any:
     """Load only the tokenizer of a model. Raises UsageError if the model has none."""
-    return _tokenizer(find_model(model, revision, weights=False))
+    files = find_model(model, revision, weights=False, code=trust_remote_code)
+    return _tokenizer(files, bool(trusted_code(files, trust_remote_code)))
 
 
-def load_meta(model: str, revision: str | None = None, attn_implementation: str | None = None) -> Any:
-    """Return the model on the `meta` device: its modules, widths and config, without weights, in about a second."""
-    files = find_model(model, revision, weights=False)
+def load_meta(
+    model: str,
+    revision: str | None = None,
+    attn_implementation: str | None = None,
+    trust_remote_code: bool = False,
+) -> Any:
+    """Return the model on the `meta` device: its modules, widths and config, without weights, in about a second.
+
+    Raises UsageError if the model cannot be built, or needs its own code and that is not trusted.
+    """
+    files = find_model(model, revision, weights=False, code=trust_remote_code)
+    trusted = bool(trusted_code(files, trust_remote_code))
     directory = light_directory(files)
     with _loading_errors(files), quiet(bars=False), torch.device("meta"):
         from transformers import AutoConfig, AutoModelForCausalLM
 
-        config = AutoConfig.from_pretrained(str(directory), local_files_only=True)
+        config = AutoConfig.from_pretrained(str(directory), local_files_only=True, trust_remote_code=trusted)
         build: Any = AutoModelForCausalLM.from_config
-        return build(config, attn_implementation=attn_implementation).eval()
+        return build(config, attn_implementation=attn_implementation, trust_remote_code=trusted).eval()
 
 
 def tokenizer_sha256(tokenizer: Any) -> str:
@@ -151,7 +186,9 @@ def tokenizer_sha256(tokenizer: Any) -> str:
     return hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
 
 
-def _load(files: ModelFiles, dtype: str, attn_implementation: str | None, spread: str | dict[str, Any] | None) -> Any:
+def _load(
+    files: ModelFiles, dtype: str, attn_implementation: str | None, spread: str | dict[str, Any] | None, trusted: bool
+) -> Any:
     """Return the model and transformers' report on its weights."""
     directory = weights_directory(files, dtype)
     offload = None if spread is None else tempfile.mkdtemp(prefix="gsae-weights-")  # for weights kept on the disk
@@ -166,6 +203,7 @@ def _load(files: ModelFiles, dtype: str, attn_implementation: str | None, spread
                 attn_implementation=attn_implementation,
                 local_files_only=True,
                 output_loading_info=True,
+                trust_remote_code=trusted,
                 **options,
             )
     except BaseException:
@@ -180,14 +218,16 @@ def _remove(folder: str | None) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _tokenizer(files: ModelFiles) -> Any:
+def _tokenizer(files: ModelFiles, trusted: bool) -> Any:
     directory = tokenizer_directory(files)
     with quiet(bars=False):
         from transformers import AutoTokenizer
 
         try:
-            tokenizer = AutoTokenizer.from_pretrained(str(directory), local_files_only=True)
+            tokenizer = AutoTokenizer.from_pretrained(str(directory), local_files_only=True, trust_remote_code=trusted)
         except Exception as error:  # transformers raises many types where files are missing or broken
+            if needs_code := refusal(files, error):
+                raise needs_code from None
             raise UsageError(f"Model {files.id!r} has no tokenizer that loads: {one_line(error)}.") from None
     if not tokenizer.is_fast or tokenizer.backend_tokenizer.get_vocab_size() == 0:
         raise UsageError(f"Model {files.id!r} has no tokenizer; a directory with a tokenizer.json is needed.")
@@ -204,4 +244,6 @@ def _loading_errors(files: ModelFiles) -> Iterator[None]:
     except FileNotFoundError as error:
         raise NotFoundError(f"Model {files.id!r} is not complete: {one_line(error)}.") from None
     except Exception as error:  # transformers raises many types
+        if needs_code := refusal(files, error):
+            raise needs_code from None
         raise UsageError(f"Model {files.id!r} cannot be loaded: {one_line(error)}.") from None

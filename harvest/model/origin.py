@@ -1,9 +1,9 @@
-"""Where a loaded model comes from, with everything that may be omitted from a plan: the base of an adapter.
+"""Where a loaded model comes from, with everything that may be omitted from a plan: the base of an adapter, code.
 
 It adds to what `capture.py` records of every model. Importing costs nothing more.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from gsae.store import BaseSource
 
@@ -12,7 +12,11 @@ from .capture import Provenance
 
 @dataclass(frozen=True)
 class Origin(Provenance):
-    """The provenance of a model, and how its weights came. base, adapter_sha256: if an adapter was merged."""
+    """The provenance of a model, and how its weights came.
+
+    base, adapter_sha256: if an adapter was merged. code: the sha256 of each file of the model's own code that ran.
+    """
 
     base: BaseSource | None = None
     adapter_sha256: str | None = None
+    code: dict[str, str] = field(default_factory=dict)

@@ -55,7 +55,8 @@ class ModelSource(OmitsDefaults):
     """The language model and how it was run.
 
     base, adapter_sha256: if an adapter was merged into a base; `id` and `revision` are then those of the adapter, and
-    `weights_sha256` is a hash over those of the base and the adapter.
+    `weights_sha256` is a hash over those of the base and the adapter. code: the sha256 of each Python file of the model
+    that transformers ran, by its path in the model's folder.
     """
 
     id: Text
@@ -69,11 +70,12 @@ class ModelSource(OmitsDefaults):
     compile: bool = False
     base: BaseSource | None = None
     adapter_sha256: Sha256 | None = None
+    code: dict[Text, Sha256] = Field(default={})
 
     @property
     def schema_version(self) -> str:
         """The lowest version of the format that has all fields in use."""
-        return SCHEMA_VERSION if self.base is None else WEIGHTS_SCHEMA_VERSION
+        return WEIGHTS_SCHEMA_VERSION if self.base or self.code else SCHEMA_VERSION
 
 
 class TokenizerSource(StoredValue):
