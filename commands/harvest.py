@@ -60,7 +60,7 @@ def harvest(
     config = HarvestConfig(**given | {"sites": tuple(name for part in given["sites"] for name in split_names(part))})
     own = worker(rank, world_size, os.environ)
     if dry_run:
-        request = make_request(config)
+        request = make_request(config, runs_model=do_probe)
         measured = probe(request) if do_probe and weights_are_local(config.model, config.revision) else None
         print_facts(estimate_harvest(request, Path(out), measured), as_json)
         return

@@ -22,6 +22,7 @@ from gsae.store import (
 from .model.capture import LanguageModel
 from .model.loading import tokenizer_sha256
 from .model.origin import Origin
+from .model.quantisation import PACKAGES
 from .request import Request
 
 TEXT_LIBRARIES = ("gsae", "datasets", "tokenizers")
@@ -92,6 +93,7 @@ def model_source(lm: LanguageModel) -> ModelSource:
         base=origin.base if origin else None,
         adapter_sha256=origin.adapter_sha256 if origin else None,
         code=origin.code if origin else {},
+        quantization=origin.quantization if origin else None,
     )
 
 
@@ -107,7 +109,8 @@ def _tokenizer_source(request: Request) -> TokenizerSource:
 
 def _packages(model: ModelSource) -> tuple[str, ...]:
     """Return the packages, besides those of every harvest, that decide the weights of a model."""
-    return ("peft",) if model.base else ()
+    quantisers = PACKAGES.get(model.quantization.method, ()) if model.quantization else ()
+    return (*(("peft",) if model.base else ()), *quantisers)
 
 
 def _versions(libraries: tuple[str, ...]) -> dict[str, str]:

@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from gsae.errors import UsageError
-from gsae.store import DTYPE_BYTES, SiteSpec
+from gsae.store import DTYPE_BYTES, QuantizationSource, SiteSpec
 
 from .config import HarvestConfig
-from .model.loading import check_files, load_meta, load_tokenizer
+from .model.checkpoint_dtype import checkpoint_dtype
+from .model.loading import check_files, declared_quantisation, load_meta, load_tokenizer
 from .model.model_files import find_model
+from .model.quantisation import recorded
 from .model.remote_code import trusted_code
 from .model.sites import resolve
 from .text.document import Text
@@ -33,6 +35,7 @@ class Request:
     model_revision: str | None
     base: tuple[str, str | None] | None
     code: dict[str, str]
+    quantization: QuantizationSource | None
     model_bytes: int
     attn_implementation: str
     sites: tuple[SiteSpec, ...]
@@ -42,11 +45,12 @@ class Request:
     text: Text
 
 
-def make_request(config: HarvestConfig) -> Request:
+def make_request(config: HarvestConfig, runs_model: bool = True) -> Request:
     """Find the model, sites, tokenizer and text that `config` names.
 
-    Raises NotFoundError if the model or the text does not exist, and UsageError if a site is not in the model, the
-    tokenizer or the text cannot be used, or `context_size` exceeds the positions of the model.
+    runs_model: the model will run on this machine, so that what this needs is checked too. Raises NotFoundError if the
+    model or the text does not exist, and UsageError if a site is not in the model, the tokenizer or the text cannot be
+    used, `context_size` exceeds the positions of the model, or the model cannot run here.
     """
     text = documents(
         config.dataset,
@@ -61,7 +65,10 @@ def make_request(config: HarvestConfig) -> Request:
     )
     trusted = config.trust_remote_code
     files = find_model(config.model, config.revision, weights=False, code=trusted)
-    check_files(files, config.device_map)
+    if config.dtype == "auto":
+        config = HarvestConfig(**config.model_dump() | {"dtype": checkpoint_dtype(files)})
+    if runs_model:
+        check_files(files, config.dtype, config.device, config.device_map)
     code = trusted_code(files, trusted)
     meta = load_meta(config.model, config.revision, config.attn_implementation, trusted)
     limit = getattr(meta.config.get_text_config(), "max_position_embeddings", None)
@@ -74,6 +81,7 @@ def make_request(config: HarvestConfig) -> Request:
         model_revision=files.revision,
         base=(files.base.id, files.base.revision) if files.base else None,
         code=code,
+        quantization=recorded(declared_quantisation(files)),
         model_bytes=sum(p.numel() for p in meta.parameters()) * DTYPE_BYTES[config.dtype],
         attn_implementation=meta.config._attn_implementation,
         sites=resolve(meta, config.sites),

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gsae.errors import IncompatibleError
-from gsae.store import BaseSource, ModelSource, Plan, TokensPlan, changed_fields
+from gsae.store import BaseSource, ModelSource, Plan, QuantizationSource, TokensPlan, changed_fields
 
 from .plans import make_plan, make_tokens_plan
 from .request import Request
@@ -32,6 +32,7 @@ def check_same_plan(begun: Plan, request: Request, model: ModelSource | None, ou
         "device_map": config.device_map,
         "compile": config.compile,
         "code": request.code,
+        "quantization": _quantization(begun.model.quantization, request.quantization),
         "base": _base(begun.model.base, request.base),
     }
     source = model or begun.model.model_copy(update=known_without_weights)
@@ -51,6 +52,11 @@ def _base(begun: BaseSource | None, asked: tuple[str, str | None] | None) -> Bas
         return None
     weights = begun.weights_sha256 if begun else UNREAD
     return BaseSource(id=asked[0], revision=asked[1], weights_sha256=weights)
+
+
+def _quantization(begun: QuantizationSource | None, asked: QuantizationSource | None) -> QuantizationSource | None:
+    """Return the quantisation that the model has, dequantised as the begun one, which only loading decides."""
+    return asked and asked.model_copy(update={"dequantized": bool(begun and begun.dequantized)})
 
 
 def check_same_tokens(begun: TokensPlan, request: Request, out: Path, finished: bool) -> None:

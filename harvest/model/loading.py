@@ -20,9 +20,18 @@ from gsae.store import BaseSource, ModelSource
 
 from .adapters import adapter_sha256, check_mergeable, joined_sha256, merge
 from .capture import LanguageModel
+from .checkpoint_dtype import checkpoint_dtype
 from .devices import Placement, accelerator, compute_devices, place
 from .model_files import ModelFiles, find_model, light_directory, tokenizer_directory, weights_directory, weights_sha256
 from .origin import Origin
+from .quantisation import (
+    check_plain,
+    check_runs,
+    check_same_quantisation,
+    one_device,
+    quantisation_of,
+    recorded,
+)
 from .remote_code import check_executed, check_same_code, refusal, trusted_code
 
 
@@ -37,14 +46,16 @@ def load_lm(
 ) -> LanguageModel:
     """Load a builtin, a local directory, a `.gguf` file or a Hub id; an adapter of peft is merged into its base.
 
-    device: a device of torch, or "auto" for a GPU if there is one. device_map: "auto" or another of accelerate's names,
-    or a JSON object of devices by module; it replaces `device`. attn_implementation: None for the default of
-    transformers. trust_remote_code: run the Python code that the model brings. Raises NotFoundError if there is no such
-    model, UsageError if the model, the device or the map cannot be used, and SpaceError if the model does not fit into
-    memory.
+    dtype: "auto" for the checkpoint's. device: a device of torch, or "auto" for a GPU if there is one. device_map:
+    "auto" or another of accelerate's names, or a JSON object of devices by module; it replaces `device`.
+    attn_implementation: None for the default of transformers. trust_remote_code: run the Python code that the model
+    brings. Raises NotFoundError if there is no such model, UsageError if the model, the device or the map cannot be
+    used, and SpaceError if the model does not fit into memory.
     """
     where = place(device, device_map)
     files = find_model(model, revision, weights=True, code=trust_remote_code)
+    if dtype == "auto":
+        dtype = checkpoint_dtype(files)
     return _load_files(files, dtype, where, attn_implementation, trusted_code(files, trust_remote_code))
 
 
@@ -52,18 +63,22 @@ def _load_files(
     files: ModelFiles, dtype: str, where: Placement, attn_implementation: str | None, code: dict[str, str]
 ) -> LanguageModel:
     """Load a model with the hashes of its own code, which runs if there is any."""
-    check_files(files, where.device_map)
+    check_files(files, dtype, str(where.device), where.device_map)
+    quantisation = declared_quantisation(files)
     tokenizer = _tokenizer(files, bool(code))
     weights, base, adapter = _hashes(files)
-    loaded, report = _load(files, dtype, attn_implementation, where.spread, bool(code))
+    loaded, report = _load(files, dtype, attn_implementation, where, bool(code))
     lacking = [*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])]
     if lacking:  # transformers would fill them with random numbers
         raise UsageError(f"The weights of model {files.id!r} lack {len(lacking)} tensors, such as {lacking[0]}.")
+    if quantisation is None:
+        check_plain(list(report["unexpected_keys"]), files.id)
     check_executed((*loaded.modules(), loaded.config, tokenizer), code, files.id)
     if files.base:
         loaded = merge(loaded, files.path, files.id)
     with _loading_errors(files):
-        loaded = (loaded if where.spread else loaded.to(where.device)).eval().requires_grad_(False)
+        stays = where.spread or getattr(loaded, "is_quantized", False)  # quantised weights were loaded to their device
+        loaded = (loaded if stays else loaded.to(where.device)).eval().requires_grad_(False)
     devices = compute_devices(loaded) if where.spread else {where.device}
     provenance = Origin(
         id=files.id,
@@ -77,17 +92,31 @@ def _load_files(
         base=base,
         adapter_sha256=adapter,
         code=code,
+        quantization=recorded(quantisation, not getattr(loaded, "is_quantized", False)),
     )
     return LanguageModel(loaded, tokenizer, provenance)
 
 
-def check_files(files: ModelFiles, device_map: str | None) -> None:
-    """Check what can be checked of a model before its weights are read: that an adapter can be merged.
+def declared_quantisation(files: ModelFiles) -> dict[str, Any] | None:
+    """Return the quantization_config of a model; None if its weights are plain, as those of a GGUF file become."""
+    return None if files.whole.is_gguf else quantisation_of(light_directory(files))
+
+
+def check_files(files: ModelFiles, dtype: str, device: str, device_map: str | None) -> None:
+    """Check what can be checked before weights are read: that an adapter can be merged, and quantised weights run.
 
     Raises UsageError and NotFoundError.
     """
+    quantisation = declared_quantisation(files)
+    if quantisation is not None:
+        check_runs(quantisation, dtype, place(device, device_map), files.whole.id)
     if files.base is None:
         return
+    if quantisation is not None:
+        raise UsageError(
+            f"Adapter {files.id!r} cannot be merged into a quantised base without rounding its weights again. Name the "
+            "plain model as base_model_name_or_path in its adapter_config.json."
+        )
     if device_map is not None:
         raise UsageError(f"Adapter {files.id!r} cannot be merged with --device-map. Merge it and save the whole model.")
     check_mergeable(files.path, files.id)
@@ -147,6 +176,8 @@ def load_planned(
     code = trusted_code(files, bool(planned.code))
     check_same_code(code, planned.code, name)
     lm = _load_files(files, planned.dtype, where, planned.attn_implementation, code)
+    if isinstance(lm.provenance, Origin):
+        check_same_quantisation(lm.provenance.quantization, planned, name)
     if lm.provenance.weights_sha256 != planned.weights_sha256:
         raise IncompatibleError(
             f"Model {name!r} has different weights than {planned.id!r}, which the store was made with."
@@ -186,11 +217,10 @@ def tokenizer_sha256(tokenizer: Any) -> str:
     return hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
 
 
-def _load(
-    files: ModelFiles, dtype: str, attn_implementation: str | None, spread: str | dict[str, Any] | None, trusted: bool
-) -> Any:
+def _load(files: ModelFiles, dtype: str, attn_implementation: str | None, where: Placement, trusted: bool) -> Any:
     """Return the model and transformers' report on its weights."""
     directory = weights_directory(files, dtype)
+    spread = where.spread or (one_device(where.device) if declared_quantisation(files) else None)
     offload = None if spread is None else tempfile.mkdtemp(prefix="gsae-weights-")  # for weights kept on the disk
     options = {} if spread is None else {"device_map": spread, "offload_folder": offload}
     try:

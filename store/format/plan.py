@@ -51,6 +51,17 @@ class BaseSource(StoredValue):
     weights_sha256: Sha256
 
 
+class QuantizationSource(OmitsDefaults):
+    """How the weights of a model were quantised, as its config says; sha256: of that part of the config, as JSON.
+
+    dequantized: the loader turned them back into the dtype of the model.
+    """
+
+    method: Text
+    sha256: Sha256
+    dequantized: bool = False
+
+
 class ModelSource(OmitsDefaults):
     """The language model and how it was run.
 
@@ -71,11 +82,12 @@ class ModelSource(OmitsDefaults):
     base: BaseSource | None = None
     adapter_sha256: Sha256 | None = None
     code: dict[Text, Sha256] = Field(default={})
+    quantization: QuantizationSource | None = None
 
     @property
     def schema_version(self) -> str:
         """The lowest version of the format that has all fields in use."""
-        return WEIGHTS_SCHEMA_VERSION if self.base or self.code else SCHEMA_VERSION
+        return WEIGHTS_SCHEMA_VERSION if self.base or self.code or self.quantization else SCHEMA_VERSION
 
 
 class TokenizerSource(StoredValue):

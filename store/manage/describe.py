@@ -24,7 +24,7 @@ from gsae.store.read.store import Store, open_store, recorded
 
 PERCENTILES = (1, 5, 25, 50, 75, 95, 99, 99.9)
 LARGEST_SHARE = 0.001
-WEIGHTS_FACTS = {"base", "adapter_sha256", "code"}
+WEIGHTS_FACTS = {"base", "adapter_sha256", "code", "quantization"}
 
 
 def describe(path: str | Path) -> dict[str, Any]:
