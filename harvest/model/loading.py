@@ -9,6 +9,7 @@ import tempfile
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from .adapters import adapter_sha256, check_mergeable, joined_sha256, merge
 from .capture import LanguageModel
 from .checkpoint_dtype import checkpoint_dtype
 from .devices import Placement, accelerator, compute_devices, place
+from .model_classes import auto_class, drop_towers
 from .model_files import ModelFiles, find_model, light_directory, tokenizer_directory, weights_directory, weights_sha256
 from .origin import Origin
 from .quantisation import (
@@ -76,6 +78,7 @@ def _load_files(
     check_executed((*loaded.modules(), loaded.config, tokenizer), code, files.id)
     if files.base:
         loaded = merge(loaded, files.path, files.id)
+    loaded = drop_towers(loaded)
     with _loading_errors(files):
         stays = where.spread or getattr(loaded, "is_quantized", False)  # quantised weights were loaded to their device
         loaded = (loaded if stays else loaded.to(where.device)).eval().requires_grad_(False)
@@ -197,7 +200,7 @@ def load_meta(
     attn_implementation: str | None = None,
     trust_remote_code: bool = False,
 ) -> Any:
-    """Return the model on the `meta` device: its modules, widths and config, without weights, in about a second.
+    """Return the model on the `meta` device: its modules, widths and config, without weights.
 
     Raises UsageError if the model cannot be built, or needs its own code and that is not trusted.
     """
@@ -205,11 +208,9 @@ def load_meta(
     trusted = bool(trusted_code(files, trust_remote_code))
     directory = light_directory(files)
     with _loading_errors(files), quiet(bars=False), torch.device("meta"):
-        from transformers import AutoConfig, AutoModelForCausalLM
-
-        config = AutoConfig.from_pretrained(str(directory), local_files_only=True, trust_remote_code=trusted)
-        build: Any = AutoModelForCausalLM.from_config
-        return build(config, attn_implementation=attn_implementation, trust_remote_code=trusted).eval()
+        config = _config(directory, trusted)
+        build = auto_class(config, trusted).from_config
+        return drop_towers(build(config, attn_implementation=attn_implementation, trust_remote_code=trusted).eval())
 
 
 def tokenizer_sha256(tokenizer: Any) -> str:
@@ -225,9 +226,7 @@ def _load(files: ModelFiles, dtype: str, attn_implementation: str | None, where:
     options = {} if spread is None else {"device_map": spread, "offload_folder": offload}
     try:
         with _loading_errors(files), quiet(bars=False):
-            from transformers import AutoModelForCausalLM
-
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = auto_class(_config(directory, trusted), trusted).from_pretrained(
                 str(directory),
                 dtype=getattr(torch, dtype),
                 attn_implementation=attn_implementation,
@@ -241,6 +240,12 @@ def _load(files: ModelFiles, dtype: str, attn_implementation: str | None, where:
         raise
     weakref.finalize(loaded[0], _remove, offload)
     return loaded
+
+
+def _config(directory: Path, trusted: bool) -> Any:
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(str(directory), local_files_only=True, trust_remote_code=trusted)
 
 
 def _remove(folder: str | None) -> None:
