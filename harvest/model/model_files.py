@@ -81,7 +81,10 @@ def find_model(
     if files.is_gguf or not _is_adapter(files):
         return files
     name, named_revision = base_of(files.path)
-    base = _find(name, base_revision or named_revision, weights, also)
+    try:
+        base = _find(name, base_revision or named_revision, weights, also)
+    except NotFoundError as error:
+        raise NotFoundError(f"Adapter {files.id!r} needs its base. {error}") from None
     if not base.is_gguf and _is_adapter(base):
         raise UsageError(f"The base {name!r} of adapter {files.id!r} is an adapter too. Merge it into its base first.")
     return replace(files, base=base)

@@ -77,6 +77,8 @@ def _code_files(files: ModelFiles) -> list[Path]:
     folder = files.path.resolve()
     named = [folder / f"{name}.py" for name in sorted(set(_module_names(files)))]
     found = {path for path in named if path.is_file()}
+    if named and not found:
+        raise NotFoundError(f"The code of model {files.id!r} is not in its folder: it has no {named[0].name}.")
     try:
         for path in sorted(found):
             found |= {Path(each) for each in get_relative_import_files(path)}

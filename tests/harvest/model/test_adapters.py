@@ -234,7 +234,11 @@ def test_an_adapter_that_cannot_be_merged_is_refused_before_the_text_is_read(
         (change(adapter, tmp_path / "r", layer_replication=[[0, 2], [1, 3]]), UsageError, "it has layer_replication"),
         (change(adapter, tmp_path / "k", peft_type="NO_SUCH"), UsageError, "'k' cannot be read"),
         (change(adapter, tmp_path / "n", base_model_name_or_path=None), UsageError, "names no base: set base_model"),
-        (change(adapter, tmp_path / "g", base_model_name_or_path="/no/such"), NotFoundError, "no model '/no/such'"),
+        (
+            change(adapter, tmp_path / "g", base_model_name_or_path="/no/such"),
+            NotFoundError,
+            "'g' needs its base.*'/no/such'",
+        ),
         (change(adapter, tmp_path / "t", base_model_name_or_path=str(adapter)), UsageError, "is an adapter too"),
         (both, UsageError, "holds both a model and an adapter"),
         (broken, UsageError, r"adapter_config\.json' is not a JSON object"),

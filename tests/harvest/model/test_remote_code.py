@@ -170,6 +170,7 @@ def test_code_that_cannot_be_checked_is_refused(custom: Path) -> None:
             "in another repository, 'a/b'",
         ),
         (AUTO_MAP, ("scale.py",), NotFoundError, r"The code of model 'custom' is not complete: .*scale\.py"),
+        (AUTO_MAP, ("mod.py", "conf.py"), NotFoundError, r"is not in its folder: it has no conf\.py"),
         (AUTO_MAP, ("mod.py",), GsaeError, "'custom' (is not complete|cannot be loaded)"),
     ]
     for auto_map, gone, kind, said in cases:
