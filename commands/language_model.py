@@ -12,20 +12,20 @@ if TYPE_CHECKING:
     from gsae.store import Store, StoreSet
 
 
-def load_effects(store: "Store | StoreSet", site: str, model: str | None, device: str) -> "Effects":
+def load_effects(store: "Store | StoreSet", site: str, model: str | None, device: str, trust: bool) -> "Effects":
     """Load the store's language model and return the function that measures what an edit of a site does to it."""
     from gsae.harvest import effects, load_planned
 
-    lm = load_planned(store.plan.model, model, device)
+    lm = load_planned(store.plan.model, model, device, trust)
     return partial(effects, lm, store.site(site).spec)
 
 
-def load_vocabulary(store: "Store | StoreSet", site: str, model: str | None, device: str) -> "Vocabulary":
+def load_vocabulary(store: "Store | StoreSet", site: str, model: str | None, device: str, trust: bool) -> "Vocabulary":
     """Load the store's language model and return the texts of its tokens and the effects on its logits."""
     from gsae.features import Vocabulary
     from gsae.harvest import load_planned, logit_effects, token_texts
 
-    lm = load_planned(store.plan.model, model, device)
+    lm = load_planned(store.plan.model, model, device, trust)
     return Vocabulary(token_texts(lm.tokenizer), logit_effects(lm, store.site(site).spec))
 
 

@@ -35,6 +35,12 @@ MovedStores = Annotated[
 ModelOption = Annotated[
     str | None, typer.Option(metavar="MODEL", help="The language model. Default: found by the name in the store.")
 ]
+TrustRemoteCode = Annotated[
+    bool,
+    typer.Option(
+        "--trust-remote-code", help="Run Python code from the model's files, with your rights. Read it first."
+    ),
+]
 Device = Annotated[str, typer.Option(metavar="DEVICE", help="cpu, cuda, cuda:1 or auto.")]
 
 

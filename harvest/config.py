@@ -17,7 +17,7 @@ TEXT, ROWS, MODEL, STORE, MACHINE = "Text", "Rows", "Model", "Store", "Machine"
 
 Name = Annotated[str, Field(min_length=1)]
 Position = Annotated[int, Field(ge=0)]
-Dtype = Literal["bfloat16", "float16", "float32"]
+Dtype = Literal["bfloat16", "float16", "float32", "auto"]
 
 
 class HarvestConfig(Settings):
@@ -28,7 +28,7 @@ class HarvestConfig(Settings):
 
     model: str = setting(
         ...,
-        "Hub id, folder, .gguf file or builtin:smollm2-135m.",
+        "Hub id, folder (a model or an adapter), .gguf file or builtin:smollm2-135m.",
         panel=NEEDED,
         metavar="MODEL",
         min_length=1,
@@ -105,13 +105,18 @@ class HarvestConfig(Settings):
     revision: str | None = setting(
         None, "Revision of the model. Default: the newest.", panel=MODEL, metavar="REVISION", min_length=1
     )
-    dtype: Dtype = setting("bfloat16", "Number format of the weights, the passes and the rows.", panel=MODEL)
+    dtype: Dtype = setting(
+        "bfloat16", "Number format of the weights, the passes and the rows. auto: the checkpoint's.", panel=MODEL
+    )
     attn_implementation: str | None = setting(
         None,
         "Attention of transformers: sdpa, eager, ... Default: transformers' choice.",
         panel=MODEL,
         metavar="NAME",
         min_length=1,
+    )
+    trust_remote_code: bool = setting(
+        False, "Run Python code from the model's files, with your rights. Read it first.", panel=MODEL
     )
     compile: bool = setting(False, "Run the model through torch.compile.", panel=MODEL)
 
@@ -159,7 +164,8 @@ class HarvestConfig(Settings):
     def _fits_together(self) -> Self:
         from gsae.store import row_codec  # not with this file: it imports numba
 
-        if fault := row_codec(self.codec).fault(self.level, self.dtype):
+        # What `auto` stands for is known, and checked again, when the model was found.
+        if fault := row_codec(self.codec).fault(self.level, "bfloat16" if self.dtype == "auto" else self.dtype):
             raise ValueError(fault)
         if self.compile and self.device_map:
             raise ValueError("compile: cannot be used with device_map, which moves tensors inside the layers")

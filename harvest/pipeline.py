@@ -72,7 +72,7 @@ def harvest(
     """
     config = config.model_copy(update={"device": device_of(config.device, worker, torch.cuda.device_count())})
     with cpu_threads(config.threads):
-        begun, request = _open(config, out)
+        begun, request = _open(config, out, runs_model=True)
         if is_complete(out):
             return _already_complete(out, listen)
         sweep(out)
@@ -88,19 +88,19 @@ def harvest_tokens(config: HarvestConfig, out: Path, listen: Listen = lambda eve
 
     Needs the model's config and tokenizer, and no weights. Raises the same errors as `harvest`.
     """
-    begun, request = _open(config, out)
+    begun, request = _open(config, out, runs_model=False)
     if begun is None:
         sweep(out)
         _write_tokens(request, out, listen)
         sweep(out)
 
 
-def _open(config: HarvestConfig, out: Path) -> tuple[Plan | None, Request]:
+def _open(config: HarvestConfig, out: Path, runs_model: bool) -> tuple[Plan | None, Request]:
     """Return the plan on disk, None if there is none, and the request, after checking that both agree."""
     begun = read_plan(out)
     if begun is None:
         _check_empty(out)
-    request = make_request(config)
+    request = make_request(config, runs_model)
     if begun is not None:
         check_same_plan(begun, request, None, out)
     return begun, request

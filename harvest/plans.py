@@ -21,6 +21,7 @@ from gsae.store import (
 
 from .model.capture import LanguageModel
 from .model.loading import tokenizer_sha256
+from .model.quantisation import PACKAGES
 from .request import Request
 
 TEXT_LIBRARIES = ("gsae", "datasets", "tokenizers")
@@ -53,7 +54,7 @@ def make_plan(
     config = request.config
     widest = max(site.d_in for site in request.sites)
     return Plan(
-        schema_version=SCHEMA_VERSION,
+        schema_version=model.schema_version,
         model=model,
         tokenizer=_tokenizer_source(request),
         dataset=request.text.source,
@@ -70,7 +71,7 @@ def make_plan(
         batch_size=batch_size,
         codec=config.codec,
         level=config.level,
-        versions=_versions(LIBRARIES),
+        versions=_versions((*LIBRARIES, *_packages(model))),
     )
 
 
@@ -87,17 +88,27 @@ def model_source(lm: LanguageModel) -> ModelSource:
         threads=torch.get_num_threads() if lm.device.type == "cpu" else None,
         device_map=lm.provenance.device_map,
         compile=lm.provenance.compile,
+        base=lm.provenance.base,
+        adapter_sha256=lm.provenance.adapter_sha256,
+        code=lm.provenance.code,
+        quantization=lm.provenance.quantization,
     )
 
 
 def _tokenizer_source(request: Request) -> TokenizerSource:
     return TokenizerSource(
-        id=request.model_id,
+        id=request.tokenizer_id,
         sha256=tokenizer_sha256(request.tokenizer),
         bos_id=request.special.bos_id,
         eos_id=request.special.eos_id,
         excluded_ids=request.special.excluded_ids,
     )
+
+
+def _packages(model: ModelSource) -> tuple[str, ...]:
+    """Return the packages, besides those of every harvest, that decide the weights of a model."""
+    quantisers = PACKAGES.get(model.quantization.method, ()) if model.quantization else ()
+    return (*(("peft",) if model.base else ()), *quantisers)
 
 
 def _versions(libraries: tuple[str, ...]) -> dict[str, str]:

@@ -9,12 +9,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from gsae.errors import UsageError
-from gsae.store import DTYPE_BYTES, SiteSpec
+from gsae.store import DTYPE_BYTES, QuantizationSource, SiteSpec
 
 from .config import HarvestConfig
+from .model.checkpoint_dtype import checkpoint_dtype
 from .model.layer_parts import Parts
-from .model.loading import load_meta, load_tokenizer
+from .model.loading import check_files, declared_quantisation, load_meta, load_tokenizer
 from .model.model_files import find_model
+from .model.quantisation import recorded
+from .model.remote_code import trusted_code
 from .model.sites import resolve_with_parts
 from .text.document import Text
 from .text.encoding import SpecialIds, special_ids
@@ -25,27 +28,33 @@ from .text.sources import documents
 class Request:
     """The settings of a harvest, and what can be known about it without the model's weights.
 
-    model_bytes: size of the weights in the dtype of the settings. sites: in the order of the settings, confirmed on a
-    random instance of the model's config. parts: those of the layers that have sites, by number.
+    base: id and revision of the model that an adapter is merged into. code: the sha256 of each file of the model's own
+    code. model_bytes: size of the weights in the dtype of the settings. sites: in the order of the settings, confirmed
+    on a random instance of the model's config. parts: those of the layers that have sites, by number.
     """
 
     config: HarvestConfig
     model_id: str
     model_revision: str | None
+    base: tuple[str, str | None] | None
+    code: dict[str, str]
+    quantization: QuantizationSource | None
     model_bytes: int
     attn_implementation: str
     sites: tuple[SiteSpec, ...]
     parts: Mapping[int, Parts]
     tokenizer: Any
+    tokenizer_id: str
     special: SpecialIds
     text: Text
 
 
-def make_request(config: HarvestConfig) -> Request:
+def make_request(config: HarvestConfig, runs_model: bool = True) -> Request:
     """Find the model, sites, tokenizer and text that `config` names.
 
-    Raises NotFoundError if the model or the text does not exist, and UsageError if a site is not in the model, the
-    tokenizer or the text cannot be used, or `context_size` exceeds the positions of the model.
+    runs_model: the model will run on this machine, so that what this needs is checked too. Raises NotFoundError if the
+    model or the text does not exist, and UsageError if a site is not in the model, the tokenizer or the text cannot be
+    used, `context_size` exceeds the positions of the model, or the model cannot run here.
     """
     text = documents(
         config.dataset,
@@ -58,22 +67,32 @@ def make_request(config: HarvestConfig) -> Request:
         maximum=config.max_documents,
         repeat=config.repeat,
     )
-    files = find_model(config.model, config.revision, weights=False)
-    meta = load_meta(config.model, config.revision, config.attn_implementation)
+    trusted = config.trust_remote_code
+    files = find_model(config.model, config.revision, weights=False, code=trusted)
+    if config.dtype == "auto":
+        config = HarvestConfig(**config.model_dump() | {"dtype": checkpoint_dtype(files)})
+    if runs_model:
+        check_files(files, config.dtype, config.device, config.device_map)
+    code = trusted_code(files, trusted)
+    meta = load_meta(config.model, config.revision, config.attn_implementation, trusted)
     limit = getattr(meta.config.get_text_config(), "max_position_embeddings", None)
     if limit is not None and config.context_size > limit:
         raise UsageError(f"context_size {config.context_size} is more than the model's {limit} positions.")
     sites, parts = resolve_with_parts(meta, config.sites)
-    tokenizer = load_tokenizer(config.model, config.revision)
+    tokenizer = load_tokenizer(config.model, config.revision, trusted)
     return Request(
         config=config,
         model_id=files.id,
         model_revision=files.revision,
+        base=(files.base.id, files.base.revision) if files.base else None,
+        code=code,
+        quantization=recorded(declared_quantisation(files)),
         model_bytes=sum(p.numel() for p in meta.parameters()) * DTYPE_BYTES[config.dtype],
         attn_implementation=meta.config._attn_implementation,
         sites=sites,
         parts=parts,
         tokenizer=tokenizer,
+        tokenizer_id=files.tokenizer.id,
         special=special_ids(tokenizer),
         text=text,
     )

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from gsae.errors import IncompatibleError
-from gsae.store import ModelSource, Plan, TokensPlan, changed_fields
+from gsae.store import BaseSource, ModelSource, Plan, QuantizationSource, TokensPlan, changed_fields
 
 from .plans import make_plan, make_tokens_plan
 from .request import Request
 
 HARDWARE = ("model.accelerator", "model.threads")
 NAMED_CHANGES = 3
+UNREAD = "0" * 64
 
 
 def check_same_plan(begun: Plan, request: Request, model: ModelSource | None, out: Path) -> None:
@@ -30,6 +31,9 @@ def check_same_plan(begun: Plan, request: Request, model: ModelSource | None, ou
         "attn_implementation": request.attn_implementation,
         "device_map": config.device_map,
         "compile": config.compile,
+        "code": request.code,
+        "quantization": _quantization(begun.model.quantization, request.quantization),
+        "base": _base(begun.model.base, request.base),
     }
     source = model or begun.model.model_copy(update=known_without_weights)
     contexts = begun.contexts.model_copy(update={"context_size": config.context_size})
@@ -40,6 +44,19 @@ def check_same_plan(begun: Plan, request: Request, model: ModelSource | None, ou
         changed = [change for change in changed if change[0] not in HARDWARE]
     only_hardware = {field for field, _, _ in changed} <= set(HARDWARE)
     _refuse(changed, out, " Use --any-hardware to continue on this hardware." if only_hardware else "")
+
+
+def _base(begun: BaseSource | None, asked: tuple[str, str | None] | None) -> BaseSource | None:
+    """Return the base that the settings name, with the weights of the begun one, as far as there is one."""
+    if asked is None:
+        return None
+    weights = begun.weights_sha256 if begun else UNREAD
+    return BaseSource(id=asked[0], revision=asked[1], weights_sha256=weights)
+
+
+def _quantization(begun: QuantizationSource | None, asked: QuantizationSource | None) -> QuantizationSource | None:
+    """Return the quantisation that the model has, dequantised as the begun one, which only loading decides."""
+    return asked and asked.model_copy(update={"dequantized": bool(begun and begun.dequantized)})
 
 
 def check_same_tokens(begun: TokensPlan, request: Request, out: Path, finished: bool) -> None:

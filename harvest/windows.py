@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from gsae.errors import UsageError
 from gsae.store import (
     DTYPE_BYTES,
     Plan,
@@ -196,8 +197,11 @@ def _run_batch(plan: Plan, lm: LanguageModel, tokens: Tokens, batch: Batch, move
     """Run a batch; return each site's rows (rows, d_in) on the device where they arise."""
     ids = _pinned(lm.device, tokens[batch.contexts].astype(np.int64))
     picks = _pinned(lm.device, batch.picks)
+    dtype = getattr(torch, plan.model.dtype)
 
     def pick(value: Tensor) -> Tensor:
+        if value.dtype != dtype:  # its bits would be stored as those of the plan's dtype
+            raise UsageError(f"A site gives {value.dtype}, and the store is of {dtype}. Use another --dtype.")
         return value.flatten(0, 1).index_select(0, picks.to(value.device, non_blocking=True))
 
     return run_twice(lambda: capture(lm, plan.sites, ids, pick), mover.drain, len(batch.contexts))

@@ -13,10 +13,12 @@ from .format.manifest import all_windows
 from .format.moments import Moments, Summary
 from .format.plan import (
     DTYPE_BYTES,
+    BaseSource,
     ContextsSpec,
     DatasetSource,
     ModelSource,
     Plan,
+    QuantizationSource,
     SiteSpec,
     TokenizerSource,
     changed_fields,
@@ -66,6 +68,7 @@ __all__ = [
     "DTYPE_BYTES",
     "SCHEMA_VERSION",
     "SPLITS",
+    "BaseSource",
     "Batches",
     "Cache",
     "ContextsSpec",
@@ -76,6 +79,7 @@ __all__ = [
     "ModelSource",
     "Moments",
     "Plan",
+    "QuantizationSource",
     "ReadOptions",
     "Site",
     "SiteSpec",

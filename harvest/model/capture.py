@@ -6,7 +6,7 @@ is causal, and padding stands only at the end of a context.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from gsae.errors import UsageError
-from gsae.store import SiteSpec
+from gsae.store import BaseSource, QuantizationSource, SiteSpec
 
 SUM = " + "
 """Between the paths of a site that is the sum of several modules' outputs."""
@@ -26,7 +26,9 @@ Change = Callable[[Tensor], Tensor | None]
 class Provenance:
     """Which model ran, and on which hardware.
 
-    weights_sha256: hash over the sha256s of the weight files. device_map: as given in the settings.
+    weights_sha256: hash over the sha256s of the weight files. device_map: as given in the settings. base,
+    adapter_sha256: of an adapter that was merged. code: the sha256 of each file of the model's own code that ran.
+    quantization: of a quantised checkpoint.
     """
 
     id: str
@@ -38,6 +40,10 @@ class Provenance:
     accelerator: str
     device_map: str | None = None
     compile: bool = False
+    base: BaseSource | None = None
+    adapter_sha256: str | None = None
+    code: dict[str, str] = field(default_factory=dict)
+    quantization: QuantizationSource | None = None
 
 
 @dataclass(frozen=True)

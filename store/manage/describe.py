@@ -15,7 +15,7 @@ from gsae.store.format.arrays import split_rows, window_arrays
 from gsae.store.format.json_files import parse
 from gsae.store.format.manifest import MANIFEST, PLAN, all_windows
 from gsae.store.format.moments import Moments
-from gsae.store.format.plan import Plan
+from gsae.store.format.plan import ModelSource, Plan
 from gsae.store.format.row_order import SPLITS
 from gsae.store.places.pending_tokens import TOKENS_ONLY, UNFINISHED_TOKENS, read_tokens
 from gsae.store.places.place import Place, place_at
@@ -24,6 +24,7 @@ from gsae.store.read.store import Store, open_store, recorded
 
 PERCENTILES = (1, 5, 25, 50, 75, 95, 99, 99.9)
 LARGEST_SHARE = 0.001
+WEIGHTS_FACTS = {"base", "adapter_sha256", "code", "quantization"}
 
 
 def describe(path: str | Path) -> dict[str, Any]:
@@ -71,6 +72,7 @@ def _plan_facts(plan: Plan) -> dict[str, Any]:
         "model": plan.model.id,
         "revision": plan.model.revision,
         "weights_sha256": plan.model.weights_sha256,
+        **_weights_facts(plan.model),
         "dtype": plan.model.dtype,
         "attn_implementation": plan.model.attn_implementation,
         "accelerator": plan.model.accelerator,
@@ -92,6 +94,11 @@ def _plan_facts(plan: Plan) -> dict[str, Any]:
         "schema_version": plan.schema_version,
         "sites": {s.name: {"d_in": s.d_in, "module": s.module, "hook_name": s.hook_name} for s in plan.sites},
     }
+
+
+def _weights_facts(model: ModelSource) -> dict[str, Any]:
+    """Return how the weights came, as far as the plan records more than their hash."""
+    return model.model_dump(mode="json", include=WEIGHTS_FACTS)
 
 
 def _unfinished_facts(plan: Plan, finished: set[Any]) -> dict[str, Any]:

@@ -47,6 +47,8 @@ class StoreSet:
         for other in self.stores[1:]:
             _require_equal(first, other, "model revision", lambda s: s.plan.model.revision)
             _require_equal(first, other, "hash of the model's weights", lambda s: s.plan.model.weights_sha256)
+            _require_equal(first, other, "code of the model", lambda s: s.plan.model.code)
+            _require_equal(first, other, "quantisation of the model", lambda s: s.plan.model.quantization)
             _require_equal(first, other, "dtype", lambda s: s.plan.model.dtype)
         if len({store.digest for store in self.stores}) < len(self.stores):
             raise UsageError(f"One store is given twice in {self.name}: its rows would be read twice.")

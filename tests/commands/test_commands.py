@@ -149,13 +149,14 @@ def test_the_sites_of_a_model_are_listed_by_its_config_alone(tiny_llama: Path, t
     listed = gsae("sites", tmp_path)
     assert listed.returncode == 0, listed.stderr
     assert [line.split() for line in listed.stdout.splitlines()[:4]] == [
-        ["site", "d_in", "module", "hook", "hook_name"],
+        ["site", "d_in", "module", "hook", "hook_name", "mixer"],
         ["resid.0-2", "32", "model.layers.L", "out", "blocks.L.hook_resid_post"],
         ["mlp.0-2", "32", "model.layers.L.mlp", "out", "blocks.L.hook_mlp_out"],
-        ["attn.0-2", "32", "model.layers.L.self_attn.o_proj", "in", "blocks.L.attn.hook_z"],
+        ["attn.0-2", "32", "model.layers.L.self_attn.o_proj", "in", "blocks.L.attn.hook_z", "attention"],
     ]
     found = json.loads(gsae("sites", tmp_path, "--json").stdout)
-    assert [site["name"] for site in found][::4] == ["resid.0", "mlp.1", "attn.2"]
+    assert [site["name"] for site in found][:9:4] == ["resid.0", "mlp.1", "attn.2"]
+    assert [site["mixer"] for site in found][5:7] == [None, "attention"]
 
 
 def test_sites_and_positions_may_be_given_as_ranges(tiny_llama: Path, tmp_path: Path) -> None:

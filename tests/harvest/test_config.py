@@ -26,7 +26,7 @@ def test_the_default_held_out_share_gives_2_to_the_17_rows_and_is_at_most_a_tent
         ({"heldout": 1.0}, r"Setting heldout: got 1\.0; needed: less than 1\."),
         ({"heldout": float("nan")}, r"Setting heldout: got nan"),
         ({"sites": ()}, r"Setting sites: got \(\); needed: at least 1 item"),
-        ({"dtype": "int8"}, r"Setting dtype: got 'int8'; needed: 'bfloat16', 'float16' or 'float32'\."),
+        ({"dtype": "int8"}, r"Setting dtype: got 'int8'; needed: 'bfloat16', 'float16', 'float32' or 'auto'\."),
         ({"codec": "planes", "level": 3}, r"Setting level: got 3; codec planes needs 0 to 1\."),
         ({"codec": "zstd", "level": 0}, r"Setting level: got 0; codec zstd needs 1 to 22\."),
         ({"dtype": "float32"}, r"codec: planes is for rows of bfloat16, float16; got dtype float32\."),

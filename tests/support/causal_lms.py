@@ -29,7 +29,9 @@ LANGUAGE = {
     "is_decoder": True,
 }
 TOWER = {
-    **dict.fromkeys(("hidden_size", "embed_dim", "d_model", "out_hidden_size", "projection_dim", "output_channels"), 32),
+    **dict.fromkeys(
+        ("hidden_size", "embed_dim", "d_model", "out_hidden_size", "projection_dim", "output_channels"), 32
+    ),
     **dict.fromkeys(("num_hidden_layers", "depth", "num_layers", "encoder_layers", "decoder_layers"), 2),
     **dict.fromkeys(("num_attention_heads", "num_heads", "encoder_attention_heads", "decoder_attention_heads"), 4),
     **dict.fromkeys(("intermediate_size", "encoder_ffn_dim", "decoder_ffn_dim", "mlp_dim"), 48),
@@ -172,7 +174,7 @@ def tiny_config(family: str) -> Any:
             continue
         default = (getattr(kind, "sub_configs_defaults", None) or {}).get(name)
         family_of = getattr(default, "model_type", None) or getattr(own, "model_type", "")
-        own = CONFIG_MAPPING[family_of] if family_of in CONFIG_MAPPING else own
+        own = CONFIG_MAPPING.get(family_of, own)
         sizes = LANGUAGE if any(word in name for word in ("text", "decoder", "language")) else TOWER
         given[name] = {"model_type": family_of} | _known(own, sizes) | OWN.get(family_of, {})
     return kind(**given)
