@@ -89,6 +89,9 @@ def failed_test(layer: Layer, kind: str, parts: Parts) -> str:
     """Repeat the tests of a kind of site on a layer with known parts; return what fails, "" if nothing does."""
     if not layer.repeatable:
         return "a second run of the layer gives another output"
+    for path in _paths(parts):
+        if path not in layer.seen:
+            return f"{path} does not run"
     if kind == "mlp":
         return _failed_mlp(layer, parts)
     if kind == "resid_mid":
@@ -96,13 +99,22 @@ def failed_test(layer: Layer, kind: str, parts: Parts) -> str:
         return "" if between else "it is not the residual stream between mixer and MLP"
     if kind in ("mlp_in", "attn_in"):
         point, of = (parts.mlp_in, parts.mlp[0]) if kind == "mlp_in" else (parts.mixer_in, parts.mixers[0].adds)
-        return "" if point is not None and decides(layer, point, of) else f"it alone does not decide what {of} adds"
+        ends = tuple(mixer.projection for mixer in parts.mixers) if kind == "attn_in" else ()
+        entry = point is not None and _is_entry(layer, point[0], of, ends)
+        return "" if entry else f"it alone does not decide what {of} adds, or comes before the norm"
     return next((why for mixer in parts.mixers if (why := _failed_mixer(layer, mixer, parts))), "")
+
+
+def _paths(parts: Parts) -> list[str]:
+    points = [point[0] for point in (parts.mlp_in, parts.mixer_in, parts.middle) if point is not None]
+    return [*parts.mlp, *(path for mixer in parts.mixers for path in (mixer.adds, mixer.projection)), *points]
 
 
 def _failed_mlp(layer: Layer, parts: Parts) -> str:
     added = [*parts.mlp, *(mixer.adds for mixer in parts.mixers)]
     for path in parts.mlp:
+        if not layer.is_stream_shaped(layer.seen[path].output):
+            return f"{path} does not give one vector of the stream's width for each token"
         if _multiple_of_delta(layer, path, layer.after, []) is None:
             return f"a vector added to the output of {path} does not come out of the layer"
         if _mixes(layer, path, added):
@@ -300,14 +312,20 @@ def _is_only_mixer(layer: Layer, path: str) -> bool:
 def _entry(layer: Layer, of: str, ends: tuple[str, ...]) -> Point | None:
     """Return the input that alone decides what a part adds, after the norm: that of its outermost module."""
     last = layer.seen[of].order
-    for path in sorted((p for p, one in layer.seen.items() if one.order <= last), key=lambda p: p.count(".")):
-        one = layer.seen[path]
-        ends_the_part = path in ends or (path == of and _is_matrix(layer, path))
-        if ends_the_part or one.calls > 1 or not layer.is_stream_shaped(one.given) or not _has_matrix(layer, path):
-            continue
-        if not _begins_with_norm(layer, path) and decides(layer, (path, "in"), of):
-            return path, "in"
-    return None
+    before = sorted((path for path, one in layer.seen.items() if one.order <= last), key=lambda path: path.count("."))
+    return next(((path, "in") for path in before if _is_entry(layer, path, of, ends)), None)
+
+
+def _is_entry(layer: Layer, path: str, of: str, ends: tuple[str, ...]) -> bool:
+    """Whether a module with weights gets, after the norm, what alone decides what a part adds.
+
+    ends: projections that end the part.
+    """
+    one = layer.seen[path]
+    ends_the_part = path in ends or (path == of and _is_matrix(layer, path))
+    if ends_the_part or one.calls > 1 or not layer.is_stream_shaped(one.given) or not _has_matrix(layer, path):
+        return False
+    return not _begins_with_norm(layer, path) and decides(layer, (path, "in"), of)
 
 
 def _begins_with_norm(layer: Layer, path: str) -> bool:
