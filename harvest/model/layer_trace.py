@@ -64,7 +64,8 @@ def trace_decoder(model: Any) -> Decoder:
         path: {number: calls[layer] for number, layer in enumerate(layers) if layer in calls}
         for path, layers in lists.items()
     }
-    faults = {path: _fault(path, each) for path, each in called.items() if each}
+    width = getattr(model.config.get_text_config(), "hidden_size", None)
+    faults = {path: _fault(path, each, width) for path, each in called.items() if each}
     found = [path for path, fault in faults.items() if not fault]
     outermost = [path for path in found if not any(path.startswith(f"{other}.") for other in found)]
     if not outermost:
@@ -142,15 +143,19 @@ def _line(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
-def _fault(path: str, calls: Mapping[int, list[Call]]) -> str:
-    """Return what keeps a list of layers from being a decoder, "" if it is one."""
+def _fault(path: str, calls: Mapping[int, list[Call]], width: int | None) -> str:
+    """Return what keeps a list of layers from being a decoder, "" if it is one.
+
+    width: of the config; a stream of another width may be several side by side (Qwen4-Exp).
+    """
     for number, each in calls.items():
         if len(each) != 1:
             return f"{path}.{number} runs {len(each)} times in a pass"
         for side, stream in (("input", each[0].before), ("output", each[0].after)):
-            if not isinstance(stream, Tensor) or stream.dim() != 3 or stream.shape[:2] != (CONTEXTS, TOKENS):
-                shape = tuple(stream.shape) if isinstance(stream, Tensor) else type(stream).__name__
-                return f"the {side} of {path}.{number} is {shape}; ({CONTEXTS}, {TOKENS}, d_in) is needed"
+            shape = tuple(stream.shape) if isinstance(stream, Tensor) else type(stream).__name__
+            if not isinstance(stream, Tensor) or shape != (CONTEXTS, TOKENS, width or stream.shape[-1]):
+                needed = f"({CONTEXTS}, {TOKENS}, {width or 'd_in'})"
+                return f"the {side} of {path}.{number} is {shape}; {needed} is needed"
     for this, following in itertools.pairwise(calls):
         after = calls[this][0].after
         if not torch.equal(after, calls[following][0].before.to(after.device)):

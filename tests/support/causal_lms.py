@@ -74,6 +74,7 @@ OWN: dict[str, dict[str, Any]] = {
     "blenderbot": DECODER,
     "blenderbot-small": DECODER,
     "codegen": {"rotary_dim": 4},
+    "cohere_compass_text": {"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 1e4}}},
     "dbrx": {
         "d_model": 32,
         "n_heads": 4,
@@ -145,6 +146,16 @@ OWN: dict[str, dict[str, Any]] = {
     "qwen3_5_moe_text": LINEAR,
     "qwen3_5_text": {**LINEAR, "layer_types": ["linear_attention"] * 3 + ["full_attention"]},
     "qwen3_next": LINEAR,
+    "qwen4_exp_text": {
+        **LINEAR,
+        "shared_expert_intermediate_size": 16,
+        "hc_lowrank": 8,
+        "indexer_n_heads": 2,
+        "indexer_kv_heads": 1,
+        "indexer_head_dim": 8,
+        "indexer_budget": 8,
+        "indexer_compress_ratio": 4,
+    },
     "reformer": {"axial_pos_embds": False, "attn_layers": ["local", "lsh"] * 2},
     "whisper": DECODER,
     "xlnet": {"d_head": 8, "n_head": 4, "d_model": 32},
@@ -174,7 +185,8 @@ def tiny_config(family: str) -> Any:
             continue
         default = (getattr(kind, "sub_configs_defaults", None) or {}).get(name)
         family_of = getattr(default, "model_type", None) or getattr(own, "model_type", "")
-        own = CONFIG_MAPPING.get(family_of, own)
+        # No `get`: the mapping loads its configs when they are indexed.
+        own = CONFIG_MAPPING[family_of] if family_of in CONFIG_MAPPING else own  # noqa: SIM401
         sizes = LANGUAGE if any(word in name for word in ("text", "decoder", "language")) else TOWER
         given[name] = {"model_type": family_of} | _known(own, sizes) | OWN.get(family_of, {})
     return kind(**given)
