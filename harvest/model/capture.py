@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from gsae.errors import UsageError
 from gsae.store import BaseSource, QuantizationSource, SiteSpec
 
+from .layer_trace import input_device
+
 SUM = " + "
 """Between the paths of a site that is the sum of several modules' outputs."""
 
@@ -57,12 +59,7 @@ class LanguageModel:
     @property
     def device(self) -> torch.device:
         """The device that takes the tokens."""
-        embedding = self.model.get_input_embeddings()
-        # Weights that a device map keeps elsewhere are on `meta` until accelerate's hook moves them to where they run.
-        device = getattr(getattr(embedding, "_hf_hook", None), "execution_device", None)
-        if device is None:
-            device = "cpu" if embedding.weight.is_meta else embedding.weight.device
-        return torch.device(device)
+        return input_device(self.model)
 
 
 def capture(

@@ -80,7 +80,8 @@ class Layer:
                     hooks.callback(module.register_forward_pre_hook(starting, with_kwargs=True).remove)
                     hooks.callback(module.register_forward_hook(ending).remove)
             stream = (self.before if before is None else before).clone()
-            output = self._module(*_replaced(self._call, stream)[0], **_replaced(self._call, stream)[1])
+            args, kwargs = _replaced(self._call, stream)
+            output = self._module(*args, **kwargs)
             return first_tensor(output).clone()  # type: ignore[no-any-return]
 
     def output_of(self, path: str, **changes: Any) -> Tensor:

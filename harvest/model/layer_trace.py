@@ -92,6 +92,16 @@ def probe_tokens(model: Any) -> Tensor:
     return torch.tensor([row[:TOKENS], [*row[: TOKENS - 1], row[TOKENS]]])
 
 
+def input_device(model: Any) -> torch.device:
+    """Return the device that takes the tokens."""
+    embedding = model.get_input_embeddings()
+    # Weights that a device map keeps elsewhere are on `meta` until accelerate's hook moves them to where they run.
+    device = getattr(getattr(embedding, "_hf_hook", None), "execution_device", None)
+    if device is None:
+        device = "cpu" if embedding.weight.is_meta else embedding.weight.device
+    return torch.device(device)
+
+
 def first_tensor(value: Any) -> Any:
     """Return a module's output, the first one if there are several; anything but a tensor as it is."""
     if isinstance(value, Tensor):
@@ -132,9 +142,8 @@ def _recording(lists: Mapping[str, list[nn.Module]]) -> Iterator[dict[nn.Module,
 
 
 def _run(model: Any) -> None:
-    device = model.get_input_embeddings().weight.device
     try:
-        model(input_ids=probe_tokens(model).to(device), use_cache=False)
+        model(input_ids=probe_tokens(model).to(input_device(model)), use_cache=False)
     except Exception as error:
         raise UsageError(f"a pass over {TOKENS} tokens fails in {type(model).__name__}: {_line(error)}.") from error
 

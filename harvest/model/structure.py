@@ -75,7 +75,8 @@ def structure_of(model: Any) -> Structure:
 
     Raises UsageError if no residual stream is found, and if tokens see later ones.
     """
-    if next(model.parameters()).is_meta:
+    spread = any(hasattr(module, "_hf_hook") for module in model.modules())  # accelerate keeps weights on `meta`
+    if not spread and next(model.parameters()).is_meta:
         return run_on_instance(model, _of_instance)  # type: ignore[no-any-return]
     return Structure(model)
 
