@@ -36,11 +36,11 @@ WEAK_AND_STRONG = {
 }
 
 
-def grid(site: str, width: int, rates: str, seed: int = 0) -> Sweep:
+def grid(site: str, width: int, rates: str, seed: int = 0, steps: int = 1000) -> Sweep:
     """Both architectures, the weakest and the strongest penalty, some rates."""
     words = f" lr={rates} seed={seed}"
     saes = tuple(line.format(width) + words for line in WEAK_AND_STRONG[site])
-    return Sweep(site, saes, 1000, {"precision": "bfloat16"})
+    return Sweep(site, saes, steps, {"precision": "bfloat16"})
 
 
 PARTS: dict[str, dict[str, Sweep]] = {
@@ -81,6 +81,14 @@ PARTS: dict[str, dict[str, Sweep]] = {
     "narrow": {"mlp.10-1024": grid("mlp.10", 1024, "5e-4,1e-3,2e-3")},
     "seeds": {f"{site}-4096": grid(site, 4096, "1e-3", seed=1) for site in WEAK_AND_STRONG},
     "wide": {"mlp.10-16384": grid("mlp.10", 16384, "2.5e-4,5e-4,1e-3")},
+    # The largest rate above is the best of its row nearly everywhere, so larger ones follow.
+    "high": {
+        "mlp.10-1024": grid("mlp.10", 1024, "4e-3,8e-3"),
+        "mlp.10-4096": grid("mlp.10", 4096, "4e-3"),
+        "attn.10-4096": grid("attn.10", 4096, "4e-3"),
+        "mlp.10-16384": grid("mlp.10", 16384, "2e-3"),
+    },
+    "long": {"mlp.10-1024": grid("mlp.10", 1024, "1e-3,2e-3,4e-3", steps=8000)},
 }
 
 

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from .layer_runs import Layer, Seen
 from .layer_proofs import (
     Point,
     decides,
@@ -25,6 +24,7 @@ from .layer_proofs import (
     multiple_of_delta,
     zeros,
 )
+from .layer_runs import Layer, Seen
 
 STAGES = 4
 NO_MLP = "everything that the layer adds mixes tokens"

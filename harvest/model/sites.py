@@ -229,7 +229,7 @@ def _projection(structure: Structure, kind: Kind, number: int, parts: Parts) -> 
         raise _missing(parts, "mixer")
     wanted = [path for path, found in kinds.items() if kind == "mixer" or is_attention(found)]
     if not wanted:
-        raise _HasNoneError(f"the mixer is no attention ({', '.join(kinds.values())}): mixer.{number} is its site.")
+        raise _HasNoneError(f"the mixer is no attention ({', '.join(kinds.values())}): mixer.L is its site.")
     if len(wanted) > 1:
         raise UsageError(f"there are {len(wanted)} mixers ({', '.join(wanted)}): name one as module:PATH:in.")
     return wanted[0]
