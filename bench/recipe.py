@@ -36,11 +36,11 @@ WEAK_AND_STRONG = {
 }
 
 
-def grid(site: str, width: int, rates: str, seed: int = 0, steps: int = 1000) -> Sweep:
+def grid(site: str, width: int, rates: str, seed: int = 0) -> Sweep:
     """Both architectures, the weakest and the strongest penalty, some rates."""
     words = f" lr={rates} seed={seed}"
     saes = tuple(line.format(width) + words for line in WEAK_AND_STRONG[site])
-    return Sweep(site, saes, steps, {"precision": "bfloat16"})
+    return Sweep(site, saes, 1000, {"precision": "bfloat16"})
 
 
 PARTS: dict[str, dict[str, Sweep]] = {
@@ -88,7 +88,11 @@ PARTS: dict[str, dict[str, Sweep]] = {
         "attn.10-4096": grid("attn.10", 4096, "4e-3"),
         "mlp.10-16384": grid("mlp.10", 16384, "2e-3"),
     },
-    "long": {"mlp.10-1024": grid("mlp.10", 1024, "1e-3,2e-3,4e-3", steps=8000)},
+    "long": {
+        "mlp.10-1024": Sweep(
+            "mlp.10", ("gated width=1024 l1=.08,.3 lr=1e-3,2e-3,4e-3 seed=0",), 5000, {"precision": "bfloat16"}
+        )
+    },
 }
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 Precision = Literal["float32", "tf32", "bfloat16"]
 
-LONG_RUN_ROWS = 100_000_000  # training rows from which on the default learning rate is halved (docs/training.md)
+LONG_RUN_ROWS = 100_000_000  # training rows from which on the default learning rate is a quarter (docs/training.md)
 
 RATES, RESAMPLING = "Optimisation", "Resampling of silent latents"
 DATA, SAVING, MACHINE = "Data", "Checkpoints and metrics", "Machine"
@@ -105,8 +105,8 @@ class RunConfig(Settings):
     data_seed: int = setting(0, "Seed of the order of rows.", panel=DATA, metavar="SEED", ge=0, lt=2**63)
     lr: float | None = setting(
         None,
-        "Learning rate of SAEs that set none. Default: 1e-3, times sqrt(4096 / d_sae) for more than 4,096 latents; "
-        "half of it from 1e8 training rows on.",
+        "Learning rate of SAEs that set none. Default: 2e-3, times sqrt(4096 / d_sae) for more than 4,096 latents; "
+        "a quarter of it from 1e8 training rows on.",
         panel=RATES,
         metavar="RATE",
         gt=0,
@@ -277,8 +277,8 @@ class RunConfig(Settings):
 
     def lr_of(self, sae: SAEConfig) -> float:
         """The learning rate of an SAE: its own, the run's, or the default for its width and the number of rows."""
-        default = 1e-3 * min(1.0, math.sqrt(4096 / sae.d_sae))
-        return sae.lr or self.lr or (default / 2 if self.steps * self.batch_size >= LONG_RUN_ROWS else default)
+        default = 2e-3 * min(1.0, math.sqrt(4096 / sae.d_sae))
+        return sae.lr or self.lr or (default / 4 if self.steps * self.batch_size >= LONG_RUN_ROWS else default)
 
     def named_saes(self) -> tuple[ResolvedSAE, ...]:
         """The SAEs with learning rate, init and name filled in.

@@ -98,7 +98,7 @@ def test_a_sweep_file_that_is_not_there_is_not_found(tmp_path: Path) -> None:
         ({"adam_betas": (0.0, 1.0)}, "between 0 and 1"),
         ({"saes": ()}, "Setting saes: got (); needed: "),
         ({"saes": (sae(), sae())}, "listed 2 times"),
-        ({"saes": (sae(lr=1e-3), sae())}, "listed 2 times"),
+        ({"saes": (sae(lr=2e-3), sae())}, "listed 2 times"),
         ({"saes": (sae(name="a"), sae(seed=1, name="a"))}, "called 'a'"),
     ],
 )

@@ -59,7 +59,7 @@ def test_a_run_leaves_its_settings_metrics_state_and_saes(undisturbed: Path, tin
     lines = [json.loads(line) for line in (undisturbed / "metrics.jsonl").read_text().splitlines()]
     assert [(line["step"], line["sae"]) for line in lines] == [(s, n) for s in (7, 14, 21, 28, 30) for n in names]
     assert all(line["rows"] == 96 * line["step"] for line in lines)
-    assert lines[-4]["lr"] == pytest.approx(1e-3 / 6)
+    assert lines[-4]["lr"] == pytest.approx(2e-3 / 6)
     assert lines[0]["l1_coefficient"] == 0.1
     noted = load_sae(undisturbed / "saes" / names[1]).metadata
     expected = {"architecture": "gated", "l1_coefficient": 0.3, "rows": 2880, "store_digest": tiny_store.digest}
@@ -240,7 +240,7 @@ def test_the_number_of_threads_is_the_one_asked_for_after_compiled_functions_sta
         ({"precision": "bfloat16"}, "precision was float32, now bfloat16"),
         ({"threads": 2}, "threads was 1, now 2"),
         ({"saes": SAES[:-1]}, "4 SAEs, now 3"),
-        ({"lr": 2e-3}, "lr of gated-w48-l1_0.1-seed0 was 0.001, now 0.002"),
+        ({"lr": 3e-3}, "lr of gated-w48-l1_0.1-seed0 was 0.002, now 0.003"),
         ({"saes": (*SAES[:-1], *parse_sae("gated width=16 l1=.2 seed=9"))}, "gated-w16-l1_0.2-seed9"),
     ],
 )
