@@ -122,9 +122,11 @@ def _note_few_documents(out: str) -> None:
 
 def show_event(shown: Shown, event: "Event") -> None:
     """Show on stderr what a harvest reports."""
-    from gsae.harvest import BatchDone, BlockTokenised, Finished, StageStarted, WorkerDone
+    from gsae.harvest import BatchDone, BlockTokenised, Finished, Noted, StageStarted, WorkerDone
 
     match event:
+        case Noted():
+            shown.say(event.text)
         case StageStarted():
             shown.show(event.name)
         case BlockTokenised():

@@ -98,6 +98,9 @@ class HarvestConfig(Settings):
         flags="--drop-positions",
         metavar="POSITIONS",
     )
+    allow_nonfinite: bool = setting(
+        False, "Store rows with a NaN or an infinity too. Without it, a harvest that makes them stops.", panel=ROWS
+    )
     seed: int = setting(
         0, "Seed of the held-out documents and of the order of rows.", panel=ROWS, metavar="SEED", ge=0, lt=1 << 63
     )
