@@ -97,6 +97,8 @@ def _first_contexts(request: Request) -> NDArray[np.int32]:
             dropped_positions=request.config.dropped_positions,
         )
     )
+    for block in blocks:
+        request.known_tokens.check(block)
     return np.concatenate([np.empty((0, size), np.int32), *(block.tokens for block in blocks)])
 
 

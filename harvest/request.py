@@ -21,6 +21,7 @@ from .model.remote_code import trusted_code
 from .model.sites import resolve_with_parts
 from .text.document import Text
 from .text.encoding import SpecialIds, special_ids
+from .text.known_tokens import KnownTokens
 from .text.sources import documents
 
 
@@ -30,7 +31,8 @@ class Request:
 
     base: id and revision of the model that an adapter is merged into. code: the sha256 of each file of the model's own
     code. model_bytes: size of the weights in the dtype of the settings. sites: in the order of the settings, confirmed
-    on a random instance of the model's config. parts: those of the layers that have sites, by number.
+    on a random instance of the model's config. parts: those of the layers that have sites, by number. known_tokens:
+    those that the embedding has rows for.
     """
 
     config: HarvestConfig
@@ -47,6 +49,7 @@ class Request:
     tokenizer_id: str
     special: SpecialIds
     text: Text
+    known_tokens: KnownTokens
 
 
 def make_request(config: HarvestConfig, runs_model: bool = True) -> Request:
@@ -80,6 +83,8 @@ def make_request(config: HarvestConfig, runs_model: bool = True) -> Request:
         raise UsageError(f"context_size {config.context_size} is more than the model's {limit} positions.")
     sites, parts = resolve_with_parts(meta, config.sites)
     tokenizer = load_tokenizer(config.model, config.revision, trusted)
+    special, known_tokens = special_ids(tokenizer), KnownTokens(tokenizer, _embedding_rows(meta))
+    known_tokens.check_special(special)
     return Request(
         config=config,
         model_id=files.id,
@@ -93,6 +98,12 @@ def make_request(config: HarvestConfig, runs_model: bool = True) -> Request:
         parts=parts,
         tokenizer=tokenizer,
         tokenizer_id=files.tokenizer.id,
-        special=special_ids(tokenizer),
+        special=special,
         text=text,
+        known_tokens=known_tokens,
     )
+
+
+def _embedding_rows(meta: Any) -> int | None:
+    weight = getattr(meta.get_input_embeddings(), "weight", None)
+    return None if weight is None else int(weight.shape[0])
