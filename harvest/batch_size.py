@@ -19,6 +19,7 @@ from gsae.errors import SpaceError
 from gsae.store import SiteSpec
 
 from .model.capture import LanguageModel, capture
+from .model.pass_errors import is_out_of_memory
 
 # Tokens of a batch beyond which passes get no faster: a GPU is busy with these, and on a CPU more would not fit its
 # caches.
@@ -26,13 +27,6 @@ BUDGET_TOKENS = {"cpu": 1 << 12}
 GPU_BUDGET_TOKENS = 1 << 16
 
 T = TypeVar("T")
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an error of a pass means that the GPU or the CPU ran out of memory."""
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
-        isinstance(error, RuntimeError) and "not enough memory" in str(error)
-    )
 
 
 def choose_batch_size(lm: LanguageModel, sites: Sequence[SiteSpec], tokens: NDArray[np.int32]) -> int:

@@ -78,6 +78,7 @@ def harvest(
         begun, request = _open(config, out, runs_model=True)
         if is_complete(out):
             return _already_complete(out, listen)
+        _warn(request, listen)
         sweep(out)
         if begun is None:
             plan, made = _begin(request, out, listen, load, worker)
@@ -92,10 +93,16 @@ def harvest_tokens(config: HarvestConfig, out: Path, listen: Listen = lambda eve
     Needs the model's config and tokenizer, and no weights. Raises the same errors as `harvest`.
     """
     begun, request = _open(config, out, runs_model=False)
+    _warn(request, listen)
     if begun is None:
         sweep(out)
         _write_tokens(request, out, listen)
         sweep(out)
+
+
+def _warn(request: Request, listen: Listen) -> None:
+    if request.warning:
+        listen(Noted(request.warning))
 
 
 def _open(config: HarvestConfig, out: Path, runs_model: bool) -> tuple[Plan | None, Request]:
