@@ -70,10 +70,12 @@ def run_twice(run: Callable[[], T], make_room: Callable[[], None], contexts: int
 
 
 def empty_caches() -> None:
-    """Free the memory that Python and torch's CUDA allocator hold without using it."""
+    """Free the memory that Python and torch's allocators for GPUs hold without using it."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+    if torch.backends.mps.is_available():
+        torch.mps.empty_cache()
 
 
 def _fits(lm: LanguageModel, sites: Sequence[SiteSpec], tokens: NDArray[np.int32]) -> bool:

@@ -218,7 +218,7 @@ def _run_batch(plan: Plan, lm: LanguageModel, tokens: Tokens, batch: Batch, move
     def pick(value: Tensor) -> Tensor:
         if value.dtype != dtype:  # its bits would be stored as those of the plan's dtype
             raise UsageError(f"A site gives {value.dtype}, and the store is of {dtype}. Use another --dtype.")
-        return value.flatten(0, 1).index_select(0, picks.to(value.device, non_blocking=True))
+        return value.flatten(0, 1).index_select(0, picks.to(value.device, non_blocking=value.is_cuda))
 
     return run_twice(lambda: capture(lm, plan.sites, ids, pick), mover.drain, len(batch.contexts))
 

@@ -91,7 +91,9 @@ def capture(
             hooks.enter_context(hooked(lm.model, site, tokens.shape, partial(keep, site.name)))
         try:
             with pass_errors(lm.model, tokens.shape, StopPass):
-                lm.model(input_ids=tokens.to(lm.device, torch.long, non_blocking=True), use_cache=False)
+                lm.model(
+                    input_ids=tokens.to(lm.device, torch.long, non_blocking=lm.device.type == "cuda"), use_cache=False
+                )
         except StopPass:
             return found
     raise UsageError(f"The model's pass never reaches site {min(wanted - found.keys())!r}.")
