@@ -1,8 +1,8 @@
 """What the proof of sites costs and how sharply it tells right from wrong, on a loaded model.
 
 Run as `.venv/bin/python bench/sites.py [--model MODEL] [--dtype DTYPE] [--device DEVICE]`. It times the search on a
-random instance of the config and the tests on the loaded model, for three sites and for all sites of all layers. Then
-it asks for wrong parts in each layer (the mixer as the MLP, the queries as the heads, the stream before the mixer as the
+random instance of the config and the tests on the loaded model, for three sites and for all of all layers. Then it asks
+for wrong parts in each layer (the mixer as the MLP, the queries as the heads, the stream before the mixer as the
 stream between, the MLP's input as the attention's) and counts those that pass. The largest rounding error of a right
 site is given as a share of what is allowed.
 """

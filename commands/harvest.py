@@ -61,6 +61,8 @@ def harvest(
     own = worker(rank, world_size, os.environ)
     if dry_run:
         request = make_request(config, runs_model=do_probe)
+        if request.warning:
+            typer.echo(request.warning, err=True)
         measured = probe(request) if do_probe and weights_are_local(config.model, config.revision) else None
         print_facts(estimate_harvest(request, Path(out), measured), as_json)
         return
@@ -122,9 +124,11 @@ def _note_few_documents(out: str) -> None:
 
 def show_event(shown: Shown, event: "Event") -> None:
     """Show on stderr what a harvest reports."""
-    from gsae.harvest import BatchDone, BlockTokenised, Finished, StageStarted, WorkerDone
+    from gsae.harvest import BatchDone, BlockTokenised, Finished, Noted, StageStarted, WorkerDone
 
     match event:
+        case Noted():
+            shown.say(event.text)
         case StageStarted():
             shown.show(event.name)
         case BlockTokenised():

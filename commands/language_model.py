@@ -30,7 +30,10 @@ def load_vocabulary(store: "Store | StoreSet", site: str, model: str | None, dev
 
 
 def torch_device(name: str) -> str:
-    """Return torch's name of a device: `auto` is cuda where there is a GPU, else cpu."""
+    """Return torch's name of the device for SAEs: `auto` is cuda where there is a GPU, else cpu.
+
+    Apple's GPU has no float64, which the metrics need: SAEs are measured on the CPU there.
+    """
     import torch
 
-    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+    return ("cuda" if torch.cuda.is_available() else "cpu") if name in ("auto", "mps") else name

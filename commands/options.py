@@ -41,7 +41,7 @@ TrustRemoteCode = Annotated[
         "--trust-remote-code", help="Run Python code from the model's files, with your rights. Read it first."
     ),
 ]
-Device = Annotated[str, typer.Option(metavar="DEVICE", help="cpu, cuda, cuda:1 or auto.")]
+Device = Annotated[str, typer.Option(metavar="DEVICE", help="cpu, cuda, cuda:1, mps or auto.")]
 
 
 def takes(model: type[Settings]) -> Callable[[Callable[..., None]], Callable[..., None]]:

@@ -58,7 +58,7 @@ def verify(
     as_json: Json = False,
 ) -> None:
     """Check that a store holds what its manifest says. Exit code 4: it does not."""
-    from gsae.store import foreign_files, open_store
+    from gsae.store import foreign_files, nonfinite_note, nonfinite_rows, open_store
     from gsae.store import verify as find_faults
 
     opened = open_store(store)
@@ -66,9 +66,12 @@ def verify(
         faults = find_faults(opened, deep, lambda event: shown.show("checking files", event.done, event.files))
     foreign = foreign_files(opened)
     if as_json:
-        print_json({"store": str(store), "digest": opened.digest, "deep": deep, "faults": faults, "foreign": foreign})
+        facts = {"store": str(store), "digest": opened.digest, "deep": deep, "faults": faults, "foreign": foreign}
+        print_json(facts | {"nonfinite_rows": nonfinite_rows(opened)})
     for path in foreign:
         typer.echo(f"note: {path} is not part of the store", err=True)
+    if note := nonfinite_note(opened):
+        typer.echo(f"note: {note}", err=True)
     for fault in faults:
         typer.echo(fault, err=True)
     if faults:
@@ -81,10 +84,12 @@ def seal(
     store: Annotated[Path, typer.Argument(metavar="STORE", help="Folder of a store.")], as_json: Json = False
 ) -> None:
     """Publish the finished windows of an unfinished harvest as a complete store, for good."""
-    from gsae.store import describe
+    from gsae.store import describe, nonfinite_note
     from gsae.store import seal as publish_finished
 
     sealed = publish_finished(store)
+    if note := nonfinite_note(sealed):
+        typer.echo(note, err=True)
     if as_json:
         print_json(describe(store))
     else:

@@ -141,6 +141,13 @@ class Shown:
             rate = (done - self._first) / max(self._printed - self._began, 1e-9)
             print(_line(stage, done, total, detail, rate), file=self._stream, flush=True)
 
+    def say(self, text: str) -> None:
+        """Show one line, above the bars."""
+        if self._bars is not None:
+            self._bars.console.print(text, highlight=False, markup=False)
+        else:
+            print(text, file=self._stream, flush=True)
+
     def __enter__(self) -> Self:
         if self._bars is not None:
             self._bars.start()

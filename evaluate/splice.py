@@ -117,7 +117,9 @@ def replace_rows(stored: Tensor, norm_limit: float, value: Callable[[Tensor], Te
     """
 
     def edit(activation: Tensor) -> Tensor:
-        here = stored.to(activation.device) & (row_norms(activation) < norm_limit)
+        # Apple's GPU has no float64.
+        rows = activation.cpu() if activation.device.type == "mps" else activation
+        here = (stored.to(rows.device) & (row_norms(rows) < norm_limit)).to(activation.device)
         new = torch.zeros_like(activation)
         new[here] = value(activation[here].float()).to(activation)
         return torch.where(here[..., None], new, activation)

@@ -19,6 +19,7 @@ from gsae.errors import SpaceError
 from gsae.store import SiteSpec
 
 from .model.capture import LanguageModel, capture
+from .model.pass_errors import is_out_of_memory
 
 # Tokens of a batch beyond which passes get no faster: a GPU is busy with these, and on a CPU more would not fit its
 # caches.
@@ -26,13 +27,6 @@ BUDGET_TOKENS = {"cpu": 1 << 12}
 GPU_BUDGET_TOKENS = 1 << 16
 
 T = TypeVar("T")
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an error of a pass means that the GPU or the CPU ran out of memory."""
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
-        isinstance(error, RuntimeError) and "not enough memory" in str(error)
-    )
 
 
 def choose_batch_size(lm: LanguageModel, sites: Sequence[SiteSpec], tokens: NDArray[np.int32]) -> int:
@@ -76,10 +70,12 @@ def run_twice(run: Callable[[], T], make_room: Callable[[], None], contexts: int
 
 
 def empty_caches() -> None:
-    """Free the memory that Python and torch's CUDA allocator hold without using it."""
+    """Free the memory that Python and torch's allocators for GPUs hold without using it."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+    if torch.backends.mps.is_available():
+        torch.mps.empty_cache()
 
 
 def _fits(lm: LanguageModel, sites: Sequence[SiteSpec], tokens: NDArray[np.int32]) -> bool:

@@ -98,6 +98,9 @@ class HarvestConfig(Settings):
         flags="--drop-positions",
         metavar="POSITIONS",
     )
+    allow_nonfinite: bool = setting(
+        False, "Store rows with a NaN or an infinity too. Without it, a harvest that makes them stops.", panel=ROWS
+    )
     seed: int = setting(
         0, "Seed of the held-out documents and of the order of rows.", panel=ROWS, metavar="SEED", ge=0, lt=1 << 63
     )
@@ -131,7 +134,7 @@ class HarvestConfig(Settings):
         1, "Level of the codec: planes 0 (fast) or 1 (small), zstd 1 to 22.", panel=STORE, metavar="LEVEL"
     )
 
-    device: str = setting("auto", "cpu, cuda, cuda:1 or auto.", panel=MACHINE, metavar="DEVICE", min_length=1)
+    device: str = setting("auto", "cpu, cuda, cuda:1, mps or auto.", panel=MACHINE, metavar="DEVICE", min_length=1)
     device_map: str | None = setting(
         None,
         "Spread a model over several devices: auto, or a JSON object. Default: one device.",

@@ -49,6 +49,7 @@ def estimate_harvest(request: Request, out: Path, probe: Probe | None = None) ->
         "raw_bytes": None if every is None else every * row_bytes,
         "ratio": probe.ratios if probe else typical_ratio(config),
         "ratio_is": f"measured on {probe.rows} rows" if probe else f"typical of {config.codec} {config.level}",
+        "nonfinite_rows": probe.nonfinite if probe else None,
         "disk_bytes": None if every is None else _disk_bytes(request, every, probe),
         "free_bytes": free_bytes(out),
         "model_bytes": request.model_bytes,

@@ -60,5 +60,12 @@ class Finished:
     windows: int
 
 
-Event = StageStarted | BlockTokenised | BatchDone | WorkerDone | Finished
+@dataclass(frozen=True)
+class Noted:
+    """Something that a person should know and that does not end the harvest, in one line."""
+
+    text: str
+
+
+Event = Noted | StageStarted | BlockTokenised | BatchDone | WorkerDone | Finished
 Listen = Callable[[Event], None]

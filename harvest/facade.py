@@ -6,7 +6,7 @@ A name must not equal that of a file of the room: Python would then give the mod
 
 from .config import HarvestConfig
 from .cost_estimate import estimate_harvest
-from .events import BatchDone, Event, Finished, StageStarted, WorkerDone
+from .events import BatchDone, Event, Finished, Noted, StageStarted, WorkerDone
 from .model.capture import LanguageModel, Provenance, capture
 from .model.edit_effects import effects
 from .model.loading import load_lm, load_meta, load_planned, load_tokenizer, tokenizer_sha256
@@ -33,6 +33,7 @@ __all__ = [
     "Finished",
     "HarvestConfig",
     "LanguageModel",
+    "Noted",
     "Provenance",
     "Request",
     "StageStarted",

@@ -19,7 +19,9 @@ from gsae.store import (
     ContextsSpec,
     Plan,
     Store,
+    all_windows,
     is_complete,
+    nonfinite_note,
     open_store,
     read_contexts,
     read_plan,
@@ -32,11 +34,12 @@ from gsae.store import (
 from .batch_size import choose_batch_size
 from .config import HarvestConfig
 from .cost_estimate import check_room
-from .events import Finished, Listen, StageStarted, WorkerDone
+from .events import Finished, Listen, Noted, StageStarted, WorkerDone
 from .model.capture import LanguageModel
-from .model.confirm import confirm
 from .model.loading import cpu_threads, load_configured
+from .model.overflow import confirm_finite
 from .model.torch_compile import compile_layers
+from .nonfinite import NonfiniteRows
 from .plans import make_plan, model_source
 from .request import Request, make_request
 from .resume_check import check_same_plan
@@ -75,6 +78,7 @@ def harvest(
         begun, request = _open(config, out, runs_model=True)
         if is_complete(out):
             return _already_complete(out, listen)
+        _warn(request, listen)
         sweep(out)
         if begun is None:
             plan, made = _begin(request, out, listen, load, worker)
@@ -89,10 +93,16 @@ def harvest_tokens(config: HarvestConfig, out: Path, listen: Listen = lambda eve
     Needs the model's config and tokenizer, and no weights. Raises the same errors as `harvest`.
     """
     begun, request = _open(config, out, runs_model=False)
+    _warn(request, listen)
     if begun is None:
         sweep(out)
         _write_tokens(request, out, listen)
         sweep(out)
+
+
+def _warn(request: Request, listen: Listen) -> None:
+    if request.warning:
+        listen(Noted(request.warning))
 
 
 def _open(config: HarvestConfig, out: Path, runs_model: bool) -> tuple[Plan | None, Request]:
@@ -116,7 +126,7 @@ def _begin(request: Request, out: Path, listen: Listen, load: Load, worker: Work
     check_room(request, layouts.rows, out)
     lm = _load(request, load, out, listen)
     plan = _publish_plan(request, lm, contexts, layouts, tokens, out, listen)
-    return plan, _make_due_windows(plan, layouts, tokens, lm, out, listen, worker)
+    return plan, _make_due_windows(plan, request, layouts, tokens, lm, out, listen, worker)
 
 
 def _resume(begun: Plan, request: Request, out: Path, listen: Listen, load: Load, worker: Worker) -> tuple[Plan, int]:
@@ -130,7 +140,7 @@ def _resume(begun: Plan, request: Request, out: Path, listen: Listen, load: Load
     lm = _load(request, load, out, listen)
     check_same_plan(begun, request, model_source(lm), out)
     write_plan(out, begun)  # the process that began may have been killed before all metadata was published
-    return begun, _make_due_windows(begun, layouts, tokens, lm, out, listen, worker)
+    return begun, _make_due_windows(begun, request, layouts, tokens, lm, out, listen, worker)
 
 
 def _finish(plan: Plan, made: int, out: Path, listen: Listen, worker: Worker) -> Store | None:
@@ -142,7 +152,9 @@ def _finish(plan: Plan, made: int, out: Path, listen: Listen, worker: Worker) ->
     write_manifest(out, plan)
     sweep(out)
     listen(Finished(made))
-    return open_store(out)
+    store = open_store(out)
+    _note_nonfinite(store, listen)
+    return store
 
 
 def _write_tokens(request: Request, out: Path, listen: Listen) -> ContextsSpec:
@@ -155,7 +167,7 @@ def _load(request: Request, load: Load, out: Path, listen: Listen) -> LanguageMo
     listen(StageStarted("loading the model"))
     lm = load(request.config)
     listen(StageStarted("confirming the sites"))
-    write_confirmed(out, confirm(lm.model, request.sites, request.parts))
+    write_confirmed(out, confirm_finite(lm, request.sites, request.parts))
     return compile_layers(lm, request.sites) if request.config.compile else lm
 
 
@@ -187,13 +199,24 @@ def _publish_plan(
 
 
 def _make_due_windows(
-    plan: Plan, layouts: RowLayouts, tokens: Tokens, lm: LanguageModel, out: Path, listen: Listen, worker: Worker
+    plan: Plan,
+    request: Request,
+    layouts: RowLayouts,
+    tokens: Tokens,
+    lm: LanguageModel,
+    out: Path,
+    listen: Listen,
+    worker: Worker,
 ) -> int:
     """Make the windows of this worker that are missing; return how many."""
     listen(StageStarted("running the model"))
     due = due_windows(plan, out, worker)
     if due:
-        make_windows(plan, due, layouts, tokens, lm, out, listen)
+        first = all_windows(plan)[worker.rank : worker.rank + 1]
+        nonfinite = NonfiniteRows(request.config.allow_nonfinite, tuple(first), lambda line: listen(Noted(line)))
+        make_windows(plan, due, layouts, tokens, lm, out, listen, nonfinite)
+        if worker.world_size > 1 and nonfinite.total:  # the total of a whole store is noted when it is complete
+            listen(Noted(nonfinite.total))
     return len(due)
 
 
@@ -206,7 +229,13 @@ def _already_complete(out: Path, listen: Listen) -> Store:
             "Harvest into another folder."
         )
     listen(Finished(0))
+    _note_nonfinite(store, listen)
     return store
+
+
+def _note_nonfinite(store: Store, listen: Listen) -> None:
+    if note := nonfinite_note(store):
+        listen(Noted(note))
 
 
 def _check_empty(out: Path) -> None:

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from gsae.errors import UsageError
 from gsae.store import DTYPE_BYTES, QuantizationSource, SiteSpec
 
 from .config import HarvestConfig
@@ -16,11 +15,13 @@ from .model.checkpoint_dtype import checkpoint_dtype
 from .model.layer_parts import Parts
 from .model.loading import check_files, declared_quantisation, load_meta, load_tokenizer
 from .model.model_files import find_model
+from .model.positions import positions_of
 from .model.quantisation import recorded
 from .model.remote_code import trusted_code
 from .model.sites import resolve_with_parts
 from .text.document import Text
 from .text.encoding import SpecialIds, special_ids
+from .text.known_tokens import KnownTokens
 from .text.sources import documents
 
 
@@ -30,7 +31,8 @@ class Request:
 
     base: id and revision of the model that an adapter is merged into. code: the sha256 of each file of the model's own
     code. model_bytes: size of the weights in the dtype of the settings. sites: in the order of the settings, confirmed
-    on a random instance of the model's config. parts: those of the layers that have sites, by number.
+    on a random instance of the model's config. parts: those of the layers that have sites, by number. known_tokens:
+    those that the embedding has rows for. warning: one line about what will work and may not be wanted.
     """
 
     config: HarvestConfig
@@ -47,6 +49,8 @@ class Request:
     tokenizer_id: str
     special: SpecialIds
     text: Text
+    known_tokens: KnownTokens
+    warning: str | None
 
 
 def make_request(config: HarvestConfig, runs_model: bool = True) -> Request:
@@ -54,7 +58,7 @@ def make_request(config: HarvestConfig, runs_model: bool = True) -> Request:
 
     runs_model: the model will run on this machine, so that what this needs is checked too. Raises NotFoundError if the
     model or the text does not exist, and UsageError if a site is not in the model, the tokenizer or the text cannot be
-    used, `context_size` exceeds the positions of the model, or the model cannot run here.
+    used, `context_size` exceeds the model's table of positions, or the model cannot run here.
     """
     text = documents(
         config.dataset,
@@ -75,11 +79,11 @@ def make_request(config: HarvestConfig, runs_model: bool = True) -> Request:
         check_files(files, config.dtype, config.device, config.device_map)
     code = trusted_code(files, trusted)
     meta = load_meta(config.model, config.revision, config.attn_implementation, trusted)
-    limit = getattr(meta.config.get_text_config(), "max_position_embeddings", None)
-    if limit is not None and config.context_size > limit:
-        raise UsageError(f"context_size {config.context_size} is more than the model's {limit} positions.")
+    warning = positions_of(meta).check(config.context_size)
     sites, parts = resolve_with_parts(meta, config.sites)
     tokenizer = load_tokenizer(config.model, config.revision, trusted)
+    special, known_tokens = special_ids(tokenizer), KnownTokens(tokenizer, _embedding_rows(meta))
+    known_tokens.check_special(special)
     return Request(
         config=config,
         model_id=files.id,
@@ -93,6 +97,13 @@ def make_request(config: HarvestConfig, runs_model: bool = True) -> Request:
         parts=parts,
         tokenizer=tokenizer,
         tokenizer_id=files.tokenizer.id,
-        special=special_ids(tokenizer),
+        special=special,
         text=text,
+        known_tokens=known_tokens,
+        warning=warning,
     )
+
+
+def _embedding_rows(meta: Any) -> int | None:
+    weight = getattr(meta.get_input_embeddings(), "weight", None)
+    return None if weight is None else int(weight.shape[0])

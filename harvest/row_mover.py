@@ -2,7 +2,8 @@
 
 A pass only gathers a batch's rows on its device. A side stream copies them to pinned host memory; a background thread
 waits for the copy and puts each row at its index. At most `LEAD` batches are on the way, so the memory beyond the
-windows is their rows, on the device and pinned. On a CPU nothing is copied and only the thread is used.
+windows is their rows, on the device and pinned. On a CPU nothing is copied and only the thread is used. On a device
+that is neither, rows are copied before the next pass starts.
 """
 
 import time
@@ -47,8 +48,9 @@ class HostCopier:
     """For rows that are already in host memory."""
 
     def send(self, rows: Tensor, slot: Slot) -> Callable[[], Tensor]:
-        """Return the rows themselves."""
-        return lambda: rows
+        """Return the rows themselves; those of a layer that a device map keeps elsewhere are copied."""
+        host = rows.cpu()
+        return lambda: host
 
     def mark(self) -> float:
         """Return the time; on a CPU a pass ends when its call returns."""
@@ -57,6 +59,19 @@ class HostCopier:
     def seconds(self, begin: float, end: float) -> float:
         """Return the difference."""
         return end - begin
+
+
+class PlainCopier(HostCopier):
+    """For devices without streams and pinned memory, such as Apple's GPU: rows are copied before the next pass."""
+
+    def __init__(self, device: torch.device) -> None:
+        """Mark time on `device`."""
+        self._device = device
+
+    def mark(self) -> float:
+        """Return the time at which the device has done what is queued."""
+        torch.zeros(1, device=self._device).cpu()
+        return time.perf_counter()
 
 
 class PinnedCopier:
@@ -111,7 +126,9 @@ class PinnedCopier:
 
 def copier_for(device: torch.device) -> Copier:
     """Return the copier for a model with its embedding on `device`."""
-    return PinnedCopier(device) if device.type == "cuda" else HostCopier()
+    if device.type == "cuda":
+        return PinnedCopier(device)
+    return HostCopier() if device.type == "cpu" else PlainCopier(device)
 
 
 class Mover:

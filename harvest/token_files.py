@@ -85,7 +85,8 @@ def write_tokens(
     """Write the tokens of `out`, or the rest of them, and return what the plan records about them.
 
     wait: called once if another worker is writing them. Raises IncompatibleError if they were begun with other
-    settings, UsageError if the text gives no train rows, and SpaceError; parts published before an error are kept.
+    settings, UsageError if the text gives no train rows or has a token that the model does not know, and SpaceError;
+    parts published before an error are kept.
     """
     with alone(out, "making-tokens", wait):
         begun, done = read_tokens(out)[0], _finished(out)
@@ -135,6 +136,7 @@ def _write_parts(request: Request, out: Path, listen: Callable[[BlockTokenised],
     )
     gathered: list[Block] = []
     for block in blocks:
+        request.known_tokens.check(block)
         if sum(each.tokens.size for each in gathered) >= PART_TOKENS:
             parts.append(_publish(request, out, len(parts), gathered, so_far))
             gathered = []

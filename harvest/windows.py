@@ -7,7 +7,7 @@ Two buffers are used in turn, so memory is the model, two windows for each site 
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -23,7 +23,9 @@ from torch import Tensor
 from gsae.errors import UsageError
 from gsae.store import (
     DTYPE_BYTES,
+    Moments,
     Plan,
+    Record,
     Split,
     all_windows,
     context_batches,
@@ -39,6 +41,7 @@ from gsae.store import (
 from .batch_size import run_twice
 from .events import BatchDone
 from .model.capture import LanguageModel, capture
+from .nonfinite import NonfiniteRows
 from .row_layouts import RowLayouts
 from .row_mover import Mover, copier_for
 from .workers import Worker
@@ -103,12 +106,18 @@ def make_windows(
     lm: LanguageModel,
     out: Path,
     listen: Callable[[BatchDone], None],
+    nonfinite: NonfiniteRows,
 ) -> None:
-    """Make and publish `windows`; raises what `capture` and `write_window` raise, and SpaceError."""
+    """Make and publish `windows`; raises what `capture`, `write_window` and `nonfinite.check` raise, and SpaceError."""
     sizes = [layouts.of(split).window(number).rows for split, number in windows]
     meter = _Meter(plan, sum(sizes))
     task_of = partial(window_task, plan, layouts, tokens)
-    with Mover(copier_for(lm.device)) as mover, WindowBuffers(plan, max(sizes), meter.count_window) as buffers:
+
+    def count(record: Record) -> None:
+        meter.count_window(record)
+        nonfinite.count(record)
+
+    with Mover(copier_for(lm.device)) as mover, WindowBuffers(plan, max(sizes), count) as buffers:
         coming = mover.run_between(partial(task_of, *windows[0]))
         for following in [*windows[1:], None]:
             task = coming.result()
@@ -118,11 +127,12 @@ def make_windows(
             rows = {name: array[: len(task.source)] for name, array in buffer.items()}
             moves = []
             for batch in task.batches:
+                buffers.raise_failed()
                 began = mover.mark()
                 picked = _run_batch(plan, lm, tokens, batch, mover)
                 moves.append(mover.put(picked, rows, batch.targets, began))
                 listen(meter.count_batch(batch, mover.busy_seconds))
-            buffers.write(buffer, len(task.source), partial(_publish, out, plan, task, rows, moves))
+            buffers.write(buffer, partial(_publish, out, plan, task, rows, moves, nonfinite.check))
         buffers.finish()
     listen(meter.event(mover.busy_seconds))
 
@@ -133,13 +143,13 @@ class WindowBuffers:
     Use it in a `with`, which waits for the write in progress.
     """
 
-    def __init__(self, plan: Plan, rows: int, written: Callable[[int, int], None]) -> None:
-        """Make room for windows of at most `rows` rows; `written` is called with the rows and file bytes of each."""
+    def __init__(self, plan: Plan, rows: int, written: Callable[[Record], None]) -> None:
+        """Make room for windows of at most `rows` rows; `written` is called with the record of each."""
         kind = unsigned(plan.model.dtype)
         self._free: deque[SiteRows] = deque(
             {site.name: empty_rows(rows, site.d_in, kind) for site in plan.sites} for _ in range(BUFFERS)
         )
-        self._writes: deque[tuple[SiteRows, int, Future[int]]] = deque()  # oldest first
+        self._writes: deque[tuple[SiteRows, Future[Record]]] = deque()  # oldest first
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="gsae-write")
         self._written = written
 
@@ -149,9 +159,15 @@ class WindowBuffers:
             self._wait_for_oldest()
         return self._free.popleft()
 
-    def write(self, buffer: SiteRows, rows: int, publish: Callable[[], int]) -> None:
-        """Run `publish` on a thread, which returns the bytes of the files; the buffer is free again after that."""
-        self._writes.append((buffer, rows, self._thread.submit(publish)))
+    def write(self, buffer: SiteRows, publish: Callable[[], Record]) -> None:
+        """Run `publish` on a thread, which returns the window's record; the buffer is free again after that."""
+        self._writes.append((buffer, self._thread.submit(publish)))
+
+    def raise_failed(self) -> None:
+        """Raise the error of a write that has failed by now, so that no batch runs in vain."""
+        for _, write in self._writes:
+            if write.done():
+                write.result()
 
     def finish(self) -> None:
         """Wait for all writes and raise the first of their errors."""
@@ -159,8 +175,8 @@ class WindowBuffers:
             self._wait_for_oldest()
 
     def _wait_for_oldest(self) -> None:
-        buffer, rows, write = self._writes.popleft()
-        self._written(rows, write.result())
+        buffer, write = self._writes.popleft()
+        self._written(write.result())
         self._free.append(buffer)
 
     def __enter__(self) -> Self:
@@ -184,9 +200,9 @@ class _Meter:
         self._tokens += len(batch.contexts) * self._context_size
         return self.event(busy)
 
-    def count_window(self, rows: int, size: int) -> None:
-        self._written += size
-        self._raw += rows * self._row_bytes
+    def count_window(self, record: Record) -> None:
+        self._written += sum(entry.file.size for entry in record.arrays)
+        self._raw += record.arrays[0].rows * self._row_bytes
 
     def event(self, busy: float) -> BatchDone:
         seconds = time.perf_counter() - self._began
@@ -202,7 +218,7 @@ def _run_batch(plan: Plan, lm: LanguageModel, tokens: Tokens, batch: Batch, move
     def pick(value: Tensor) -> Tensor:
         if value.dtype != dtype:  # its bits would be stored as those of the plan's dtype
             raise UsageError(f"A site gives {value.dtype}, and the store is of {dtype}. Use another --dtype.")
-        return value.flatten(0, 1).index_select(0, picks.to(value.device, non_blocking=True))
+        return value.flatten(0, 1).index_select(0, picks.to(value.device, non_blocking=value.is_cuda))
 
     return run_twice(lambda: capture(lm, plan.sites, ids, pick), mover.drain, len(batch.contexts))
 
@@ -213,9 +229,16 @@ def _pinned(device: torch.device, values: NDArray[np.int64]) -> Tensor:
     return tensor.pin_memory() if device.type == "cuda" else tensor
 
 
-def _publish(out: Path, plan: Plan, task: WindowTask, rows: SiteRows, moves: list[Future[None]]) -> int:
-    """Publish a window once all its rows are in the buffer; return the bytes of its files."""
+def _publish(
+    out: Path,
+    plan: Plan,
+    task: WindowTask,
+    rows: SiteRows,
+    moves: list[Future[None]],
+    check: Callable[[Split, int, Mapping[str, Moments]], None],
+) -> Record:
+    """Publish a window once all its rows are in the buffer and its moments are checked; return its record."""
     for move in moves:
         move.result()
-    record = write_window(out, plan, task.split, task.number, rows, task.source)
-    return sum(entry.file.size for entry in record.arrays)
+    approve = partial(check, task.split, task.number)
+    return write_window(out, plan, task.split, task.number, rows, task.source, approve=approve)

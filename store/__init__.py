@@ -9,7 +9,7 @@ from .codec.registry import row_codec
 from .codec.scatter import empty_rows, scatter
 from .codec.zarr_plugin import register
 from .format.json_files import SCHEMA_VERSION
-from .format.manifest import all_windows
+from .format.manifest import Record, all_windows
 from .format.moments import Moments, Summary
 from .format.plan import (
     DTYPE_BYTES,
@@ -40,6 +40,7 @@ from .format.row_order import (
 from .manage.copy import CopyProgress, copy
 from .manage.describe import describe
 from .manage.listing import StoreSummary, list_stores
+from .manage.nonfinite_rows import listed_shares, nonfinite_note, nonfinite_rows
 from .manage.seal import seal
 from .manage.verify import VerifyProgress, verify
 from .manage.verify_foreign import foreign_files
@@ -81,6 +82,7 @@ __all__ = [
     "Plan",
     "QuantizationSource",
     "ReadOptions",
+    "Record",
     "Site",
     "SiteSpec",
     "Split",
@@ -107,6 +109,9 @@ __all__ = [
     "is_complete",
     "layout",
     "list_stores",
+    "listed_shares",
+    "nonfinite_note",
+    "nonfinite_rows",
     "open_store",
     "open_stores",
     "permutation",

@@ -17,6 +17,7 @@ from gsae.errors import UsageError
 from gsae.store import BaseSource, QuantizationSource, SiteSpec
 
 from .layer_trace import input_device
+from .pass_errors import pass_errors
 
 SUM = " + "
 """Between the paths of a site that is the sum of several modules' outputs."""
@@ -69,7 +70,8 @@ def capture(
 
     pick: gets the activations (contexts, context_size, d_in) in the model's dtype, on the device where they arise. It
     must copy them, because later code of the model may change them in place. Raises UsageError if the pass ends
-    without reaching one of the sites, and if a site's activations are not one vector of `d_in` values for each token.
+    without reaching one of the sites, if the model's code fails for these tokens, and if a site's activations are not
+    one vector of `d_in` values for each token.
     """
     found: dict[str, Tensor] = {}
     wanted = {site.name for site in sites}
@@ -84,7 +86,10 @@ def capture(
         for site in sites:
             hooks.enter_context(hooked(lm.model, site, tokens.shape, partial(keep, site.name)))
         try:
-            lm.model(input_ids=tokens.to(lm.device, torch.long, non_blocking=True), use_cache=False)
+            with pass_errors(lm.model, tokens.shape, StopPass):
+                lm.model(
+                    input_ids=tokens.to(lm.device, torch.long, non_blocking=lm.device.type == "cuda"), use_cache=False
+                )
         except StopPass:
             return found
     raise UsageError(f"The model's pass never reaches site {min(wanted - found.keys())!r}.")

@@ -43,7 +43,7 @@ def accelerator(device: torch.device) -> str:
 def check_device(name: str) -> torch.device:
     """Return a device of torch, "auto" for a GPU if there is one. Raises UsageError if it cannot be used."""
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         device = torch.device(name)
         torch.empty(0, device=device)

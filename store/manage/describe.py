@@ -22,6 +22,8 @@ from gsae.store.places.place import Place, place_at
 from gsae.store.read.site import Site
 from gsae.store.read.store import Store, open_store, recorded
 
+from .nonfinite_rows import nonfinite_rows
+
 PERCENTILES = (1, 5, 25, 50, 75, 95, 99, 99.9)
 LARGEST_SHARE = 0.001
 WEIGHTS_FACTS = {"base", "adapter_sha256", "code", "quantization"}
@@ -124,10 +126,12 @@ def _missing(plan: Plan, finished: set[Any]) -> dict[str, Any]:
 def _complete_facts(store: Store) -> dict[str, Any]:
     finished = {(split, window) for split in SPLITS for window in store.windows(split)}
     parent = {"parent": store.plan.parent} if store.plan.parent else {}
+    nonfinite = nonfinite_rows(store)
     return {
         "state": "sealed" if store.sealed else "complete",
         **(_missing(store.plan, finished) if store.sealed else {}),
         "rows": {split: store.site(store.plan.sites[0].name, split).rows for split in SPLITS},
+        **({"nonfinite_rows": nonfinite} if nonfinite else {}),
         "digest": store.digest,
         "files_digest": store.manifest.files_digest,
         **parent,

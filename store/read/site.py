@@ -22,6 +22,7 @@ from gsae.store.places.shard import IO
 
 from .batch_memory import as_tensor
 from .batches import Batches
+from .batches_copied import CopiedBatches
 from .batches_cuda import CudaBatches
 from .read_order import Position
 from .reading import Reading, ReadOptions, default_threads
@@ -126,7 +127,8 @@ class Site:
         batch_size : int
             Rows of a batch. The last batch may be shorter.
         device : str or torch.device
-            `cpu`, or a CUDA device: then the next batch is copied while the current one is used.
+            `cpu`, a CUDA device (the next batch is copied while the current one is used), or another device such as
+            `mps` (each batch is copied when it is taken).
         state : dict, optional
             A `state_dict()` of batches with the same arguments: the same remaining batches follow, bit for bit.
         **options
@@ -143,9 +145,9 @@ class Site:
         target = torch.device(device)
         if target.type == "cpu":
             return Batches(reading, state)
-        if target.type != "cuda":
-            raise UsageError(f"Batches go to the CPU or to a CUDA device, not to {target}.")
-        return CudaBatches(reading, state, target)
+        if target.type == "cuda":
+            return CudaBatches(reading, state, target)
+        return CopiedBatches(reading, state, target)
 
     def _reading(self, options: ReadOptions) -> Reading:
         if not self.rows:

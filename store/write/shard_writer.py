@@ -10,7 +10,7 @@ import hashlib
 import os
 import threading
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -26,6 +26,8 @@ from gsae.store.codec.chunks import ArraySpec, encode_index, raw_sha256
 from gsae.store.format.manifest import ArrayEntry, FileEntry
 from gsae.store.format.moments import Moments, MomentsBuilder, sort_by_norm
 from gsae.store.places.shard import open_shard
+
+Approve = Callable[[list[Moments]], None]
 
 
 @dataclass(frozen=True)
@@ -50,12 +52,15 @@ class WrittenShard:
     moments: Moments | None
 
 
-def write_shards(root: Path, shards: Sequence[ShardRows], threads: int) -> list[WrittenShard]:
+def write_shards(
+    root: Path, shards: Sequence[ShardRows], threads: int, approve: Approve = lambda moments: None
+) -> list[WrittenShard]:
     """Write shard files together and publish them in the order given.
 
     If a file of that name has different bytes (two workers on different hardware), it is left unchanged, and the
-    result describes that file. Raises SpaceError if the disk is full; no incomplete file stays. Raises ValueError for
-    rows of another shape than the array's.
+    result describes that file. approve: gets the moments of the shards that have them, in order, before anything is
+    published; if it raises, nothing is. Raises SpaceError if the disk is full; no incomplete file stays. Raises
+    ValueError for rows of another shape than the array's.
     """
     for shard in shards:
         needed = (shard.spec.rows_of_shard(shard.number), *shard.spec.shape[1:])
@@ -65,6 +70,7 @@ def write_shards(root: Path, shards: Sequence[ShardRows], threads: int) -> list[
         turnstiles = Turnstiles()
         writers = [_ShardWriter(shard, files.enter_context(temp_file(root)), turnstiles) for shard in shards]
         _run(writers, turnstiles, threads)
+        approve([writer.moments() for writer in writers if writer.shard.has_moments])
         return [writer.publish(root) for writer in writers]
 
 
@@ -136,7 +142,12 @@ class _ShardWriter:
             return _published_by_another(root, self.shard)
         file = FileEntry(path=name, size=self._size, sha256=sha256)
         entry = ArrayEntry(array=self.spec.path, rows=len(self.rows), raw_sha256=self._raw.hexdigest(), file=file)
-        return WrittenShard(entry, self.rows, None if self._moments is None else self._moments.moments())
+        return WrittenShard(entry, self.rows, self.moments() if self.shard.has_moments else None)
+
+    def moments(self) -> Moments:
+        """Return the moments of the rows taken so far."""
+        assert self._moments is not None
+        return self._moments.moments()
 
     def _turn(self, step: str, chunk: int) -> Any:
         return self._turnstiles.turn(step, id(self), chunk)

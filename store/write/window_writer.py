@@ -4,7 +4,7 @@ Each function may be killed at any moment and called again: published files stay
 record is written after the files of its window; the manifest is made from the records.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from gsae.store.format.manifest import (
     read_manifest,
     record_name,
 )
+from gsae.store.format.moments import Moments
 from gsae.store.format.plan import Plan
 from gsae.store.format.row_order import Split
 from gsae.store.places.pending_tokens import clear_tokens
@@ -78,11 +79,13 @@ def write_window(
     rows: Mapping[str, NDArray[Any]],
     source: NDArray[np.int64],
     threads: int | None = None,
+    approve: Callable[[Mapping[str, Moments]], None] = lambda moments: None,
 ) -> Record:
     """Write one window: a shard file for each site and the sources, then its record, which is returned.
 
     rows: for each site's name its rows (rows, d_in) in stored order, values or bit patterns.
     source: (rows,) context * context_size + position. threads: None for all cores; bytes do not depend on it.
+    approve: gets the moments of the window by site before anything is published; if it raises, nothing is.
     Raises SpaceError if the disk is full, IncompatibleError if the store was sealed without this window.
     """
     _check_unsealed(root, split, window)
@@ -91,7 +94,10 @@ def write_window(
         ShardRows(spec, window, _bits(spec, array), has_moments=array is not source)
         for spec, array in zip(window_arrays(plan, split), values, strict=True)
     ]
-    *sites, sources = write_shards(root, new, threads or all_cores())
+    names = [site.name for site in plan.sites]
+    *sites, sources = write_shards(
+        root, new, threads or all_cores(), lambda found: approve(dict(zip(names, found, strict=True)))
+    )
     moments = {
         site.name: p.moments.to_record() for site, p in zip(plan.sites, sites, strict=True) if p.moments is not None
     }

@@ -202,7 +202,6 @@ def test_a_store_of_other_hardware_is_continued_only_with_any_hardware(
         ({"sites": ("mpl.1",)}, UsageError, "is not a site"),
         ({"dataset": "builtin:nothing"}, NotFoundError, "A text is one of: builtin:pydoc; "),
         ({"dataset": "/nowhere.jsonl"}, NotFoundError, "no text"),
-        ({"context_size": 4096}, UsageError, "more than the model's 2048 positions"),
     ],
 )
 def test_bad_input_is_refused_before_anything_is_written(

@@ -15,7 +15,7 @@ def device_of(config: RunConfig) -> str:
     """The device that a new run computes on. Raises UsageError if it cannot multiply in the precision."""
     device = config.device
     if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     if config.precision == "tf32" and not device.startswith("cuda"):
         raise UsageError(
             f"Precision tf32 needs a GPU, and the device is {device!r}. Use --precision float32 or bfloat16."

@@ -209,7 +209,7 @@ class RunConfig(Settings):
         flags="--screening/--no-screening",
     )
     device: str = setting(
-        "auto", "Device: cpu, cuda, or auto for cuda if there is a GPU.", panel=MACHINE, metavar="DEVICE"
+        "auto", "Device: cpu, cuda, mps, or auto for the GPU if there is one.", panel=MACHINE, metavar="DEVICE"
     )
     same_hardware: bool = setting(
         False,

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from gsae.store import Site
+from gsae.train.step.wide import wide
 
 from .computing import computing_with, device_of
 from .config import ResolvedRun, ResolvedSAE, RunConfig
@@ -97,7 +98,7 @@ def _step_seconds(number: int, run: ResolvedRun, inputs: Inputs) -> tuple[float,
 
 def _run_steps(group: Group, x: Tensor, steps: int) -> float:
     """Take some steps on one batch; return the mean time of one in seconds."""
-    spread = x.square().sum(dtype=torch.float64)
+    spread = x.square().sum(dtype=wide(x.device))
     started = time.perf_counter()
     for _ in range(steps):
         group.advance(x, spread, {})

@@ -17,6 +17,7 @@ from gsae.train.sae import load_sae, weights_sha256
 from gsae.train.step.adam import Adam
 from gsae.train.step.bank import Bank, bank_for
 from gsae.train.step.batch_sums import BatchSums
+from gsae.train.step.wide import wide
 
 from .checkpoint import Checkpoint
 from .config import ResolvedRun, ResolvedSAE
@@ -51,9 +52,9 @@ class Group:
             tf32=run.precision == "tf32",
         )
         self.lr = torch.tensor([sae.lr for sae in saes], device=device)
-        self.l1 = torch.tensor([sae.l1_coefficient for sae in saes], dtype=torch.float64, device=device)
-        self.totals = torch.zeros(len(TOTALS), many, dtype=torch.float64, device=device)
-        self.seen = torch.zeros(2, dtype=torch.float64, device=device)  # rows, and the sum of ||z - mean||^2
+        self.l1 = torch.tensor([sae.l1_coefficient for sae in saes], dtype=wide(device), device=device)
+        self.totals = torch.zeros(len(TOTALS), many, dtype=wide(device), device=device)
+        self.seen = torch.zeros(2, dtype=wide(device), device=device)  # rows, and the sum of ||z - mean||^2
         self.silent = torch.zeros(many, d_sae, dtype=torch.int64, device=device)  # rows since each latent fired
         self.stopped = torch.full((many,), -1, dtype=torch.int64, device=device)  # the step at which each was stopped
         self.resampled = torch.full((many,), -1, dtype=torch.int64, device=device)  # step of the last resampling
@@ -128,7 +129,7 @@ class Group:
 
     def dead(self) -> list[float]:
         """Share of the latents of each SAE that fired on none of the last `dead_rows` rows."""
-        shares: list[float] = (self.silent >= self.dead_rows).double().mean(1).tolist()
+        shares: list[float] = (self.silent >= self.dead_rows).cpu().double().mean(1).tolist()
         return shares
 
     # -- SAEs that diverge

@@ -19,7 +19,11 @@ def machine_for(device: str) -> dict[str, str]:
     on_gpu = device.startswith("cuda")
     if on_gpu and not torch.cuda.is_available():
         raise UsageError(f"The run computes on {device!r}, and torch finds no GPU here.")
+    if device.startswith("mps") and not torch.backends.mps.is_available():
+        raise UsageError(f"The run computes on {device!r}, and torch finds no GPU of Apple's here.")
     processor = torch.cuda.get_device_name(device) if on_gpu else f"CPU with {torch.backends.cpu.get_cpu_capability()}"
+    if device.startswith("mps"):
+        processor = "GPU of Apple"
     values = __version__, str(torch.__version__), numba.__version__, processor
     return dict(zip(FIELDS, values, strict=True))
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from gsae.train.architectures.base import Params
+from gsae.train.step.wide import wide
 
 ROWS_AT_ONCE = 512
 
@@ -33,16 +34,17 @@ def training_metrics(total: Mapping[str, float], rows: float, spread: float, sca
 
 
 def heldout_metrics(params: Params, z: Tensor, scale: float) -> dict[str, Any]:
-    """Metrics of one SAE on scaled rows z (rows, d_in), from totals in float64."""
-    sums = torch.zeros(4, dtype=torch.float64, device=z.device)
+    """Metrics of one SAE on scaled rows z (rows, d_in), from totals in float64 where the device has it."""
+    kind = wide(z.device)
+    sums = torch.zeros(4, dtype=kind, device=z.device)
     for first in range(0, len(z), ROWS_AT_ONCE):
         part = z[first : first + ROWS_AT_ONCE]
         f = params.encode(part)
-        x_hat = params.decode(f).double()
-        x = part.double()
+        x_hat = params.decode(f).to(kind)
+        x = part.to(kind)
         sums += torch.stack([(f > 0).sum(), (x - x_hat).square().sum(), x_hat.square().sum(), (x_hat * x).sum()])
     l0, error, norm, inner = sums.tolist()
-    spread = float((z.double() - z.double().mean(0)).square().sum())
+    spread = float((z.to(kind) - z.to(kind).mean(0)).square().sum())
     return {
         "rows": len(z),
         "d_in": z.shape[1],

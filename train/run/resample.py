@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from gsae.train.architectures.base import Params
+from gsae.train.step.wide import wide
 
 ENCODER_NORM = 0.2  # relative to the mean norm of the live encoder rows
 ROWS_AT_ONCE, LATENTS_AT_ONCE = 1024, 256
@@ -37,7 +38,7 @@ def resampled(
     such inputs with a loss; None if there are none. A function of its arguments alone.
     """
     losses, fired = _losses(params, z, l1_coefficient)
-    weights = torch.where(z.double().norm(dim=1) < norm_limit, losses.square(), 0)
+    weights = torch.where(z.to(wide(z.device)).norm(dim=1) < norm_limit, losses.square(), 0)
     drawn = _draw(weights, int(silent.sum()), seed)
     if not len(drawn):
         return None
@@ -47,7 +48,7 @@ def resampled(
     encoder = directions * (ENCODER_NORM * params.W_enc[live].norm(dim=1).mean())
     gate = torch.zeros(len(drawn), device=z.device, dtype=params.b_dec.dtype)
     if not zero_bias:
-        share = float(fired[live].double().median()) / len(z)
+        share = float(fired[live].to(wide(z.device)).median()) / len(z)
         gate = _bias(encoder, z.to(params.b_dec) - params.b_dec, share)
     values = {}
     for name in vars(params):
@@ -64,7 +65,7 @@ def _losses(params: Params, z: Tensor, l1_coefficient: float) -> tuple[Tensor, T
     for first in range(0, len(z), ROWS_AT_ONCE):
         x = z[first : first + ROWS_AT_ONCE].to(params.b_dec)
         terms = params.terms(x)
-        losses.append(terms.losses(x, l1_coefficient).double())
+        losses.append(terms.losses(x, l1_coefficient).to(wide(z.device)))
         fired += (terms.f > 0).sum(0)
     return torch.cat(losses), fired
 
@@ -75,7 +76,7 @@ def _draw(weights: Tensor, count: int, seed: int) -> Tensor:
     They are the rows with the smallest exponential variates with these rates (Efraimidis and Spirakis 2006).
     """
     uniform = torch.rand(len(weights), dtype=torch.float64, generator=torch.Generator("cpu").manual_seed(seed))
-    keys = -torch.log(uniform.to(weights.device)) / weights
+    keys = -torch.log(uniform.to(weights.dtype).to(weights.device)) / weights
     possible = int(((weights > 0) & torch.isfinite(weights)).sum())
     return torch.topk(torch.nan_to_num(keys, nan=torch.inf), min(count, possible), largest=False).indices
 

@@ -6,10 +6,14 @@ units of the rate), and that of a vector's entry is at most the rate. It needs o
 fire still do not move, and the sparse step stays exact.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
+
+from .wide import wide
 
 
 @dataclass(frozen=True)
@@ -23,11 +27,13 @@ class Adam:
     row_clip: bool
 
     def correction(self, born: Tensor) -> Tensor:
-        """Bias correction of the square root of second moments, float64, in the shape of `born`.
+        """Bias correction of the square root of second moments, float64 where there is it, in the shape of `born`.
 
         born: the step after which each moment began.
         """
-        return (1 - self.beta2 ** (self.step - born).double()).rsqrt()
+        if wide(born.device) == torch.float64:
+            return (1 - self.beta2 ** (self.step - born).double()).rsqrt()
+        return (-torch.expm1((self.step - born).float() * math.log(self.beta2))).rsqrt()  # keeps the digits of 1 - b^n
 
 
 class AdamSteps(Protocol):

@@ -17,6 +17,7 @@ from .adam_plain import adam_decoder, adam_rows, adam_vector
 from .batch_sums import BatchSums
 from .latent_vectors import largest
 from .tf32 import products_in_tf32
+from .wide import wide
 
 
 class AutogradBank:
@@ -80,7 +81,7 @@ class AutogradBank:
         finite = self._update(index, dict(zip(self.trained, self._clipped(gradients), strict=True)), own)
         x_hat, fired = terms.x_hat.detach().to(z.dtype), (terms.f.detach() > 0).sum(0, dtype=torch.int32)
         sums = (error, auxiliary, x_hat.square().sum(), (x_hat * z).sum(), fired.sum(), penalty)
-        return (*(torch.where(finite, total.detach().double(), torch.nan) for total in sums), fired)
+        return (*(torch.where(finite, total.detach().to(wide(z.device)), torch.nan) for total in sums), fired)
 
     def _clipped(self, gradients: tuple[Tensor, ...]) -> list[Tensor]:
         if self._clip is None:

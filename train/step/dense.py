@@ -19,6 +19,7 @@ from .buffers import Buffers
 from .latent_vectors import Vectors, largest
 from .stack import Stack
 from .tf32 import products_in_tf32
+from .wide import wide
 
 
 class DensePasses(Protocol):
@@ -90,7 +91,7 @@ def gradients(
     b_dec = error_sum - torch.bmm(da_sum[:, None], p["W_enc"])[:, 0]
 
     error, auxiliary, norm, inner = sums.unbind(1)
-    l0, total, gates = (counted.sum(1, dtype=torch.float64) for counted in (fired, penalty, opened))
+    l0, total, gates = (counted.sum(1, dtype=wide(x.device)) for counted in (fired, penalty, opened))
     batch = BatchSums(error, auxiliary, norm, inner, l0, total, fired)
     return Gradients(dW_enc, dW_dec, vars(by_vectors) | {"b_dec": b_dec}, da_sum, offset), batch, gates
 

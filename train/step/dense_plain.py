@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .latent_vectors import GatedVectors, ReluVectors, Vectors
+from .wide import wide
 
 
 def forward(pre: Tensor, shift: Tensor, vectors: Vectors, acts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -44,12 +45,13 @@ def errors(recon: Tensor, x: Tensor, offset: Tensor, centre: Tensor) -> tuple[Te
     auxiliary reconstruction, and the sums of ||x_hat||^2 and of x_hat . x, the last two of uncentred vectors.
     """
     e = recon.to(x.dtype) + (offset[:, None] - x)
-    square = e.square().sum((2, 3), dtype=torch.float64)
+    kind = wide(x.device)
+    square = e.square().sum((2, 3), dtype=kind)
     whole = x + centre
     x_hat = e[0] + whole
-    inner = (x_hat * whole).sum((1, 2), dtype=torch.float64)
+    inner = (x_hat * whole).sum((1, 2), dtype=kind)
     auxiliary = square[1] if len(square) == 2 else torch.zeros_like(square[0])
-    sums = torch.stack([square[0], auxiliary, x_hat.square().sum((1, 2), dtype=torch.float64), inner], 1)
+    sums = torch.stack([square[0], auxiliary, x_hat.square().sum((1, 2), dtype=kind), inner], 1)
     e *= 2 / x.shape[0]
     recon.copy_(e)
     return e[0].sum(1), sums

@@ -259,5 +259,5 @@ def test_batches_are_an_iterator_over_one_pass(store: Store) -> None:
 
 
 def test_an_unsupported_device_is_refused(store: Store) -> None:
-    with pytest.raises(UsageError, match="not to meta"):
-        store.site("mlp.1").batches(10, device="meta")
+    with pytest.raises(UsageError, match="Device 'xpu' cannot be used"):
+        store.site("mlp.1").batches(10, device="xpu")
