@@ -36,8 +36,9 @@ from .config import HarvestConfig
 from .cost_estimate import check_room
 from .events import Finished, Listen, Noted, StageStarted, WorkerDone
 from .model.capture import LanguageModel
+from .model.confirm import passed_tests
 from .model.loading import cpu_threads, load_configured
-from .model.overflow import confirm_finite
+from .model.overflow import confirm_loaded
 from .model.torch_compile import compile_layers
 from .nonfinite import NonfiniteRows
 from .plans import make_plan, model_source
@@ -124,7 +125,7 @@ def _begin(request: Request, out: Path, listen: Listen, load: Load, worker: Work
     tokens, split = read_contexts(out, contexts)
     layouts = row_layouts(request, tokens, split)
     check_room(request, layouts.rows, out)
-    lm = _load(request, load, out, listen)
+    lm = _load(request, load, listen)
     plan = _publish_plan(request, lm, contexts, layouts, tokens, out, listen)
     return plan, _make_due_windows(plan, request, layouts, tokens, lm, out, listen, worker)
 
@@ -137,7 +138,7 @@ def _resume(begun: Plan, request: Request, out: Path, listen: Listen, load: Load
     layouts = row_layouts(request, tokens, split)
     missing = unfinished(out, begun)  # of all workers, because they share the disk
     check_room(request, sum(layouts.of(name).window(number).rows for name, number in missing), out)
-    lm = _load(request, load, out, listen)
+    lm = _load(request, load, listen)
     check_same_plan(begun, request, model_source(lm), out)
     write_plan(out, begun)  # the process that began may have been killed before all metadata was published
     return begun, _make_due_windows(begun, request, layouts, tokens, lm, out, listen, worker)
@@ -162,12 +163,12 @@ def _write_tokens(request: Request, out: Path, listen: Listen) -> ContextsSpec:
     return write_tokens(request, out, listen, lambda: listen(StageStarted("waiting for another worker's tokens")))
 
 
-def _load(request: Request, load: Load, out: Path, listen: Listen) -> LanguageModel:
+def _load(request: Request, load: Load, listen: Listen) -> LanguageModel:
     """Load the model and confirm the sites on it."""
     listen(StageStarted("loading the model"))
     lm = load(request.config)
     listen(StageStarted("confirming the sites"))
-    write_confirmed(out, confirm_finite(lm, request.sites, request.parts))
+    confirm_loaded(lm, request.sites, request.parts)
     return compile_layers(lm, request.sites) if request.config.compile else lm
 
 
@@ -212,6 +213,7 @@ def _make_due_windows(
     listen(StageStarted("running the model"))
     due = due_windows(plan, out, worker)
     if due:
+        write_confirmed(out, passed_tests(plan.sites))
         first = all_windows(plan)[worker.rank : worker.rank + 1]
         nonfinite = NonfiniteRows(request.config.allow_nonfinite, tuple(first), lambda line: listen(Noted(line)))
         make_windows(plan, due, layouts, tokens, lm, out, listen, nonfinite)

@@ -21,7 +21,7 @@ from .batch_size import choose_batch_size
 from .config import HarvestConfig
 from .model.capture import LanguageModel, capture
 from .model.loading import cpu_threads, load_configured
-from .model.overflow import confirm_finite
+from .model.overflow import confirm_loaded
 from .model.torch_compile import compile_layers
 from .nonfinite import refusal
 from .request import Request
@@ -59,7 +59,7 @@ def _probe(request: Request, load: Callable[[HarvestConfig], LanguageModel]) -> 
     config = request.config
     tokens = _first_contexts(request)
     lm = load(config)
-    confirm_finite(lm, request.sites, request.parts)
+    confirm_loaded(lm, request.sites, request.parts)
     if config.compile:
         lm = compile_layers(lm, request.sites)
     size = choose_batch_size(lm, request.sites, tokens) if config.batch_size == "auto" else config.batch_size

@@ -4,7 +4,7 @@ A pass over a few tokens and a few runs of each layer with a site. What was foun
 (`structure.py`) is tested on the weights, the code and the hardware that make the rows, in the model's own dtype.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from gsae.errors import UsageError
@@ -29,8 +29,13 @@ TESTS = {
 """The tests that a kind of site passed; docs/format.md says what each is."""
 
 
-def confirm(model: Any, sites: Sequence[SiteSpec], parts: Mapping[int, Parts]) -> dict[str, tuple[str, ...]]:
-    """Test sites on a loaded model; return by name the tests that each passed.
+def passed_tests(sites: Iterable[SiteSpec]) -> dict[str, tuple[str, ...]]:
+    """Return by site the tests that it passed if `confirm` raised nothing."""
+    return {site.name: TESTS[_kind(site.name)] for site in sites}
+
+
+def confirm(model: Any, sites: Sequence[SiteSpec], parts: Mapping[int, Parts]) -> None:
+    """Test sites on a loaded model.
 
     parts: of the layers with sites, by number. Raises UsageError for the first site that fails.
     """
@@ -41,7 +46,6 @@ def confirm(model: Any, sites: Sequence[SiteSpec], parts: Mapping[int, Parts]) -
         for site in sites:
             if kinds[site.name] != "module":
                 _confirm(decoder, site, kinds[site.name], parts, layers)
-    return {site.name: TESTS[kinds[site.name]] for site in sites}
 
 
 def _kind(name: str) -> str:

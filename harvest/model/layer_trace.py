@@ -13,7 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gsae.errors import UsageError
+from gsae.errors import GsaeError, UsageError
+
+from .pass_errors import pass_errors
 
 CONTEXTS, TOKENS = 2, 16
 Shape = tuple[int, ...]
@@ -142,14 +144,9 @@ def _recording(lists: Mapping[str, list[nn.Module]]) -> Iterator[dict[nn.Module,
 
 
 def _run(model: Any) -> None:
-    try:
-        model(input_ids=probe_tokens(model).to(input_device(model)), use_cache=False)
-    except Exception as error:
-        raise UsageError(f"a pass over {TOKENS} tokens fails in {type(model).__name__}: {_line(error)}.") from error
-
-
-def _line(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    tokens = probe_tokens(model).to(input_device(model))
+    with pass_errors(model, tokens.shape, GsaeError):
+        model(input_ids=tokens, use_cache=False)
 
 
 def _fault(path: str, calls: Mapping[int, list[Call]], width: int | None) -> str:
@@ -191,8 +188,9 @@ def _check_causal(decoder: Decoder, name: str) -> None:
             continue
         one, other = one[finite], other[finite]
         size = one.abs() + other.abs() + one.square().mean(-1, keepdim=True).sqrt()
-        error = ((one - other).abs() / (size * torch.finfo(call.after.dtype).eps + 1e-30)).square().mean().sqrt()
-        if not error <= 4 * (number + 1):
+        ulps = (one - other).abs() / (size * torch.finfo(call.after.dtype).eps + 1e-30)
+        # Of most tokens: rounding may send one token to another expert.
+        if not ulps.square().mean(-1).sqrt().median() <= 4 * (number + 1):
             raise UsageError(
                 f"in {name}, tokens see later tokens (layer {number}), as in an encoder, so no row would be "
                 "what a language model has after a text's beginning."

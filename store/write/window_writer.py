@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gsae.errors import IncompatibleError
+from gsae.errors import IncompatibleError, NotFoundError
 from gsae.files import hash_file, publish_bytes, read_file
 from gsae.store.codec.chunks import ArraySpec, unsigned
 from gsae.store.format.arrays import context_arrays, metadata_files, window_arrays
@@ -61,7 +61,10 @@ def write_confirmed(root: Path, tests: Mapping[str, tuple[str, ...]]) -> None:
 def read_confirmed(root: Path) -> dict[str, tuple[str, ...]]:
     """Return the tests that `write_confirmed` kept, none if there are none. Raises CorruptError."""
     path = root / CONFIRMED
-    return parse(Confirmed, read_file(path), str(path)).sites if path.exists() else {}
+    try:
+        return parse(Confirmed, read_file(path), str(path)).sites
+    except NotFoundError:
+        return {}
 
 
 def read_plan(root: Path) -> Plan | None:
@@ -150,7 +153,10 @@ def write_manifest(root: Path, plan: Plan, windows: list[tuple[Split, int]] | No
         name = record_name(split, window)
         data = read_file(root / name, "Its window is not finished.")
         records.append((_entry(root, name), parse(Record, data, str(root / name))))
-    manifest = build(plan, files, records, read_confirmed(root))
+    confirmed = read_confirmed(root)
+    if not confirmed and (root / MANIFEST).exists():  # another worker published it, and removed the tests after that
+        return read_manifest(read_file(root / MANIFEST), str(root / MANIFEST))
+    manifest = build(plan, files, records, confirmed)
     clear_tokens(root)
     publish_bytes(root, MANIFEST, to_json(manifest))
     (root / CONFIRMED).unlink(missing_ok=True)

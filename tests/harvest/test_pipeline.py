@@ -267,7 +267,7 @@ def test_a_revision_that_changed_between_runs_is_named(
     """A Hub id without --revision means what its main branch is now."""
 
     def at(commit: str) -> None:
-        def found(model: str, revision: str | None, *, weights: bool) -> ModelFiles:
+        def found(model: str, revision: str | None, **_: Any) -> ModelFiles:
             return ModelFiles("owner/name", commit, tiny_llama)
 
         for module in ("request", "model.loading"):

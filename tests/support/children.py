@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from gsae.harvest import HarvestConfig, LanguageModel, harvest, load_lm
+from gsae.harvest.model.layer_trace import CONTEXTS, TOKENS
 
 PRELOADED = ["gsae.harvest", "gsae.train", "gsae.tests.support.children", "transformers.models.llama.modeling_llama"]
 
@@ -72,6 +73,8 @@ def load_batch_sensitive(config: HarvestConfig) -> LanguageModel:
 
     def encode_batch(module: Any, args: tuple[torch.Tensor], output: torch.Tensor) -> torch.Tensor:
         tokens = args[0]
+        if tokens.shape == (CONTEXTS, TOKENS):  # the pass that confirms the sites, where tokens must not see others
+            return output
         marked = output.clone()
         marked[..., 0] += torch.arange(len(tokens))[:, None]
         marked[..., 1] += len(tokens)
