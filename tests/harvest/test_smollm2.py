@@ -54,12 +54,12 @@ def test_its_special_tokens_are_never_encoded_from_text(lm: LanguageModel) -> No
 
 
 def test_layers_after_the_site_do_not_run(lm: LanguageModel) -> None:
-    ran = []
+    ran, sites = [], resolve(lm.model, ["mlp.10"])
     handles = [
         layer.register_forward_pre_hook(lambda m, a, i=i: ran.append(i))
         for i, layer in enumerate(lm.model.model.layers)
     ]
-    found = capture(lm, resolve(lm.model, ["mlp.10"]), torch.arange(100, 132)[None])
+    found = capture(lm, sites, torch.arange(100, 132)[None])
     for handle in handles:
         handle.remove()
     assert found["mlp.10"].shape == (1, 32, 576)
