@@ -40,7 +40,7 @@ EVAL = ["--device", "cpu"]
 MAX_DEAD = 0.2
 # What each stage takes on two cores with products of bfloat16, and without (bench/RESULTS.md).
 SECONDS = {
-    "harvest": (30, 120), "verify": (5, 5), "train": (90, 150), "eval": (100, 240), "report": (5, 5),
+    "harvest": (30, 110), "verify": (5, 5), "train": (90, 230), "eval": (100, 370), "report": (5, 5),
     "features": (30, 30), "browse": (15, 15),
 }  # fmt: skip
 COLUMNS = ("arch", "d_sae", "l1_coefficient", "l0", "ce_loss_score", "explained_variance", "gamma")
@@ -59,7 +59,7 @@ def demo(
 ) -> None:
     """Run the whole pipeline on a language model and a text that come as packages.
 
-    It takes about five minutes on two cores with products of bfloat16, and ten on a CPU without.
+    It takes about five minutes on two cores with products of bfloat16, and about twelve on a CPU without.
     """
     summary = run_demo(out, lambda line: typer.echo(line, err=True))
     if as_json:
