@@ -79,7 +79,7 @@ PARTS: dict[str, dict[str, Sweep]] = {
     },
     "rates": {f"{site}-4096": grid(site, 4096, "5e-4,1e-3,2e-3") for site in WEAK_AND_STRONG},
     "narrow": {"mlp.10-1024": grid("mlp.10", 1024, "5e-4,1e-3,2e-3")},
-    "seeds": {f"{site}-4096": grid(site, 4096, "1e-3", seed=1) for site in WEAK_AND_STRONG},
+    "seeds": {f"{site}-4096": grid(site, 4096, "1e-3,2e-3", seed=1) for site in WEAK_AND_STRONG},
     "wide": {"mlp.10-16384": grid("mlp.10", 16384, "2.5e-4,5e-4,1e-3")},
     # The largest rate above is the best of its row nearly everywhere, so larger ones follow.
     "high": {
