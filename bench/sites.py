@@ -33,7 +33,7 @@ def wrong_parts(parts: Parts) -> dict[str, tuple[str, Parts]]:
     return {
         "the mixer as the MLP": ("mlp", replace(parts, mlp=(mixer.adds,))),
         "the queries as the heads": ("attn", replace(parts, mixers=(Mixer(mixer.adds, f"{before}.q_proj"),))),
-        "the stream before as between": ("resid_mid", replace(parts, middle=("input_layernorm", "in"))),
+        "the stream before as between": ("resid_mid", replace(parts, middle="input_layernorm")),
         "the MLP's input as the attention's": ("attn_in", replace(parts, mixer_in=parts.mlp_in)),
     }
 

@@ -11,7 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from gsae.errors import NotFoundError, UsageError
+from gsae.files import hash_file
 from gsae.harvest.hub import one_line, quiet
+
+from .model_classes import module_tree
 
 CONFIG = "adapter_config.json"
 WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
@@ -66,9 +69,7 @@ def adapter_sha256(folder: Path) -> str:
     """Return the sha256 over an adapter's config, without the place of its base, and its weights."""
     config = {key: value for key, value in read_config(folder).items() if key not in PLACE}
     digests = [hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()]
-    with _weights(folder).open("rb") as file:
-        digests.append(hashlib.file_digest(file, "sha256").hexdigest())
-    return joined_sha256(digests)
+    return joined_sha256([*digests, hash_file(_weights(folder))])
 
 
 def joined_sha256(digests: Iterable[str]) -> str:
@@ -97,7 +98,7 @@ def merge(model: Any, folder: Path, name: str) -> Any:
     """
     config = _peft_config(folder, name)
     _weights(folder)
-    structure = _structure(model)
+    structure = module_tree(model)
     try:
         with quiet(bars=False):
             adapted = _adapted(model, config, folder)
@@ -107,7 +108,7 @@ def merge(model: Any, folder: Path, name: str) -> Any:
         raise UsageError(f"Adapter {name!r} cannot be merged into its base: {one_line(error)}.") from None
     if fault:
         raise UsageError(f"Adapter {name!r} cannot be merged into its base: {fault}.")
-    if _structure(merged) != structure:
+    if module_tree(merged) != structure:
         raise UsageError(f"Adapter {name!r} cannot be merged: it changes the modules of its base.")
     return merged
 
@@ -145,10 +146,6 @@ def _tied(adapted: Any) -> Iterator[str]:
             own = module.get_base_layer().parameters(recurse=False)
             if any(users[id(parameter)] > 1 for parameter in own):
                 yield path
-
-
-def _structure(model: Any) -> list[tuple[str, type]]:
-    return [(path, type(module)) for path, module in model.named_modules()]
 
 
 def _weights(folder: Path) -> Path:

@@ -17,12 +17,11 @@ from gsae.errors import UsageError
 from gsae.store import BaseSource, QuantizationSource, SiteSpec
 
 from .layer_trace import input_device
+from .module_values import Change, changing_input, changing_output
 from .pass_errors import pass_errors
 
 SUM = " + "
 """Between the paths of a site that is the sum of several modules' outputs."""
-
-Change = Callable[[Tensor], Tensor | None]
 
 
 @dataclass(frozen=True)
@@ -119,11 +118,11 @@ def hooked(
 
     with ExitStack() as hooks:
         if site.hook == "in":
-            handle = modules[0].register_forward_pre_hook(_on_input(changed), with_kwargs=True)
+            handle = modules[0].register_forward_pre_hook(changing_input(changed), with_kwargs=True)
             hooks.callback(handle.remove)
         else:
             for module, step in zip(modules, _steps(changed, len(modules)), strict=True):
-                hooks.callback(module.register_forward_hook(_on_output(step)).remove)
+                hooks.callback(module.register_forward_hook(changing_output(step)).remove)
         yield
 
 
@@ -148,29 +147,6 @@ def _steps(changed: Change, count: int) -> list[Change]:
         return total if new is None else new
 
     return [step] * count
-
-
-def _on_output(changed: Change) -> Callable[..., Any]:
-    def after(module: nn.Module, args: Any, output: Any) -> Any:
-        first, *rest = output if isinstance(output, tuple) else (output,)
-        new = changed(first)
-        if new is None:
-            return None
-        return (new, *rest) if isinstance(output, tuple) else new
-
-    return after
-
-
-def _on_input(changed: Change) -> Callable[..., Any]:
-    def before(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
-        if args:
-            new = changed(args[0])
-            return None if new is None else ((new, *args[1:]), kwargs)
-        name = next(iter(kwargs))
-        new = changed(kwargs[name])
-        return None if new is None else (args, {**kwargs, name: new})
-
-    return before
 
 
 def _check_shape(site: SiteSpec, value: Any, shape: torch.Size) -> None:

@@ -17,7 +17,7 @@ from gsae.errors import UsageError
 from gsae.harvest.hub import explain
 from gsae.store import DTYPE_BYTES
 
-from .model_files import ModelFiles, light_directory
+from .model_files import ModelFiles, config_parts, light_directory
 
 # As the headers of safetensors files have them.
 FLOATS = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64", "F8_E4M3": "float8_e4m3fn"}
@@ -43,13 +43,9 @@ def checkpoint_dtype(files: ModelFiles) -> str:
 
 def _of_config(directory: Path) -> str | None:
     """Return the dtype in config.json: of the model, or else of its text model."""
-    try:
-        config = json.loads((directory / "config.json").read_text())
-    except ValueError:  # transformers says what is wrong in it
-        return None
-    for part in (config, config.get("text_config") if isinstance(config, dict) else None):
+    for part in config_parts(directory):
         for field in ("dtype", "torch_dtype"):
-            if isinstance(part, dict) and isinstance(part.get(field), str):
+            if isinstance(part.get(field), str):
                 return str(part[field]).removeprefix("torch.")
     return None
 

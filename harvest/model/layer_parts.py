@@ -10,7 +10,6 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from .layer_proofs import (
-    Point,
     decides,
     equal,
     is_base,
@@ -44,17 +43,18 @@ class Parts:
     """The parts of one layer, by module path in it, and why others were not found.
 
     mlp: the modules that together are the MLP's part. mixers: in the order in which they run. post_norm: the layer
-    normalises the stream after each addition, so nothing is added to it unchanged. mlp_in, mixer_in: what enters the
-    MLP and the one mixer. middle: the residual stream between them. missing: why there is no MLP or mixer, by "mlp"
+    normalises the stream after each addition, so nothing is added to it unchanged. mlp_in, mixer_in: the modules with
+    the first input that enters the MLP and the one mixer. middle: the module with the first input that is the residual
+    stream between them. missing: why there is no MLP or mixer, by "mlp"
     and "mixer".
     """
 
     mlp: tuple[str, ...] = ()
     mixers: tuple[Mixer, ...] = ()
     post_norm: bool = False
-    mlp_in: Point | None = None
-    mixer_in: Point | None = None
-    middle: Point | None = None
+    mlp_in: str | None = None
+    mixer_in: str | None = None
+    middle: str | None = None
     missing: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -99,18 +99,18 @@ def failed_test(layer: Layer, kind: str, parts: Parts) -> str:
     if kind == "mlp":
         return _failed_mlp(layer, parts)
     if kind == "resid_mid":
-        between = parts.middle is not None and is_between(layer, parts.middle[0], parts.mlp)
+        between = parts.middle is not None and is_between(layer, parts.middle, parts.mlp)
         return "" if between else "it is not the residual stream between mixer and MLP"
     if kind in ("mlp_in", "attn_in"):
-        point, of = (parts.mlp_in, parts.mlp[0]) if kind == "mlp_in" else (parts.mixer_in, parts.mixers[0].adds)
+        entry, of = (parts.mlp_in, parts.mlp[0]) if kind == "mlp_in" else (parts.mixer_in, parts.mixers[0].adds)
         ends = tuple(mixer.projection for mixer in parts.mixers) if kind == "attn_in" else ()
-        entry = point is not None and is_entry(layer, point[0], of, ends)
-        return "" if entry else f"it alone does not decide what {of} adds, or comes before the norm"
+        proven = entry is not None and is_entry(layer, entry, of, ends)
+        return "" if proven else f"it alone does not decide what {of} adds, or comes before the norm"
     return next((why for mixer in parts.mixers if (why := _failed_mixer(layer, mixer, parts))), "")
 
 
 def _paths(parts: Parts) -> list[str]:
-    points = [point[0] for point in (parts.mlp_in, parts.mixer_in, parts.middle) if point is not None]
+    points = [path for path in (parts.mlp_in, parts.mixer_in, parts.middle) if path is not None]
     return [*parts.mlp, *(path for mixer in parts.mixers for path in (mixer.adds, mixer.projection)), *points]
 
 
@@ -133,7 +133,7 @@ def _failed_mixer(layer: Layer, mixer: Mixer, parts: Parts) -> str:
     others = [*parts.mlp, *(other.adds for other in parts.mixers if other != mixer)]
     if parts.post_norm:
         return "" if is_only_mixer(layer, path) else f"tokens are mixed beside {path}"
-    if not decides(layer, (path, "out"), adds):
+    if not decides(layer, path, "out", adds):
         return f"the output of {path} alone does not decide what {adds} adds"
     return "" if is_linear(layer, path) and is_removed(layer, path, adds, others) else f"{path} is not linear"
 
@@ -194,7 +194,7 @@ def _projection(layer: Layer, adds: str, others: list[str]) -> str | None:
     last = layer.seen[adds].order
     candidates = [path for path, one in layer.seen.items() if one.order <= last and is_matrix(layer, path)]
     for path in sorted(candidates, key=lambda path: -layer.seen[path].order):
-        if decides(layer, (path, "out"), adds) and is_linear(layer, path) and is_removed(layer, path, adds, others):
+        if decides(layer, path, "out", adds) and is_linear(layer, path) and is_removed(layer, path, adds, others):
             return path
     return None
 
@@ -208,16 +208,14 @@ def _post_norm(layer: Layer, why: str) -> Parts:
     return Parts(missing={"mlp": why, "mixer": why})
 
 
-def _entry(layer: Layer, of: str, ends: tuple[str, ...]) -> Point | None:
-    """Return the input that alone decides what a part adds, after the norm: that of its outermost module."""
+def _entry(layer: Layer, of: str, ends: tuple[str, ...]) -> str | None:
+    """Return the outermost module with the input that alone decides what a part adds, after the norm."""
     last = layer.seen[of].order
     before = sorted((path for path, one in layer.seen.items() if one.order <= last), key=lambda path: path.count("."))
-    return next(((path, "in") for path in before if is_entry(layer, path, of, ends)), None)
+    return next((path for path in before if is_entry(layer, path, of, ends)), None)
 
 
-def _middle(layer: Layer, mlp: tuple[str, ...]) -> Point | None:
-    """Return the input of a module that is the stream between the mixing and the MLP."""
-    for path in sorted(layer.seen, key=lambda path: (path.count("."), layer.seen[path].order)):
-        if is_between(layer, path, mlp):
-            return path, "in"
-    return None
+def _middle(layer: Layer, mlp: tuple[str, ...]) -> str | None:
+    """Return the outermost module with the input that is the stream between the mixing and the MLP."""
+    outermost = sorted(layer.seen, key=lambda path: (path.count("."), layer.seen[path].order))
+    return next((path for path in outermost if is_between(layer, path, mlp)), None)

@@ -13,11 +13,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .layer_runs import Change, Layer, zero
+from .layer_runs import Layer, zero
+from .module_values import Change
 
 Side = Literal["in", "out"]
-Point = tuple[str, Side]
-"""A module of a layer by its path, and its first input or its output."""
 
 
 def multiple_of_delta(layer: Layer, path: str, after: Tensor, removed: list[str]) -> float | None:
@@ -25,7 +24,7 @@ def multiple_of_delta(layer: Layer, path: str, after: Tensor, removed: list[str]
 
     after: the layer's output without that vector, with `removed` zero.
     """
-    delta = layer.noise(layer.before)
+    delta = layer.noise(0)
 
     def change(value: Tensor) -> Tensor:
         return value + delta.reshape(value.shape).to(value.dtype)
@@ -75,7 +74,7 @@ def mixes(layer: Layer, path: str, added: list[str]) -> bool:
 
 def _with_another_first_token(layer: Layer) -> Tensor:
     stream = layer.before.clone()
-    stream[:, 0] += layer.noise(layer.before, 1)[:, 0]
+    stream[:, 0] += layer.noise(1)[:, 0]
     return stream
 
 
@@ -86,12 +85,11 @@ def _but_the_first(layer: Layer, value: Tensor) -> Tensor:
     return kept
 
 
-def decides(layer: Layer, point: Point, of: str) -> bool:
+def decides(layer: Layer, path: str, side: Side, of: str) -> bool:
     """Whether a module's first input or output alone decides the output of another module, or of itself."""
-    path, side = point
     if side == "out" and path == of:
         return True
-    given, other = layer.seen[path].given, layer.before + layer.noise(layer.before, 2)
+    given, other = layer.seen[path].given, layer.before + layer.noise(2)
 
     def keep(value: Tensor) -> Tensor:
         return given.reshape(value.shape).clone()  # type: ignore[no-any-return]
@@ -134,7 +132,7 @@ def is_entry(layer: Layer, path: str, of: str, ends: tuple[str, ...]) -> bool:
     ends_the_part = path in ends or (path == of and is_matrix(layer, path))
     if ends_the_part or one.calls > 1 or not layer.is_stream_shaped(one.given) or not _has_matrix(layer, path):
         return False
-    return not _begins_with_norm(layer, path) and decides(layer, (path, "in"), of)
+    return not _begins_with_norm(layer, path) and decides(layer, path, "in", of)
 
 
 def _begins_with_norm(layer: Layer, path: str) -> bool:

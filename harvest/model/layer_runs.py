@@ -3,17 +3,26 @@
 A run is one call of the layer over a few tokens; nothing of the model is changed after it.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .layer_trace import Call, first_argument, first_tensor
+from .layer_trace import Call
+from .module_values import (
+    Change,
+    changing_input,
+    changing_output,
+    first_argument,
+    first_tensor,
+    skipping,
+    with_first_argument,
+    with_first_tensor,
+)
 
-Change = Callable[[Tensor], Tensor]
 # Mean square and largest rounding error, in ulps of the largest of the values added.
 RMS_ULPS, MOST_ULPS = 2.0, 64.0
 
@@ -67,22 +76,27 @@ class Layer:
         """
         with ExitStack() as hooks, torch.inference_mode():
             for path, change in (inputs or {}).items():
-                before_call = _changing_input(change)
+                before_call = changing_input(change)
                 hooks.callback(self.modules[path].register_forward_pre_hook(before_call, with_kwargs=True).remove)
             for path, other in (outputs or {}).items():
                 if isinstance(other, Tensor):
-                    hooks.enter_context(_skipped(self.modules[path], self.seen[path].whole, other))
+                    hooks.enter_context(skipping(self.modules[path], self._output_with(path, other)))
                 else:
-                    hooks.callback(self.modules[path].register_forward_hook(_changing_output(other)).remove)
+                    hooks.callback(self.modules[path].register_forward_hook(changing_output(other)).remove)
             if seen is not None:
                 for path, module in self.modules.items():
                     starting, ending = _watching(path, seen)
                     hooks.callback(module.register_forward_pre_hook(starting, with_kwargs=True).remove)
                     hooks.callback(module.register_forward_hook(ending).remove)
             stream = (self.before if before is None else before).clone()
-            args, kwargs = _replaced(self._call, stream)
+            args, kwargs = with_first_argument(self._call.args, self._call.kwargs, stream)
             output = self._module(*args, **kwargs)
             return first_tensor(output).clone()  # type: ignore[no-any-return]
+
+    def _output_with(self, path: str, first: Tensor) -> Callable[[], Any]:
+        """Return what gives a module's recorded output with another first tensor."""
+        # A copy each time, because Falcon adds to its MLP's output in place.
+        return lambda: with_first_tensor(self.seen[path].whole, first.clone())
 
     def output_of(self, path: str, **changes: Any) -> Tensor:
         """Return the first output of a module in a run; changes: arguments of `run`."""
@@ -119,66 +133,17 @@ class Layer:
             return float("inf")
         return max(float(error.square().mean().sqrt()) / RMS_ULPS, float(error.max()) / MOST_ULPS)
 
-    def noise(self, like: Tensor, seed: int = 0) -> Tensor:
-        """Return random values in the shape of `like`, each token's of the size of its residual stream."""
+    def noise(self, seed: int) -> Tensor:
+        """Return random values in the shape of the residual stream, each token's of the size of its stream."""
         generator = torch.Generator().manual_seed(seed)
         values = torch.randn(self.before.shape, generator=generator).to(self.before.device)
         sizes = self.before.float().square().mean(-1, keepdim=True).sqrt()
-        return (values * sizes).to(self.before.dtype).reshape(like.shape)
+        return (values * sizes).to(self.before.dtype)
 
 
 def zero(value: Tensor) -> Tensor:
     """The change that removes a value."""
     return torch.zeros_like(value)
-
-
-def _replaced(call: Call, stream: Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    if call.args:
-        return (stream, *call.args[1:]), dict(call.kwargs)
-    name = next(iter(call.kwargs))
-    return (), {**call.kwargs, name: stream}
-
-
-def _changing_input(change: Change) -> Callable[..., Any]:
-    def before(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
-        if args:
-            return (change(args[0]), *args[1:]), kwargs
-        name = next(iter(kwargs))
-        return args, {**kwargs, name: change(kwargs[name])}
-
-    return before
-
-
-def _changing_output(change: Change) -> Callable[..., Any]:
-    def after(module: nn.Module, args: Any, output: Any) -> Any:
-        return with_first(output, change(first_tensor(output)))
-
-    return after
-
-
-def with_first(output: Any, first: Tensor) -> Any:
-    """Return a module's output with its first tensor replaced."""
-    if isinstance(output, (tuple, list)):
-        return type(output)((first, *output[1:]))
-    if isinstance(output, Mapping):
-        name = next(iter(output))
-        return type(output)(**{**output, name: first})
-    return first
-
-
-@contextmanager
-def _skipped(module: nn.Module, output: Any, first: Tensor) -> Iterator[None]:
-    """Let a module return `output` with another first tensor meanwhile, without computing anything."""
-    before = vars(module).get("forward")
-    # A copy each time, because Falcon adds to its MLP's output in place.
-    module.forward = lambda *args, **kwargs: with_first(output, first.clone())
-    try:
-        yield
-    finally:
-        if before is None:
-            del module.forward
-        else:  # accelerate's, which moves weights to where they run
-            module.forward = before
 
 
 def _watching(path: str, seen: dict[str, Seen]) -> tuple[Callable[..., None], Callable[..., None]]:

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from gsae.errors import GsaeError, UsageError
 
+from .module_values import first_argument, first_tensor
 from .pass_errors import pass_errors
 
 CONTEXTS, TOKENS = 2, 16
-Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -102,22 +102,6 @@ def input_device(model: Any) -> torch.device:
     if device is None:
         device = "cpu" if embedding.weight.is_meta else embedding.weight.device
     return torch.device(device)
-
-
-def first_tensor(value: Any) -> Any:
-    """Return a module's output, the first one if there are several; anything but a tensor as it is."""
-    if isinstance(value, Tensor):
-        return value
-    if isinstance(value, (tuple, list)) and value:
-        return value[0]
-    if isinstance(value, Mapping) and value:
-        return next(iter(value.values()))
-    return value
-
-
-def first_argument(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-    """Return a module's first input."""
-    return args[0] if args else next(iter(kwargs.values()), None)
 
 
 @contextmanager

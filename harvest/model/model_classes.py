@@ -50,6 +50,11 @@ def drop_towers(model: Any) -> Any:
     return model
 
 
+def module_tree(model: Any) -> list[tuple[str, type[nn.Module]]]:
+    """Return the path and the class of each module of a model."""
+    return [(path, type(module)) for path, module in model.named_modules()]
+
+
 class Dropped(nn.Module):
     """The place of a part that was dropped."""
 

@@ -5,7 +5,6 @@ its sha256; a rename publishes the result, so several processes may do it at onc
 135M parameters, and two bytes a parameter in the cache (four in float32).
 """
 
-import hashlib
 import importlib.util
 import json
 import re
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from gsae.errors import NotFoundError, UsageError
-from gsae.files import cache_folder
+from gsae.files import cache_folder, hash_file
 from gsae.harvest.hub import explain, one_line, quiet
 
 from .adapters import CONFIG as ADAPTER_CONFIG
@@ -117,6 +116,19 @@ def light_directory(files: ModelFiles) -> Path:
     return _unpack(files.path, "tokenizer", lambda out: _save_light(files.path, out))
 
 
+def config_parts(directory: Path) -> list[dict[str, Any]]:
+    """Return what a model's config.json says, of the model and then of its text model; nothing if it is not readable.
+
+    transformers says what is wrong in it.
+    """
+    try:
+        config = json.loads((directory / "config.json").read_text())
+    except ValueError:
+        return []
+    parts = (config, config.get("text_config")) if isinstance(config, dict) else ()
+    return [part for part in parts if isinstance(part, dict)]
+
+
 def tokenizer_directory(files: ModelFiles) -> Path:
     """Return a directory with the model's tokenizer."""
     files = files.tokenizer
@@ -133,7 +145,7 @@ def weights_directory(files: ModelFiles, dtype: str) -> Path:
 
 def weights_sha256(files: ModelFiles) -> str:
     """Return the sha256 over the hex sha256s, in name order, of the files with the weights; of an adapter's base."""
-    return joined_sha256(_sha256(path) for path in _weight_files(files.whole))
+    return joined_sha256(hash_file(path) for path in _weight_files(files.whole))
 
 
 def _weight_files(files: ModelFiles) -> list[Path]:
@@ -224,7 +236,7 @@ def _download(name: str, revision: str | None, weights: bool, also: list[str]) -
 
 def _unpack(gguf: Path, part: str, save: Callable[[Path], None]) -> Path:
     """Return the cached directory of a part of a GGUF file; `save` fills it if it is not cached yet."""
-    folder = cache_folder() / "gguf" / _sha256(gguf)[:32] / part
+    folder = cache_folder() / "gguf" / hash_file(gguf)[:32] / part
     if folder.is_dir():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -272,8 +284,3 @@ def _clean(config: Any) -> Any:
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     return config
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -17,6 +17,7 @@ from gsae.harvest.hub import one_line, quiet
 from gsae.store import ModelSource, QuantizationSource
 
 from .devices import Placement
+from .model_files import config_parts
 
 # Methods that run on a GPU alone. On a CPU transformers refuses some of them and dequantises the weights of others.
 NEED_GPU = {"eetq", "fbgemm_fp8", "fouroversix", "fp8", "fp_quant", "higgs", "metal", "mxfp4", "mxfp8", "nvfp4"}
@@ -60,15 +61,8 @@ QUANTISED_TENSORS = (
 
 def quantisation_of(directory: Path) -> dict[str, Any] | None:
     """Return the quantization_config of the model in a directory, None if its weights are plain."""
-    try:
-        config = json.loads((directory / "config.json").read_text())
-    except ValueError:  # transformers says what is wrong in it
-        return None
-    for part in (config, config.get("text_config") if isinstance(config, dict) else None):
-        found = part.get("quantization_config") if isinstance(part, dict) else None
-        if isinstance(found, dict) and found:
-            return found
-    return None
+    found = (part.get("quantization_config") for part in config_parts(directory))
+    return next((config for config in found if isinstance(config, dict) and config), None)
 
 
 def recorded(config: dict[str, Any] | None, dequantized: bool = False) -> QuantizationSource | None:

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from gsae.errors import UsageError
 
-from .layer_runs import with_first
-from .model_classes import drop_towers
+from .model_classes import drop_towers, module_tree
+from .module_values import first_argument, with_first_tensor
 
 SMALL_WIDTH = 256
 # The widths inside of MLPs, under the names that the configs of transformers have for them.
@@ -81,7 +81,7 @@ def _built(meta: Any, small: bool) -> Any:
     except Exception as error:  # transformers raises many types for sizes that do not fit together
         raise UsageError(f"no instance of {type(meta).__name__} can be built ({type(error).__name__}).") from error
     model = drop_towers(model)
-    if small and _modules(model) != _modules(meta):
+    if small and module_tree(model) != module_tree(meta):
         raise UsageError(f"a small {type(meta).__name__} has other modules than the model.")
     return model.eval()
 
@@ -95,10 +95,6 @@ def _shrink(config: Any) -> None:
         value = getattr(config, name, None)
         if isinstance(value, int) and value > 16:
             setattr(config, name, 16)
-
-
-def _modules(model: Any) -> list[tuple[str, type[nn.Module]]]:
-    return [(path, type(module)) for path, module in model.named_modules()]
 
 
 def _fill(model: nn.Module, unused: Iterable[nn.Module]) -> None:
@@ -159,8 +155,7 @@ def _join_twins(model: nn.Module) -> dict[nn.Module, nn.Module]:
 
 def _passing_on(outputs: Mapping[nn.Module, Any], first: nn.Module) -> Callable[..., Any]:
     def forward(*args: Any, **kwargs: Any) -> Any:
-        stream = args[0] if args else next(iter(kwargs.values()))
-        return with_first(outputs[first], stream)
+        return with_first_tensor(outputs[first], first_argument(args, kwargs))
 
     return forward
 

@@ -4,7 +4,6 @@ A model folder may name classes in its own Python files (`auto_map`). transforme
 consent, `--trust-remote-code`; without it nothing is imported and nobody is asked. Hashing costs nothing noticeable.
 """
 
-import hashlib
 import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gsae.errors import IncompatibleError, NotFoundError, UsageError
+from gsae.files import hash_file
 from gsae.harvest.hub import one_line
 
 from .model_files import ModelFiles
@@ -37,7 +37,7 @@ def trusted_code(files: ModelFiles, trusted: bool) -> dict[str, str]:
         for path in _code_files(owner):
             name = path.relative_to(owner.path.resolve()).as_posix()
             name = name if owner is files.whole else f"{ADAPTER}/{name}"
-            found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
+            found[name] = hash_file(path)
     return dict(sorted(found.items()))
 
 
@@ -55,7 +55,7 @@ def check_executed(objects: Iterable[Any], allowed: Mapping[str, str], model: st
     modules = {type(each).__module__ for each in objects}
     for name in sorted(name for name in modules if name.split(".")[0] == PACKAGE):
         file = Path(str(getattr(sys.modules.get(name), "__file__", "")))
-        ran = hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else None
+        ran = hash_file(file) if file.is_file() else None
         if ran not in allowed.values():
             raise IncompatibleError(f"The code of model {model!r} changed while it was loaded: {file.name}. Try again.")
 

@@ -3,11 +3,14 @@
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 from torch import nn
 
 from gsae.store import SiteSpec
+
+from .module_values import skipping
 
 NUMBERED = re.compile(r"(.+?)\.(\d+)(?:\.|$)")  # the list of blocks and a number in it, as in model.layers.10.mlp
 
@@ -33,14 +36,7 @@ def recording(blocks: Sequence[nn.Module], outputs: dict[nn.Module, Any]) -> Ite
 @contextmanager
 def replaying(outputs: Mapping[nn.Module, Any]) -> Iterator[None]:
     """Let blocks return their recorded outputs meanwhile, without computing anything."""
-    before = {block: vars(block).get("forward") for block in outputs}
-    try:
-        for block, output in outputs.items():
-            block.forward = lambda *args, output=output, **kwargs: output
+    with ExitStack() as skipped:
+        for block in outputs:
+            skipped.enter_context(skipping(block, partial(outputs.__getitem__, block)))
         yield
-    finally:
-        for block, forward in before.items():
-            if forward is None:
-                del block.forward
-            else:  # accelerate's, which moves weights to where they run
-                block.forward = forward

@@ -21,6 +21,7 @@ from gsae.store import SiteSpec
 
 from .capture import SUM
 from .layer_parts import NO_MIXER, NO_MLP, Parts
+from .module_values import first_argument
 from .structure import Structure, is_attention, structure_of
 
 Kind = Literal["resid", "mlp", "attn", "mixer", "resid_mid", "mlp_in", "attn_in"]
@@ -202,12 +203,12 @@ def _place(structure: Structure, kind: Kind, number: int) -> Place:
     if kind in ("attn", "mixer"):
         path = _projection(structure, kind, number, parts)
         return Place((path,), "in", structure.width(number, path))
-    point = {"resid_mid": parts.middle, "mlp_in": parts.mlp_in, "attn_in": parts.mixer_in}[kind]
-    if point is None:
-        raise _HasNoneError(f"{MISSING_POINTS[kind]}.")
+    entry = {"resid_mid": parts.middle, "mlp_in": parts.mlp_in, "attn_in": parts.mixer_in}[kind]
+    if entry is None:
+        raise _HasNoneError(f"{MISSING_INPUTS[kind]}.")
     if kind == "attn_in" and not is_attention(structure.mixer_kind(number, parts.mixers[0].projection)):
         raise _HasNoneError("the mixer is no attention.")
-    return Place((point[0],), point[1], structure.width(number, point[0]))
+    return Place((entry,), "in", structure.width(number, entry))
 
 
 def _missing(parts: Parts, kind: str) -> UsageError:
@@ -215,7 +216,7 @@ def _missing(parts: Parts, kind: str) -> UsageError:
     return (_HasNoneError if why in (NO_MLP, NO_MIXER) else UsageError)(f"{why}.")
 
 
-MISSING_POINTS = {
+MISSING_INPUTS = {
     "resid_mid": "no module gets the residual stream between a mixer and an MLP",
     "mlp_in": "no module has an input that alone decides what the MLP adds",
     "attn_in": "no module has an input that alone decides what one attention adds",
@@ -281,7 +282,7 @@ def _width(model: Any, path: str, side: Side, name: str) -> int:
     seen: list[Any] = []
 
     def before(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        seen.append(args[0] if args else next(iter(kwargs.values()), None))
+        seen.append(first_argument(args, kwargs))
 
     def after(module: nn.Module, args: Any, output: Any) -> None:
         seen.append(output[0] if isinstance(output, tuple) else output)

@@ -38,10 +38,10 @@ WRONG: dict[str, tuple[str, dict[str, Any]]] = {
     "a layer without its mixer": ("mlp", {"mixers": ()}),
     "the queries as the heads": ("attn", {"mixers": (Mixer("self_attn", "self_attn.q_proj"),)}),
     "a projection of the MLP as the heads": ("attn", {"mixers": (Mixer("self_attn", "mlp.down_proj"),)}),
-    "the stream before the mixer as between": ("resid_mid", {"middle": ("input_layernorm", "in")}),
-    "the stream as the MLP's input": ("mlp_in", {"mlp_in": ("post_attention_layernorm", "in")}),
-    "the attention's input as the MLP's": ("mlp_in", {"mlp_in": ("self_attn", "in")}),
-    "the MLP's input as the attention's": ("attn_in", {"mixer_in": ("mlp", "in")}),
+    "the stream before the mixer as between": ("resid_mid", {"middle": "input_layernorm"}),
+    "the stream as the MLP's input": ("mlp_in", {"mlp_in": "post_attention_layernorm"}),
+    "the attention's input as the MLP's": ("mlp_in", {"mlp_in": "self_attn"}),
+    "the MLP's input as the attention's": ("attn_in", {"mixer_in": "mlp"}),
 }
 
 
