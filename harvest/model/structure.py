@@ -87,11 +87,10 @@ def _of_instance(instance: Instance) -> Structure:
 
 def _kind(layer: Layer, projection: str) -> str:
     """Return what a mixer is, from the names of the modules around its projection."""
-    parts = projection.split(".")
-    around = [".".join(parts[:end]) for end in range(1, len(parts) + 1)]
-    names = [path.rsplit(".", 1)[-1].lower() for path in around[:-1] or around]
-    classes = [type(layer.modules[path]).__name__ for path in around[:-1] or around]
-    text = " ".join([*names, *classes]).lower()
+    inside = projection.split(".")
+    around = [".".join(inside[:end]) for end in range(1, len(inside))] or [projection]
+    classes = [type(layer.modules[path]).__name__ for path in around]
+    text = " ".join([*around, *classes]).lower()
     if "rwkv" in text or not ("att" in text or "kda" in text):
         return classes[-1]
     linear = ("linear_att", "linearatt", "lightning", "deltanet", "kda", "deltaattention")

@@ -7,7 +7,6 @@ such as a norm), each times one number. A site that holds anything else leaves a
 """
 
 from itertools import pairwise
-from typing import Any
 
 import pytest
 import torch
@@ -17,6 +16,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from gsae.errors import UsageError
 from gsae.harvest import survey
 from gsae.tests.support.causal_lms import tiny_model
+from gsae.tests.support.recorded_pass import Recorded, recorded
 
 NOT_BUILT = {
     "dots3_note": "the sizes of its adapter follow from those of its tower",
@@ -43,29 +43,6 @@ REFUSED = {
 # The projections of mixers that run beside an attention.
 BESIDE = {"falcon_h1": "mamba.out_proj"}
 FAMILIES = sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
-Recorded = dict[str, tuple[Any, Any]]
-
-
-def recorded(model: Any, tokens: Tensor) -> Recorded:
-    """Return each module's first input and output in a pass; modules that run more than once are left out."""
-    seen: Recorded = {}
-    again: set[str] = set()
-    handles = []
-    for path, module in model.named_modules():
-
-        def keep(module: Any, args: Any, kwargs: Any, output: Any, path: str = path) -> None:
-            given = args[0] if args else next(iter(kwargs.values()), None)
-            gave = output[0] if isinstance(output, (tuple, list)) else output
-            if path in seen:
-                again.add(path)
-            seen[path] = tuple(v.clone() if isinstance(v, Tensor) else v for v in (given, gave))  # type: ignore[assignment]
-
-        handles.append(module.register_forward_hook(keep, with_kwargs=True))
-    with torch.no_grad():
-        model(input_ids=tokens, use_cache=False)
-    for handle in handles:
-        handle.remove()
-    return {path: pair for path, pair in seen.items() if path not in again}
 
 
 def flat(value: Tensor) -> Tensor:

@@ -4,26 +4,11 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from gsae.errors import UsageError
 from gsae.harvest import LanguageModel, capture, offered, resolve, split_names
 from gsae.tests.support.families import FAMILIES, built
-
-
-def watched(model: Any, paths: list[str], tokens: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
-    """Return each module's first input and output in a whole pass, with plain hooks."""
-    seen = {}
-    for path in paths:
-
-        def keep(module: Any, args: Any, kwargs: Any, output: Any, path: str = path) -> None:
-            first = args[0] if args else next(iter(kwargs.values()))
-            seen[path] = (first.clone(), (output[0] if isinstance(output, tuple) else output).clone())
-
-        model.get_submodule(path).register_forward_hook(keep, with_kwargs=True)
-    with torch.no_grad():
-        model(input_ids=tokens, use_cache=False)
-    return seen
+from gsae.tests.support.recorded_pass import recorded
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -38,14 +23,13 @@ def test_sites_add_up_to_the_residual_stream(family: str) -> None:
     for site in sites:
         assert found[site.name].shape == (2, 9, site.d_in)
 
+    seen = recorded(model, tokens)
     for number in range(3):
         layer, after = f"{own.layers}.{number}", f"{own.layers}.{number + 1}" if number < 2 else own.final
         attention, projection = f"{layer}.{own.attention}", f"{layer}.{own.attention}.{own.projection}"
-        paths = [layer, after, attention, projection, *([f"{layer}.{own.between}"] if own.between else [])]
-        seen = watched(model, paths, tokens)
         assert torch.equal(found[f"resid.{number}"], seen[layer][1])
         assert torch.equal(found[f"resid.{number}"], seen[after][0])
-        between = seen[paths[4]][0] if own.between else seen[layer][0] + seen[attention][1]
+        between = seen[f"{layer}.{own.between}"][0] if own.between else seen[layer][0] + seen[attention][1]
         added = found[f"resid.{number}"] - between.reshape(2, 9, -1)
         torch.testing.assert_close(found[f"mlp.{number}"], added, rtol=1e-4, atol=1e-4)
         assert found[f"mlp.{number}"].abs().max() > 1e-3
