@@ -177,7 +177,7 @@ def ours(d_in: int, d_sae: int, l0: int, path: str, cpu: bool, arch: str = "gate
     l1, lr = torch.tensor([0.01], dtype=torch.float64), torch.tensor([1e-7])
 
     def step() -> None:
-        batch = bank.step(x, l1, Adam(lr, 0.999, 1e-8, next(steps)))
+        batch = bank.step(x, l1, Adam(lr, 0.999, 1e-8, next(steps), row_clip=True))
         opened = float(batch.l0) / ROWS
         assert abs(opened - l0) < 2 + l0 / 10, f"L0 is {opened}, not {l0}"
 

@@ -34,8 +34,13 @@ HEAVY = ("slow", "server", "kill", "browser")  # the markers that `make quick` l
 
 
 def pytest_configure() -> None:
-    """Give the processes that the tests start one thread each; pytest-xdist's processes are started after this."""
+    """Give the processes that the tests start one thread each; pytest-xdist's processes are started after this.
+
+    Without a GPU, Triton's kernels are interpreted.
+    """
     os.environ["OMP_NUM_THREADS"] = "1"
+    if not Path("/dev/nvidiactl").exists():
+        os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

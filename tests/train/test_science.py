@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gsae.store import Store
+from gsae.tests.support.devices import TRITON_DEVICE
 from gsae.tests.support.params import random_params
 from gsae.tests.support.stores import directions, make_store, sparse_rows
 from gsae.train import SAE, RunConfig, load_sae, parse_sae, train
@@ -42,8 +43,8 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 def fitted(store: Store, out: Path, *lines: str, **settings: Any) -> list[dict[str, float]]:
     """The metrics on held-out rows of some SAEs, trained for 800 steps."""
-    usual = {"site": "mlp.1", "steps": 800, "batch_size": 256, "threads": 1, "device": "cpu", "log_every": 400,
-             "eval_every": 0, "on_divergence": "continue"}  # fmt: skip
+    usual = {"site": "mlp.1", "steps": 800, "batch_size": 256, "threads": 1, "device": str(TRITON_DEVICE),
+             "log_every": 400, "eval_every": 0, "on_divergence": "continue"}  # fmt: skip
     run = RunConfig(**(usual | settings), saes=tuple(sae for line in lines for sae in parse_sae(line)))
     train(store.site("mlp.1"), run, out)
     x = torch.cat([rows.float() for _, rows in store.site("mlp.1", "heldout").in_order()])

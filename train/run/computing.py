@@ -1,18 +1,22 @@
 """What a run computes on: the device, and the number of CPU threads."""
 
+import importlib.util
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Literal
 
 import torch
 
 from gsae.errors import UsageError
 from gsae.train.step.compiling import kernel_threads
+from gsae.train.step.crossovers import sparse_share_of
 
 from .config import RunConfig
 
 
 def device_of(config: RunConfig) -> str:
-    """The device that a new run computes on. Raises UsageError if it cannot multiply in the precision."""
+    """The device that a new run computes on. Raises UsageError if it has not the precision or the kernels."""
     device = config.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
@@ -20,7 +24,24 @@ def device_of(config: RunConfig) -> str:
         raise UsageError(
             f"Precision tf32 needs a GPU, and the device is {device!r}. Use --precision float32 or bfloat16."
         )
+    kernels_of(config, device)
     return device
+
+
+def kernels_of(config: RunConfig, device: str) -> Literal["triton", "plain"] | None:
+    """The code of a new run's steps on a GPU; None on other devices. Raises UsageError for one that is not there."""
+    on_gpu, there = device.startswith("cuda"), importlib.util.find_spec("triton") is not None
+    if config.kernels == "triton" and not (there and (on_gpu or os.environ.get("TRITON_INTERPRET") == "1")):
+        raise UsageError(
+            f"--kernels triton needs a CUDA GPU and the package triton, which comes with torch for CUDA; the device is "
+            f"{device!r}. Leave the option out."
+        )
+    return config.kernels or (("triton" if there else "plain") if on_gpu else None)
+
+
+def measured_share(device: str, precision: str) -> float:
+    """The share of open gates up to which the sparse step was measured to pay on this device; 0 if it was not."""
+    return sparse_share_of(torch.cuda.get_device_name(device), precision) if device.startswith("cuda") else 0.0
 
 
 @contextmanager

@@ -208,6 +208,20 @@ class RunConfig(Settings):
         panel=MACHINE,
         flags="--screening/--no-screening",
     )
+    kernels: Literal["triton", "plain"] | None = setting(
+        None,
+        "The step's own code on a GPU: fused kernels in triton, or plain torch. Default: triton where it is installed.",
+        panel=MACHINE,
+    )
+    sparse_share: float | None = setting(
+        None,
+        "On a GPU with triton, the share of open gates up to which an SAE takes the sparse step; 0 for never. "
+        "Default: what was measured for the GPU, 0 where nothing was.",
+        panel=MACHINE,
+        metavar="SHARE",
+        ge=0,
+        le=1,
+    )
     device: str = setting(
         "auto", "Device: cpu, cuda, mps, or auto for the GPU if there is one.", panel=MACHINE, metavar="DEVICE"
     )
@@ -297,7 +311,10 @@ class RunConfig(Settings):
                 raise UsageError(f"{count} SAEs of the run are called {name!r}; give each a different name.")
         return tuple(named)
 
-    def resolved(self, *, device: str, threads: int, ranks: int = 1, screening: bool = False) -> "ResolvedRun":
+    def resolved(
+        self, *, device: str, threads: int, ranks: int = 1, screening: bool = False,
+        kernels: Literal["triton", "plain"] | None = None, sparse_share: float | None = None,
+    ) -> "ResolvedRun":  # fmt: skip
         """The same run with every default filled in; the arguments are used where the settings leave it open.
 
         ranks: number of processes that share the groups; stacks are cut so that each finds one.
@@ -321,6 +338,8 @@ class RunConfig(Settings):
             "threads": self.threads or threads,
             "stack": self.stack or _stack_for(saes, ranks),
             "screening": screening if self.screening is None else self.screening,
+            "kernels": self.kernels or kernels,
+            "sparse_share": sparse_share if self.sparse_share is None else self.sparse_share,
             "init": None,  # the SAEs have it
             "saes": saes,
         }

@@ -17,7 +17,7 @@ from gsae.train.sae import CFG, weights_sha256
 from gsae.train.step.screening import screening_pays
 
 from .checkpoint import load_checkpoint
-from .computing import device_of
+from .computing import device_of, kernels_of, measured_share
 from .config import ResolvedRun, ResolvedSAE, RunConfig
 from .config_file import Recorded, from_toml, to_toml
 from .events import Listener, Moved
@@ -31,8 +31,9 @@ LOCK = "lock"
 FREE = ("checkpoint_every", "checkpoint_minutes", "lr", "same_hardware")
 # Settings that a run decides at its first start where they are left open. It keeps to them, whatever version goes on.
 DECIDED = (
-    "adam_eps", "encoder_start", "healthy_every", "l1_warm_up_steps", "lr_decay_steps", "lr_warm_up_steps",
-    "on_divergence", "resample_norm_multiple", "resample_silent_rows", "row_clip", "screening", "stack",
+    "adam_eps", "encoder_start", "healthy_every", "kernels", "l1_warm_up_steps", "lr_decay_steps",
+    "lr_warm_up_steps", "on_divergence", "resample_norm_multiple", "resample_silent_rows", "row_clip", "screening",
+    "sparse_share", "stack",
 )  # fmt: skip
 
 
@@ -60,9 +61,12 @@ def begin_or_resume(run: Path, config: RunConfig, site: Site, ranks: Ranks, list
 
 
 def _new(config: RunConfig, ranks: Ranks) -> ResolvedRun:
+    device = device_of(config)
+    kernels = kernels_of(config, device)
     new = config.resolved(
-        device=device_of(config), threads=ranks.threads, ranks=ranks.world_size, screening=screening_pays()
-    )
+        device=device, threads=ranks.threads, ranks=ranks.world_size, screening=screening_pays(), kernels=kernels,
+        sparse_share=measured_share(device, config.precision) if kernels == "triton" else None,
+    )  # fmt: skip
     hashed = [s.model_copy(update={"init_sha256": weights_sha256(s.init)}) if s.init else s for s in new.saes]
     return new.model_copy(update={"saes": tuple(hashed)})
 

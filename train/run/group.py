@@ -26,6 +26,7 @@ from .inputs import Inputs
 from .lr_schedule import l1_factor, lr_factor, recovery, seed_at
 from .measuring import heldout_metrics, training_metrics
 from .metrics_line import MetricsLine
+from .replay import Batch, Unseen
 from .resample import resampled
 
 DEAD_ROWS = 10_000_000
@@ -50,6 +51,8 @@ class Group:
             clip=run.clip_grad_norm,
             screened=run.screening,
             tf32=run.precision == "tf32",
+            kernels=run.kernels,
+            sparse_share=run.sparse_share,
         )
         self.lr = torch.tensor([sae.lr for sae in saes], device=device)
         self.l1 = torch.tensor([sae.l1_coefficient for sae in saes], dtype=wide(device), device=device)
@@ -58,6 +61,7 @@ class Group:
         self.silent = torch.zeros(many, d_sae, dtype=torch.int64, device=device)  # rows since each latent fired
         self.stopped = torch.full((many,), -1, dtype=torch.int64, device=device)  # the step at which each was stopped
         self.resampled = torch.full((many,), -1, dtype=torch.int64, device=device)  # step of the last resampling
+        self._unseen = Unseen(self._take, lambda step: self.bank.give_up(step, run.adam_betas[1]))
         self.divergence = Divergence(many, {} if run.on_divergence == "continue" else self._worth_keeping())
         self.shares = torch.ones(many, device=device)  # of the learning rates, after retries
 
@@ -73,23 +77,32 @@ class Group:
         """
         self.step += 1
         self.reader = reader
-        run, step = self.run, self.step
-        l1 = self.l1 * l1_factor(run, step)
-        rates = torch.where(self.stopped < 0, self._rates(), 0)
-        batch = self.bank.step(x, l1, Adam(rates, run.adam_betas[1], run.adam_eps, step, run.row_clip))
-        loss = batch.loss(l1)
-        self.stopped.masked_fill_((self.stopped < 0) & ~torch.isfinite(loss), step)
-        self.totals += torch.where(self.stopped < 0, _stacked(loss, batch), 0)
-        self.silent.add_(len(x)).masked_fill_(batch.fired > 0, 0)
-        self.seen += torch.stack([self.seen.new_tensor(len(x)), spread])
+        self._unseen.add(Batch(self.step, x, spread))
 
-    def _rates(self) -> Tensor:
-        """The learning rates (saes,) at this step, those of SAEs that were stopped too."""
-        rates = self.lr * self.shares * lr_factor(self.run, self.step)
-        return rates * recovery(self.run, self.step, self.resampled).to(rates) if self.run.resample_at else rates
+    def _take(self, batch: Batch) -> Tensor | None:
+        """Launch a step and add up its sums; returns whether it takes place, as `Bank.went`."""
+        run, step, rows = self.run, batch.step, len(batch.x)
+        l1 = self.l1 * l1_factor(run, step)
+        rates = torch.where(self.stopped < 0, self._rates(step), 0)
+        sums = self.bank.step(batch.x, l1, Adam(rates, run.adam_betas[1], run.adam_eps, step, run.row_clip))
+        loss, fired, went = sums.loss(l1), sums.fired > 0, self.bank.went
+        counted, seen = self.stopped < 0, torch.stack([self.seen.new_tensor(rows), batch.spread])
+        if went is not None:
+            counted, fired, seen = counted & went, fired & went, seen * went
+        self.stopped.masked_fill_(counted & ~torch.isfinite(loss), step)
+        self.totals += torch.where(counted & (self.stopped < 0), _stacked(loss, sums), 0)
+        self.silent.add_(rows if went is None else went * rows).masked_fill_(fired, 0)
+        self.seen += seen
+        return went
+
+    def _rates(self, step: int) -> Tensor:
+        """The learning rates (saes,) at a step, those of SAEs that were stopped too."""
+        rates = self.lr * self.shares * lr_factor(self.run, step)
+        return rates * recovery(self.run, step, self.resampled).to(rates) if self.run.resample_at else rates
 
     def resample(self, z: Tensor) -> dict[str, int]:
         """Give silent latents new directions among inputs z (rows, d_in). Returns how many, by SAE."""
+        self._unseen.settle()
         counts = {}
         limit = (self.run.resample_norm_multiple or math.inf) * self.inputs.summary.median_norm * self.inputs.scale
         for index, sae in enumerate(self.saes):
@@ -209,6 +222,7 @@ class Group:
 
     def checkpoint(self, metrics_bytes: int) -> Checkpoint:
         """Everything that `restore` needs."""
+        self._unseen.settle()
         digest = self.inputs.site.store.digest
         return Checkpoint(self.step, self.reader or {}, digest, metrics_bytes, self._tensors())
 
@@ -236,7 +250,7 @@ class Group:
         """
         rows, spread = self.seen.tolist()
         d_in, scale = len(self.inputs.centre), self.inputs.scale
-        rates = self._rates().tolist()
+        rates = self._rates(self.step).tolist()
         dead, stopped = self.dead(), self.stopped.tolist()
         lines = []
         for index, (sae, sums) in enumerate(zip(self.saes, zip(*self.totals.tolist(), strict=True), strict=True)):
@@ -263,6 +277,7 @@ class Group:
 
     def judged_lines(self, heldout: Tensor | None) -> tuple[list[MetricsLine], list[Verdict]]:
         """The `lines` of a step, after which new sums begin, and what became of SAEs that diverged."""
+        self._unseen.settle()
         lines = self.lines(heldout)
         verdicts = self.judge(lines)
         self.reset_totals()

@@ -16,7 +16,7 @@ from .adam import Adam
 from .adam_plain import adam_decoder, adam_rows, adam_vector
 from .batch_sums import BatchSums
 from .latent_vectors import largest
-from .tf32 import products_in_tf32
+from .product_rounding import products_in_tf32
 from .wide import wide
 
 
@@ -51,6 +51,14 @@ class AutogradBank:
     def paths(self) -> tuple[str, ...]:
         """The step that each SAE takes next: always "dense"."""
         return ("dense",) * self.saes
+
+    @property
+    def went(self) -> Tensor | None:
+        """As `Bank.went`: every step takes place."""
+        return None
+
+    def give_up(self, step: int, beta2: float) -> None:
+        """As `Bank.give_up`, which is never called."""
 
     def one(self, index: int) -> Params:
         """One SAE, copied to the CPU."""

@@ -23,6 +23,16 @@ class Bank(Protocol):
     def paths(self) -> tuple[str, ...]:
         """The step that each SAE takes next: "dense" or "sparse"."""
 
+    @property
+    def went(self) -> Tensor | None:
+        """Whether the last step took place, () bool on the device; None where every step does.
+
+        A step that did not has changed nothing, and its sums mean nothing.
+        """
+
+    def give_up(self, step: int, beta2: float) -> None:
+        """Change what kept a step and all later ones from taking place, so that they can be taken again."""
+
     def one(self, index: int) -> Params:
         """One SAE, copied to the CPU."""
 
@@ -52,13 +62,20 @@ def bank_for(
     clip: float | None,
     screened: bool,
     tf32: bool,
+    kernels: str | None,
+    sparse_share: float | None,
 ) -> Bank:
     """The bank for SAEs of one architecture: the fast one if there is one and gradients are not clipped.
 
     start: the SAEs at step 0. centre (d_in): the mean of the scaled inputs. operands: the type of the operands of dense
     products. clip: the largest norm of all gradients of an SAE. screened: find open gates by a bfloat16 product.
-    tf32: round the large products of float32 matrices on a GPU.
+    tf32: round the large products of float32 matrices on a GPU. kernels: of a GPU, "triton" or
+    "plain". sparse_share: of gates that are open, up to which an SAE takes the sparse step; None for that of a CPU.
     """
+    if type(start[0]) in FAST and clip is None and kernels == "triton":
+        from .triton_bank import TritonBank  # Triton comes with torch for CUDA alone
+
+        return TritonBank(start, centre, operands, device, sparse_share=sparse_share or 0.0, tf32=tf32)
     if type(start[0]) in FAST and clip is None:
         return FastBank(start, centre, operands, device, screened=screened, tf32=tf32)
     return AutogradBank(start, centre, operands, device, clip, tf32=tf32)

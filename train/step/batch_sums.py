@@ -29,10 +29,10 @@ class BatchSums:
         return cls(error, auxiliary, norm, inner, l0, l1, fired)
 
     @classmethod
-    def unknown(cls, saes: int, d_sae: int) -> "BatchSums":
-        """NaN everywhere, on the CPU: those of SAEs that took no step."""
-        numbers = torch.full((len(fields(cls)) - 1, saes), float("nan"), dtype=torch.float64)
-        return cls.of(numbers, torch.zeros(saes, d_sae, dtype=torch.int32))
+    def unknown(cls, saes: int, d_sae: int, device: torch.device) -> "BatchSums":
+        """NaN everywhere: those of SAEs that took no step."""
+        numbers = torch.full((len(fields(cls)) - 1, saes), float("nan"), dtype=torch.float64, device=device)
+        return cls.of(numbers, torch.zeros(saes, d_sae, dtype=torch.int32, device=device))
 
     def spoil(self, which: Tensor) -> None:
         """Make the sums of some SAEs NaN; which (saes,) bool."""

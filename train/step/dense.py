@@ -17,8 +17,8 @@ from .adam_plain import adam_vector
 from .batch_sums import BatchSums
 from .buffers import Buffers
 from .latent_vectors import Vectors, largest
+from .product_rounding import products_in_tf32
 from .stack import Stack
-from .tf32 import products_in_tf32
 from .wide import wide
 
 

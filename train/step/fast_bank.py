@@ -80,6 +80,14 @@ class FastBank:
         """The step that each SAE takes next: "dense" or "sparse"."""
         return tuple("sparse" if sparse else "dense" for sparse in self.sparse.tolist())
 
+    @property
+    def went(self) -> Tensor | None:
+        """As `Bank.went`: every step takes place."""
+        return None
+
+    def give_up(self, step: int, beta2: float) -> None:
+        """As `Bank.give_up`, which is never called."""
+
     def one(self, index: int) -> Params:
         """One SAE, copied to the CPU."""
         return self._params_type(**{name: tensor[index].cpu().clone() for name, tensor in self.params.items()})
@@ -126,11 +134,11 @@ class FastBank:
         if self.centre.device.type != "cpu":
             batch, _ = self._dense(slice(None), x, l1_coefficients, adam)
         else:
-            batch = BatchSums.unknown(self.saes, self.d_sae)
+            batch = BatchSums.unknown(self.saes, self.d_sae, x.device)
             running = adam.lr > 0
             for sae in (running & self.sparse).nonzero()[:, 0].tolist():
                 self._sparse(sae, x, l1_coefficients, adam, batch)
-            for some in _neighbours((running & ~self.sparse).tolist()):
+            for some in neighbours((running & ~self.sparse).tolist()):
                 own, opened = self._dense(some, x, l1_coefficients, adam)
                 batch.put(some, own)
                 if self.fixed is None:
@@ -169,7 +177,7 @@ class FastBank:
             batch.put(sae, taken)
 
 
-def _neighbours(chosen: list[bool]) -> Iterator[slice]:
+def neighbours(chosen: list[bool]) -> Iterator[slice]:
     """The SAEs that were chosen, as slices of neighbours."""
     first = None
     for at, here in enumerate([*chosen, False]):

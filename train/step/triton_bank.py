@@ -1,0 +1,125 @@
+"""A `FastBank` on a GPU with Triton: fused dense steps, exact sparse steps, and nothing that waits for the host.
+
+How many gates are open is known on the device alone. If a list of open gates overflows, a flag on the device is set,
+under which this step and all later ones change nothing. The host looks at the flag one step late (`train/run/replay`),
+calls `give_up` and takes those steps again, the SAE concerned on the dense path. So the result is that of a host that
+waited for every list.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from gsae.train.architectures.base import Params
+
+from . import adam_triton, dense_triton, sparse, sparse_triton
+from .adam import Adam
+from .batch_sums import BatchSums
+from .buffers import Buffers
+from .fast_bank import TAKEN_UP, FastBank, neighbours
+from .gates_triton import GateLists, Shadow, open_gates
+
+LOOK_EVERY = 16  # steps after which SAEs on the dense path may change to the sparse one; the host waits there
+
+
+class TritonBank(FastBank):
+    """A stack of SAEs, as `FastBank`; overflown (saes,) bool: whose list of open gates overflowed."""
+
+    def __init__(
+        self, start: Sequence[Params], centre: Tensor, operands: torch.dtype, device: str | torch.device,
+        *, sparse_share: float, tf32: bool = False,
+    ) -> None:  # fmt: skip
+        """As `FastBank`; sparse_share: of open gates, up to which an SAE takes the sparse step; 0 for never."""
+        super().__init__(start, centre, operands, device, tf32=tf32)
+        self.fixed = None
+        self.sparse_share = sparse_share
+        self.dense_passes, self.adam_steps = dense_triton, adam_triton
+        self.overflown = torch.zeros(self.saes, dtype=torch.bool, device=self.centre.device)
+        self._shadow: Shadow | None = None
+        self._stale = set(range(self.saes))  # SAEs whose part of the shadow is not that of their weights
+        self._by_slice: dict[tuple[int, int], Buffers] = {}
+
+    @property
+    def went(self) -> Tensor | None:
+        """Whether the last step took place, () bool on the device; None where every step does."""
+        return ~self.overflown.any() if self.sparse_share else None
+
+    def give_up(self, step: int, beta2: float) -> None:
+        """Let SAEs whose list overflowed take the dense step from now on, and clear the flag. Waits for the device.
+
+        step: the first that did not take place.
+        """
+        for sae in self.overflown.nonzero()[:, 0].tolist():
+            sparse.catch_up(self.stack[sae], beta2, step - 1)
+            self._cast_weights(sae)
+            self.sparse[sae] = False
+        self.overflown.zero_()
+
+    def step(self, x: Tensor, l1_coefficients: Tensor, adam: Adam) -> BatchSums:
+        """As `Bank.step`. Nothing is changed, and the sums mean nothing, if `went` is false afterwards."""
+        lists = [(some, self._open_gates(some, x)) for some in neighbours(self.sparse.tolist())]
+        if lists:
+            self._note_overflows(lists)
+            adam = replace(adam, lr=torch.where(self.overflown.any(), 0, adam.lr))
+        batch = BatchSums.unknown(self.saes, self.d_sae, x.device)
+        for some, own in lists:
+            parts = replace(adam, lr=adam.lr[some]), own, self._shadow_of(some), self._buffers_of(some)
+            batch.put(some, sparse_triton.step(self.stack[some], x, self.centre, l1_coefficients[some], *parts))
+        opened = []
+        for some in neighbours((~self.sparse).tolist()):
+            taken, count = self._dense(some, x, l1_coefficients, adam)
+            batch.put(some, taken)
+            opened.append((some, count))
+        self.steps = adam.step
+        if self.sparse_share and adam.step % LOOK_EVERY == 0:
+            self._take_up(opened, len(x))
+        return batch
+
+    def _open_gates(self, some: slice, x: Tensor) -> GateLists:
+        stack, limit = self.stack[some], max(1, int(self.sparse_share * len(x) * self.d_sae))
+        offset = stack.params["b_dec"] - self.centre
+        return open_gates(stack, x, offset, self._shadow_of(some), stack.vectors().gate, limit, self._buffers_of(some))
+
+    def _note_overflows(self, lists: list[tuple[slice, GateLists]]) -> None:
+        """Set the flag of SAEs whose lists overflowed, unless an earlier step set it: this one has wrong weights."""
+        found = torch.zeros_like(self.overflown)
+        for some, own in lists:
+            found[some] = own.overflown
+        self.overflown |= found & ~self.overflown.any()
+
+    def _take_up(self, opened: list[tuple[slice, Tensor]], rows: int) -> None:
+        """Let SAEs with few open gates take the sparse step from now on."""
+        if bool(self.overflown.any()):
+            return  # this step is taken again
+        for some, count in opened:
+            few = (count <= TAKEN_UP * self.sparse_share * rows * self.d_sae).cpu()
+            self._stale |= {some.start + at for at in few.nonzero()[:, 0].tolist()}
+            self.sparse[some] = few
+
+    def _cast_weights(self, which: slice | int = slice(None)) -> None:
+        super()._cast_weights(which)
+        self._stale |= {which} if isinstance(which, int) else set(range(self.saes))
+
+    def _shadow_of(self, some: slice) -> Shadow:
+        W_enc = self.params["W_enc"]
+        if self._shadow is None:
+            self._shadow = Shadow.empty_like(W_enc)
+        for sae in sorted(self._stale & set(range(some.start, some.stop))):
+            one = slice(sae, sae + 1)
+            self._shadow[one].follow(W_enc[one])
+            self._stale.remove(sae)
+        return self._shadow[some]
+
+    def _buffers_of(self, some: slice) -> Buffers:
+        key = some.start, some.stop
+        if key not in self._by_slice:
+            stale = [other for other in self._by_slice if not self._is_slice(other)]
+            for other in stale:
+                del self._by_slice[other]
+            self._by_slice[key] = Buffers(self.centre.device)
+        return self._by_slice[key]
+
+    def _is_slice(self, key: tuple[int, int]) -> bool:
+        return any((some.start, some.stop) == key for some in neighbours(self.sparse.tolist()))
