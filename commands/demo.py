@@ -30,8 +30,8 @@ HARVEST = shlex.split(
 )
 # Widths at equal compute: a baseline step costs a third less, so it is 1.5 times as wide, as in the paper.
 SAES = (
-    "gated width=1024 l1=.065,.09,.13,.19,.28",
-    "relu width=1536 l1=.045,.06,.09,.15,.25",
+    "gated width=1024 l1=.065,.1,.17,.28",
+    "relu width=1536 l1=.045,.075,.13,.25",
 )
 # Half the default rate: the text is so small that it is read five times, and a higher rate fits it more closely than
 # the held-out part (the interval of l0_ratio is 1.4 wide at the default, 1.2 at this rate).

@@ -58,7 +58,8 @@ def hooked_logits(lm: LanguageModel, name: str, tokens: Tensor, edit: Callable[[
 def test_losses_and_divergences_equal_brute_force(
     lm: LanguageModel, tokens: Tensor, name: str, elements: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gsae.harvest.model.edit_effects.SLICE_ELEMENTS", elements)
+    sizes = {"cpu": elements, "elsewhere": elements}
+    monkeypatch.setattr("gsae.harvest.model.edit_effects.SLICE_ELEMENTS", sizes)
     (site,) = resolve(lm.model, [name])
     losses, divergences = effects(lm, site, tokens, [halved, torch.zeros_like])
     assert losses.shape == divergences.shape == (3, 5, 23)
