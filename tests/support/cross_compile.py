@@ -28,7 +28,7 @@ def main() -> None:
 
 def kernels(d_in: int) -> list[tuple[str, Any, dict[str, str], dict[str, Any], dict[str, Any]]]:
     """Name, function, signature, constants and options of every kernel, as the modules of `train/step` launch it."""
-    from gsae.train.step import adam_triton, dense_triton, gates_triton, sparse_triton
+    from gsae.train.step import adam_triton, dense_triton, gates_triton, inputs_triton, sparse_triton
     from gsae.train.step.triton_support import FIXED, row_in_registers
 
     row = row_in_registers(d_in)
@@ -66,6 +66,7 @@ def kernels(d_in: int) -> list[tuple[str, Any, dict[str, str], dict[str, Any], d
     gates, words = gates_triton, 128
     return [
         *found,
+        _of("centred", inputs_triton._centred, f"rows={HALF} scale=fp32", width, warps),
         _of("shadows", gates._shadows, f"low={HALF} grown=fp32 lost=fp32", width, warps),
         _of("rounded inputs", gates._rounded_inputs, f"low={HALF} rows=i32 grown=fp32", width, warps),
         _of("mask", gates._mask, f"pre={HALF} masks={INT} counts={INT} latents=i32 d_sae=i32 rows=i32 words=i32",

@@ -44,13 +44,15 @@ def test_batches_on_a_gpu_are_those_on_the_cpu(tiny_store: Store) -> None:
 
 
 @pytest.mark.parametrize("precision", ["float32", "tf32", "bfloat16"])
+@pytest.mark.parametrize("steps", ["plain", "fused", "sparse", "graph"])
 def test_a_run_on_a_gpu_learns_and_ends_the_same_however_it_was_stopped(
-    tiny_store: Store, tmp_path: Path, precision: str
+    tiny_store: Store, tmp_path: Path, precision: str, steps: str
 ) -> None:
     saes = parse_sae("gated width=48 l1=.1,.3") + parse_sae("relu width=40 l1=.1") + parse_sae("gated width=16 l1=.2")
     config = RunConfig(
         site="mlp.1", steps=120, batch_size=96, log_every=10, saes=saes, device="cuda", precision=precision, threads=1,
-        resample_at=(60,),
+        resample_at=(60,), kernels="plain" if steps == "plain" else "triton", cuda_graph=steps == "graph",
+        sparse_share=0.9 if steps in ("sparse", "graph") else 0.0,
     )  # fmt: skip
     site, seen = tiny_store.site("mlp.1"), list[Progress]()
 

@@ -36,7 +36,10 @@ def kernels_of(config: RunConfig, device: str) -> Literal["triton", "plain"] | N
             f"--kernels triton needs a CUDA GPU and the package triton, which comes with torch for CUDA; the device is "
             f"{device!r}. Leave the option out."
         )
-    return config.kernels or (("triton" if there else "plain") if on_gpu else None)
+    kernels = config.kernels or (("triton" if there else "plain") if on_gpu else None)
+    if config.cuda_graph and not (kernels == "triton" and on_gpu):
+        raise UsageError("--cuda-graph needs a CUDA GPU and --kernels triton.")
+    return kernels
 
 
 def measured_share(device: str, precision: str) -> float:

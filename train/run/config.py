@@ -213,6 +213,12 @@ class RunConfig(Settings):
         "The step's own code on a GPU: fused kernels in triton, or plain torch. Default: triton where it is installed.",
         panel=MACHINE,
     )
+    cuda_graph: bool = setting(
+        False,
+        "Launch each step as one CUDA graph; needs the kernels of triton.",
+        panel=MACHINE,
+        flags="--cuda-graph/--no-cuda-graph",
+    )
     sparse_share: float | None = setting(
         None,
         "On a GPU with triton, the share of open gates up to which an SAE takes the sparse step; 0 for never. "

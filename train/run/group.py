@@ -17,6 +17,7 @@ from gsae.train.sae import load_sae, weights_sha256
 from gsae.train.step.adam import Adam
 from gsae.train.step.bank import Bank, bank_for
 from gsae.train.step.batch_sums import BatchSums
+from gsae.train.step.step_graph import StepGraph
 from gsae.train.step.wide import wide
 
 from .checkpoint import Checkpoint
@@ -61,6 +62,7 @@ class Group:
         self.silent = torch.zeros(many, d_sae, dtype=torch.int64, device=device)  # rows since each latent fired
         self.stopped = torch.full((many,), -1, dtype=torch.int64, device=device)  # the step at which each was stopped
         self.resampled = torch.full((many,), -1, dtype=torch.int64, device=device)  # step of the last resampling
+        self._graph = StepGraph(self._on_device) if run.cuda_graph else None
         self._unseen = Unseen(self._take, lambda step: self.bank.give_up(step, run.adam_betas[1]))
         self.divergence = Divergence(many, {} if run.on_divergence == "continue" else self._worth_keeping())
         self.shares = torch.ones(many, device=device)  # of the learning rates, after retries
@@ -81,12 +83,20 @@ class Group:
 
     def _take(self, batch: Batch) -> Tensor | None:
         """Launch a step and add up its sums; returns whether it takes place, as `Bank.went`."""
-        run, step, rows = self.run, batch.step, len(batch.x)
-        l1 = self.l1 * l1_factor(run, step)
-        rates = torch.where(self.stopped < 0, self._rates(step), 0)
-        sums = self.bank.step(batch.x, l1, Adam(rates, run.adam_betas[1], run.adam_eps, step, run.row_clip))
+        step, l1 = batch.step, self.l1 * l1_factor(self.run, batch.step)
+        values = batch.x, batch.spread, self._rates(step), l1
+        if self._graph is None:
+            return self._on_device(*values, step)
+        went = self._graph((len(batch.x), self.bank.paths), *values, torch.full_like(self.stopped[0], step))
+        self.bank.look(step, len(batch.x))
+        return went
+
+    def _on_device(self, x: Tensor, spread: Tensor, rates: Tensor, l1: Tensor, step: int | Tensor) -> Tensor | None:
+        run, rows = self.run, len(x)
+        rates = torch.where(self.stopped < 0, rates, 0)
+        sums = self.bank.step(x, l1, Adam(rates, run.adam_betas[1], run.adam_eps, step, run.row_clip))
         loss, fired, went = sums.loss(l1), sums.fired > 0, self.bank.went
-        counted, seen = self.stopped < 0, torch.stack([self.seen.new_tensor(rows), batch.spread])
+        counted, seen = self.stopped < 0, torch.stack([torch.full_like(spread, rows), spread])
         if went is not None:
             counted, fired, seen = counted & went, fired & went, seen * went
         self.stopped.masked_fill_(counted & ~torch.isfinite(loss), step)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from gsae.errors import UsageError
 from gsae.store import Site, Summary
+from gsae.train.step.wide import wide
 
 from .config import RunConfig
 from .lr_schedule import seed_at
@@ -52,6 +53,18 @@ class Inputs:
     def scaled(self, rows: Tensor) -> Tensor:
         """Raw rows (rows, d_in), times the scale, as the SAEs are defined on them."""
         return rows.to(self.device, torch.float32) * self.scale
+
+    def centred(self, rows: Tensor, kernels: str | None) -> tuple[Tensor, Tensor]:
+        """Raw rows (rows, d_in), scaled and less their mean, as a step takes them, and their sum of squares ().
+
+        kernels: "triton" for one pass on a GPU.
+        """
+        if kernels == "triton":
+            from gsae.train.step.inputs_triton import centred  # Triton comes with torch for CUDA alone
+
+            return centred(rows.to(self.device), self.scale, self.centre)
+        x = self.scaled(rows) - self.centre
+        return x, x.square().sum(dtype=wide(x.device))
 
     def heldout(self, count: int) -> Tensor | None:
         """Those of the first `count` held-out rows that are within the norm limit, scaled; None if there are none."""

@@ -23,7 +23,6 @@ from gsae.errors import IncompatibleError, InterruptedRun
 from gsae.store import Batches, Site
 from gsae.train.sae import save_sae
 from gsae.train.sae_metadata import SAEMetadata
-from gsae.train.step.wide import wide
 
 from .checkpoint import load_checkpoint, save_checkpoint
 from .computing import computing_with, device_of
@@ -163,8 +162,7 @@ class _Trainer:
             clock = _Clock(batches, first.step)
             for step in range(first.step + 1, run.steps + 1):
                 rows = next(batches)
-                x = self.inputs.scaled(rows) - self.inputs.centre
-                spread = x.square().sum(dtype=wide(x.device))
+                x, spread = self.inputs.centred(rows, run.kernels)
                 active = [one for one in held if one.group.step == step - 1]
                 for one in active:
                     one.group.advance(x, spread, batches.state_dict())

@@ -18,12 +18,15 @@ from .wide import wide
 
 @dataclass(frozen=True)
 class Adam:
-    """lr (saes,): learning rates, 0 for an SAE that is stopped. step: number of this step, counted from 1."""
+    """lr (saes,): learning rates, 0 for an SAE that is stopped. step: number of this step, counted from 1.
+
+    In a CUDA graph the number is a tensor () int64 on the device.
+    """
 
     lr: Tensor
     beta2: float
     eps: float
-    step: int
+    step: int | Tensor
     row_clip: bool
 
     def correction(self, born: Tensor) -> Tensor:

@@ -60,6 +60,9 @@ class AutogradBank:
     def give_up(self, step: int, beta2: float) -> None:
         """As `Bank.give_up`, which is never called."""
 
+    def look(self, step: int, rows: int) -> None:
+        """As `Bank.look`, which is never called."""
+
     def one(self, index: int) -> Params:
         """One SAE, copied to the CPU."""
         return self._params_type(**{name: tensor[index].cpu().clone() for name, tensor in self.params.items()})
@@ -70,7 +73,7 @@ class AutogradBank:
         An SAE with a rate of 0, or with a loss that is not finite on this batch, is left unchanged; with a gradient
         that is not finite, the latents concerned are, and its sums are NaN.
         """
-        self.steps = adam.step
+        self.steps = int(adam.step)
         z = x + self.centre
         with products_in_tf32(self._tf32):
             found = [self._one_step(index, z, l1_coefficients[index], adam) for index in range(self.saes)]

@@ -33,6 +33,12 @@ class Bank(Protocol):
     def give_up(self, step: int, beta2: float) -> None:
         """Change what kept a step and all later ones from taking place, so that they can be taken again."""
 
+    def look(self, step: int, rows: int) -> None:
+        """Choose the next step's path by what the last one found; `step` does it itself where it knows its number.
+
+        step: its number, which the device alone knows in a CUDA graph. rows: of its batch.
+        """
+
     def one(self, index: int) -> Params:
         """One SAE, copied to the CPU."""
 

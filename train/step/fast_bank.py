@@ -88,6 +88,9 @@ class FastBank:
     def give_up(self, step: int, beta2: float) -> None:
         """As `Bank.give_up`, which is never called."""
 
+    def look(self, step: int, rows: int) -> None:
+        """As `Bank.look`, which is never called."""
+
     def one(self, index: int) -> Params:
         """One SAE, copied to the CPU."""
         return self._params_type(**{name: tensor[index].cpu().clone() for name, tensor in self.params.items()})
@@ -145,7 +148,7 @@ class FastBank:
                     self.sparse[some] |= opened <= TAKEN_UP * self.kind.CROSSOVER * len(x) * self.d_sae
             if self.sparse.all():
                 self._buffers.free()  # those of the dense step are larger than the weights
-        self.steps = adam.step
+        self.steps = int(adam.step)
         return batch
 
     def _dense(self, some: slice, x: Tensor, l1_coefficients: Tensor, adam: Adam) -> tuple[BatchSums, Tensor]:
@@ -170,7 +173,7 @@ class FastBank:
         passes, l1 = (self.sparse_passes, self.screens.get(sae), self._sparse_buffers), float(l1_coefficients[sae])
         taken = sparse.step(one, x, self.centre, l1, own, limit, *passes)
         if taken is None:
-            sparse.catch_up(one, adam.beta2, adam.step - 1)
+            sparse.catch_up(one, adam.beta2, int(adam.step) - 1)
             self._cast_weights(sae)
             self.sparse[sae] = False
         else:

@@ -98,7 +98,7 @@ def latents_pass(
     fired = torch.zeros((saes, d_sae), dtype=torch.int32, device=x.device)
     bad = torch.zeros_like(fired)
     parts = buffers("parts", (saes, each, d_in), torch.float32)
-    number = torch.full((1,), adam.step, dtype=torch.int64, device=x.device)
+    number = torch.full_like(stack.born.view(-1)[:1], adam.step) if isinstance(adam.step, int) else adam.step.view(1)
     names = ("b_gate", "b_mag") if gated else ("b_enc", "b_enc")
     _latents[(each, saes)](
         *common, v["W_enc"], v["W_dec"], *(p[name] for name in names), *(v[name] for name in names),

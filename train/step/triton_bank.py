@@ -37,9 +37,9 @@ class TritonBank(FastBank):
         self.sparse_share = sparse_share
         self.dense_passes, self.adam_steps = dense_triton, adam_triton
         self.overflown = torch.zeros(self.saes, dtype=torch.bool, device=self.centre.device)
-        self._shadow: Shadow | None = None
-        self._stale = set(range(self.saes))  # SAEs whose part of the shadow is not that of their weights
+        self._shadow: Shadow | None = None  # follows the weights of SAEs on the sparse path
         self._by_slice: dict[tuple[int, int], Buffers] = {}
+        self._opened: list[tuple[slice, Tensor]] = []  # how many gates of SAEs on the dense path were open
 
     @property
     def went(self) -> Tensor | None:
@@ -67,15 +67,23 @@ class TritonBank(FastBank):
         for some, own in lists:
             parts = replace(adam, lr=adam.lr[some]), own, self._shadow_of(some), self._buffers_of(some)
             batch.put(some, sparse_triton.step(self.stack[some], x, self.centre, l1_coefficients[some], *parts))
-        opened = []
+        self._opened = []
         for some in neighbours((~self.sparse).tolist()):
             taken, count = self._dense(some, x, l1_coefficients, adam)
             batch.put(some, taken)
-            opened.append((some, count))
-        self.steps = adam.step
-        if self.sparse_share and adam.step % LOOK_EVERY == 0:
-            self._take_up(opened, len(x))
+            self._opened.append((some, count))
+        if isinstance(adam.step, int):
+            self.look(adam.step, len(x))
         return batch
+
+    def look(self, step: int, rows: int) -> None:
+        """As `Bank.look`: let SAEs with few open gates take the sparse step, at every step in `LOOK_EVERY`."""
+        self.steps = step
+        if self.sparse_share and step % LOOK_EVERY == 0 and not bool(self.overflown.any()):
+            for some, count in self._opened:
+                few = (count <= TAKEN_UP * self.sparse_share * rows * self.d_sae).cpu()
+                self.sparse[some] = few
+                self._follow(some)
 
     def _open_gates(self, some: slice, x: Tensor) -> GateLists:
         stack, limit = self.stack[some], max(1, int(self.sparse_share * len(x) * self.d_sae))
@@ -89,27 +97,18 @@ class TritonBank(FastBank):
             found[some] = own.overflown
         self.overflown |= found & ~self.overflown.any()
 
-    def _take_up(self, opened: list[tuple[slice, Tensor]], rows: int) -> None:
-        """Let SAEs with few open gates take the sparse step from now on."""
-        if bool(self.overflown.any()):
-            return  # this step is taken again
-        for some, count in opened:
-            few = (count <= TAKEN_UP * self.sparse_share * rows * self.d_sae).cpu()
-            self._stale |= {some.start + at for at in few.nonzero()[:, 0].tolist()}
-            self.sparse[some] = few
-
     def _cast_weights(self, which: slice | int = slice(None)) -> None:
         super()._cast_weights(which)
-        self._stale |= {which} if isinstance(which, int) else set(range(self.saes))
+        self._follow(slice(which, which + 1) if isinstance(which, int) else which)
+
+    def _follow(self, some: slice) -> None:
+        if self._shadow is not None:
+            self._shadow[some].follow(self.params["W_enc"][some])
 
     def _shadow_of(self, some: slice) -> Shadow:
-        W_enc = self.params["W_enc"]
         if self._shadow is None:
-            self._shadow = Shadow.empty_like(W_enc)
-        for sae in sorted(self._stale & set(range(some.start, some.stop))):
-            one = slice(sae, sae + 1)
-            self._shadow[one].follow(W_enc[one])
-            self._stale.remove(sae)
+            self._shadow = Shadow.empty_like(self.params["W_enc"])
+            self._follow(slice(None))
         return self._shadow[some]
 
     def _buffers_of(self, some: slice) -> Buffers:

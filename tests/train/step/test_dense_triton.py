@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from gsae.tests.support.devices import TRITON_DEVICE as DEVICE
-from gsae.train.step import adam_plain, adam_triton, dense_plain, dense_triton
+from gsae.train.step import adam_plain, adam_triton, dense_plain, dense_triton, inputs_triton
 from gsae.train.step.adam import Adam
 from gsae.train.step.latent_vectors import GatedVectors, ReluVectors, Vectors
 
@@ -65,6 +65,15 @@ def test_the_passes_equal_their_plain_twins(
     assert_close(own_pre, pre, ULP[dtype])
     assert_close(own_total, total)
     assert_close(vars(own_by_vectors), vars(by_vectors))
+
+
+@pytest.mark.parametrize("dtype", [F32, BF16])
+def test_rows_are_scaled_and_centred_in_one_pass(dtype: torch.dtype) -> None:
+    rows, centre = random(5, 130).to(dtype), random(130)
+    x, spread = inputs_triton.centred(rows, 0.3, centre)
+    expected = rows.float() * 0.3 - centre
+    assert_close(x, expected, 1e-6)
+    assert_close(spread, expected.double().square().sum(), 1e-6)
 
 
 @pytest.mark.parametrize("dtype", [F32, BF16])

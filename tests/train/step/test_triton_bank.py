@@ -1,5 +1,7 @@
 """A bank of Triton's steps, interpreted without a GPU: the weights of a CPU's bank, whichever steps it takes."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -105,6 +107,19 @@ def test_a_step_that_is_refused_changes_nothing(monkeypatch: pytest.MonkeyPatch)
     assert not bank.went
     after = bank.state()
     assert all(torch.equal(after[name], values) for name, values in before.items() if name != "steps")
+
+
+def test_a_step_whose_number_the_device_alone_knows_gives_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triton_bank, "LOOK_EVERY", 2)
+    known = bank_after("gated", 3, 0.6)
+    bank = TritonBank(start("gated"), torch.linspace(-0.2, 0.3, D_IN), torch.float32, DEVICE, sparse_share=0.6)
+    l1 = torch.tensor([0.2, 0.4], dtype=torch.float64, device=DEVICE)
+    for step in range(1, 4):
+        adam = adam_at(step, DEVICE)
+        bank.step(inputs(step, 0).to(DEVICE), l1, replace(adam, step=torch.tensor(step, device=DEVICE)))
+        bank.look(step, ROWS)
+    assert bank.paths == ("sparse", "sparse")
+    assert all(torch.equal(bank.state()[name], values) for name, values in known.state().items())
 
 
 def test_a_restored_bank_goes_on_to_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
