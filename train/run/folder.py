@@ -31,8 +31,9 @@ LOCK = "lock"
 FREE = ("checkpoint_every", "checkpoint_minutes", "lr", "same_hardware")
 # Settings that a run decides at its first start where they are left open. It keeps to them, whatever version goes on.
 DECIDED = (
-    "adam_eps", "encoder_start", "healthy_every", "l1_warm_up_steps", "lr_decay_steps", "lr_warm_up_steps",
-    "on_divergence", "resample_norm_multiple", "resample_silent_rows", "row_clip", "screening", "stack",
+    "adam_eps", "checkpoint_every", "encoder_start", "healthy_every", "l1_warm_up_steps", "lr_decay_steps",
+    "lr_warm_up_steps", "on_divergence", "resample_norm_multiple", "resample_silent_rows", "row_clip", "screening",
+    "stack",
 )  # fmt: skip
 
 

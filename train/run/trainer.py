@@ -174,10 +174,11 @@ class _Trainer:
                 if last or step % run.log_every == 0:
                     self._log(active, step, clock)
                 overdue = time.monotonic() - saved_at >= 60 * run.checkpoint_minutes
-                if last or stop or overdue or step % run.checkpoint_every == 0:
+                stopping = bool(stop)  # asked once, so that a run stops after a checkpoint of this very step
+                if stopping or overdue or run.is_checkpoint(step):
                     self._save(active, step)
                     saved_at = time.monotonic()
-                if stop and not last:
+                if stopping and not last:
                     where = f"after step {step} of {run.steps}; the same command continues from there"
                     raise InterruptedRun(f"Stopped by {signal.Signals(stop[0]).name} {where}.", 128 + stop[0])
 
