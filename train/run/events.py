@@ -66,7 +66,7 @@ class Resampled:
 
 @dataclass(frozen=True)
 class Checkpointed:
-    """Everything that a resume needs is on disk."""
+    """Everything that a resume after `step` needs is on disk. On a GPU the run has gone on meanwhile."""
 
     step: int
 

@@ -7,7 +7,6 @@ starts where the least advanced group is, and the others join when it reaches th
 """
 
 import json
-import os
 import signal
 import time
 from collections.abc import Iterator
@@ -25,7 +24,8 @@ from gsae.train.sae import save_sae
 from gsae.train.sae_metadata import SAEMetadata
 from gsae.train.step.wide import wide
 
-from .checkpoint import load_checkpoint, save_checkpoint
+from .checkpoint import load_checkpoint
+from .checkpoint_writer import CheckpointWriter, Unsaved
 from .computing import computing_with, device_of
 from .config import ResolvedRun, RunConfig
 from .events import Checkpointed, Diverged, Finished, Left, Listener, Progress, Resampled, Started, ignore
@@ -159,7 +159,7 @@ class _Trainer:
         run = self.run
         first = min(held, key=lambda one: one.group.step).group
         saved_at = time.monotonic()
-        with self._batches(first.reader) as batches:
+        with self._batches(first.reader) as batches, CheckpointWriter(self.inputs.device) as writer:
             clock = _Clock(batches, first.step)
             for step in range(first.step + 1, run.steps + 1):
                 rows = next(batches)
@@ -176,8 +176,10 @@ class _Trainer:
                 overdue = time.monotonic() - saved_at >= 60 * run.checkpoint_minutes
                 stopping = bool(stop)  # asked once, so that a run stops after a checkpoint of this very step
                 if stopping or overdue or run.is_checkpoint(step):
-                    self._save(active, step)
+                    self._settle(writer, wait=True)
+                    self._begin_to_save(writer, active, step)
                     saved_at = time.monotonic()
+                self._settle(writer, wait=last or stopping)
                 if stopping and not last:
                     where = f"after step {step} of {run.steps}; the same command continues from there"
                     raise InterruptedRun(f"Stopped by {signal.Signals(stop[0]).name} {where}.", 128 + stop[0])
@@ -224,12 +226,16 @@ class _Trainer:
             self._heldout = (self.inputs.heldout(self.run.eval_rows),)
         return self._heldout[0]
 
-    def _save(self, active: list[_HeldGroup], step: int) -> None:
-        for one in active:
-            os.fsync(one.metrics.fileno())
-            save_checkpoint(one.folder, one.group.checkpoint(one.metrics.tell()))
-        merge_metrics(self.out, self.run)
-        self.listen(Checkpointed(step))
+    def _begin_to_save(self, writer: CheckpointWriter, active: list[_HeldGroup], step: int) -> None:
+        sized = ((one, one.metrics.tell()) for one in active)
+        writer.begin(step, [Unsaved(one.folder, one.metrics, one.group.checkpoint(size)) for one, size in sized])
+
+    def _settle(self, writer: CheckpointWriter, *, wait: bool) -> None:
+        """Report a checkpoint that came to disk since the last call. Raises the error of one that did not."""
+        step = writer.written(wait=wait)
+        if step is not None:
+            merge_metrics(self.out, self.run)
+            self.listen(Checkpointed(step))
 
     def _save_saes(self, group: Group) -> None:
         run, stopped, known = self.run, group.failed(), group.divergence
