@@ -223,7 +223,7 @@ class RunConfig(Settings):
     stack: int | None = setting(
         None,
         "Largest number of SAEs of one shape that are trained together. Smaller stacks give more ranks work. "
-        "Default: as many as leave no rank idle.",
+        "Default: as many as leave no rank idle and fit in memory.",
         panel=MACHINE,
         metavar="SAES",
         ge=1,

@@ -21,6 +21,7 @@ from .computing import device_of
 from .config import ResolvedRun, ResolvedSAE, RunConfig
 from .config_file import Recorded, from_toml, to_toml
 from .events import Listener, Moved
+from .fitting import fitted
 from .machine import changes, machine_for
 from .metrics_files import group_folder
 from .ranks import Ranks
@@ -41,10 +42,12 @@ def begin_or_resume(run: Path, config: RunConfig, site: Site, ranks: Ranks, list
     """Write `config.toml` at the first start; return the settings, resolved as recorded there.
 
     Notes this machine in it, and reports one that differs from the last. Raises IncompatibleError, naming the
-    difference, for other settings, another store, a folder that is not a run, or another machine if `same_hardware`.
+    difference, for other settings, another store, a folder that is not a run, or another machine if `same_hardware`;
+    SpaceError for a new run that memory is too little for.
     """
     if (run / CONFIG).exists():
         return _resumed(run, config, site, listen)
+    new = _new(config, site, ranks)  # refused before the folder is made
     try:
         run.mkdir(parents=True, exist_ok=True)
         others = [entry.name for entry in run.iterdir() if entry.name not in (f".{CONFIG}.tmp", CONFIG, ".lock")]
@@ -54,16 +57,17 @@ def begin_or_resume(run: Path, config: RunConfig, site: Site, ranks: Ranks, list
         raise IncompatibleError(f"{run} is not empty and is not a run of gsae (it has {others[0]}); choose another.")
     with held(run / ".lock"):  # of several processes that start, one decides for all
         if not (run / CONFIG).exists():
-            new = _new(config, ranks)
             store = {"paths": site.store.locations, "digest": site.store.digest}
             replace_text(run / CONFIG, to_toml(Recorded(new, store, [machine_for(new.device)])))
     return _resumed(run, config, site, listen)
 
 
-def _new(config: RunConfig, ranks: Ranks) -> ResolvedRun:
+def _new(config: RunConfig, site: Site, ranks: Ranks) -> ResolvedRun:
+    """The settings of a new run, with groups that fit in memory. Raises SpaceError if the smallest do not."""
     new = config.resolved(
         device=device_of(config), threads=ranks.threads, ranks=ranks.world_size, screening=screening_pays()
     )
+    new = fitted(site, new, ranks, cut=config.stack is None)
     hashed = [s.model_copy(update={"init_sha256": weights_sha256(s.init)}) if s.init else s for s in new.saes]
     return new.model_copy(update={"saes": tuple(hashed)})
 

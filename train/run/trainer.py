@@ -10,6 +10,7 @@ import json
 import signal
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -26,13 +27,13 @@ from gsae.train.step.wide import wide
 
 from .checkpoint import load_checkpoint
 from .checkpoint_writer import CheckpointWriter, Unsaved
-from .computing import computing_with, device_of
+from .computing import computing_with
 from .config import ResolvedRun, RunConfig
 from .events import Checkpointed, Diverged, Finished, Left, Listener, Progress, Resampled, Started, ignore
+from .fitting import Room, require_room
 from .folder import Claim, begin_or_resume, claim_group, is_finished
 from .group import Group, failed
 from .inputs import Inputs
-from .memory import require_memory
 from .metrics_files import METRICS, group_folder, merge_metrics, truncate_metrics
 from .metrics_line import MetricsLine
 from .ranks import ALONE, Ranks
@@ -44,21 +45,23 @@ def train(site: Site, config: RunConfig, out: Path, listen: Listener = ignore, r
 
     Inputs are z = scale * x with E||z||^2 = 1 over the rows within the norm limit. Leaves `config.toml`,
     `metrics.jsonl`, `state/` and `saes/<name>/` (SAELens's layout, for raw x). A finished run is left unchanged. A
-    single process trains all groups that no other holds, in parallel; each of several ranks trains one after the other.
+    single process trains all groups that no other holds, as many at a time as fit in memory; each of several ranks
+    trains one after the other.
 
     Raises IncompatibleError for a folder of another run, other settings or another store, or if other processes hold
     all groups that are left; InterruptedRun, after a checkpoint, on SIGTERM or SIGINT; SpaceError without enough memory
     or disk; CorruptError for a damaged checkpoint; UsageError for rows that cannot be trained on.
     """
     inputs = Inputs.of(site, config)
-    require_memory(site, config.resolved(device=device_of(config), threads=1, ranks=ranks.world_size), ranks)
     run = begin_or_resume(out, config, site, ranks, listen)
     trainer = _Trainer(run, out, inputs.to(ranks.device(run.device, torch.cuda.device_count())), listen)
     trained = 0
+    if trainer.unfinished():
+        require_room(site, run, ranks)
     with stop_signals() as stop, computing_with(run.threads):
-        for claims in _claims(trainer, ranks):
+        for claims, later in _claims(trainer, ranks):
             try:
-                trainer.train(claims, stop, ranks)
+                trainer.train(claims, later, stop, ranks)
                 trained += len(claims)
             finally:
                 for claim in claims:
@@ -70,22 +73,24 @@ def train(site: Site, config: RunConfig, out: Path, listen: Listener = ignore, r
     listen(Left(len(left)) if left else Finished(run.steps, not trained, tuple(trainer.failed())))
 
 
-def _claims(trainer: "_Trainer", ranks: Ranks) -> Iterator[list[Claim]]:
-    """The groups to train next: all that this process can hold or, for one of several ranks, one."""
-    while True:
-        claims = []
-        for number in trainer.unfinished():
+def _claims(trainer: "_Trainer", ranks: Ranks) -> Iterator[tuple[list[Claim], int]]:
+    """The groups to train next, and how many follow because all do not fit: one group for each of several ranks."""
+    while unfinished := trainer.unfinished():
+        claims, later = list[Claim](), 0
+        room = Room.of(trainer.site, trainer.run)
+        for number in unfinished:
+            if claims and not (ranks.alone and room.fits([*(claim.number for claim in claims), number])):
+                later += ranks.alone
+                continue
             claim = claim_group(trainer.out, number)
             if claim is not None and is_finished(trainer.out, trainer.run, number):  # meanwhile, by another process
                 claim.release()
                 continue
             if claim is not None:
                 claims.append(claim)
-            if claims and not ranks.alone:
-                break
         if not claims:
             return
-        yield claims
+        yield claims, later
 
 
 @dataclass(frozen=True)
@@ -117,27 +122,24 @@ class _Trainer:
                 found |= failed(saes, state.tensors["stopped"])
         return {sae.name: found[sae.name] for sae in self.run.saes if sae.name in found}
 
-    def train(self, claims: list[Claim], stop: list[int], ranks: Ranks) -> None:
-        """Train some groups to their end and save their SAEs. stop: the signals that were caught."""
-        held = [self._open(claim) for claim in claims]
-        try:
-            self._announce(held, ranks)
+    def train(self, claims: list[Claim], later: int, stop: list[int], ranks: Ranks) -> None:
+        """Train some groups to their end and save their SAEs. later: how many follow. stop: the signals caught."""
+        with ExitStack() as opened:
+            held = [self._open(claim, opened) for claim in claims]
+            self._announce(held, later, ranks)
             self._loop(held, stop)
-        finally:
             for one in held:
-                one.metrics.close()
-        for one in held:
-            self._save_saes(one.group)
+                self._save_saes(one.group)
 
-    def _open(self, claim: Claim) -> _HeldGroup:
+    def _open(self, claim: Claim, opened: ExitStack) -> _HeldGroup:
         group = Group(claim.number, self.run.groups()[claim.number], self.run, self.inputs)
         saved = load_checkpoint(claim.folder)
         if saved is not None:
             group.restore(saved)
         truncate_metrics(claim.folder, saved.metrics_bytes if saved else 0)
-        return _HeldGroup(group, claim.folder, (claim.folder / METRICS).open("ab"))
+        return _HeldGroup(group, claim.folder, opened.enter_context((claim.folder / METRICS).open("ab")))
 
-    def _announce(self, held: list[_HeldGroup], ranks: Ranks) -> None:
+    def _announce(self, held: list[_HeldGroup], later: int, ranks: Ranks) -> None:
         run, summary = self.run, self.inputs.summary
         self.listen(
             Started(
@@ -145,6 +147,7 @@ class _Trainer:
                 steps=run.steps,
                 saes=tuple(name for one in held for name in one.group.names),
                 groups=len(held),
+                later=later,
                 rows=summary.rows,
                 rows_skipped=summary.skipped,
                 rows_nonfinite=self.site.moments.non_finite,
