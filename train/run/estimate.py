@@ -19,6 +19,7 @@ from .fitting import Room, best_room
 from .group import Group
 from .inputs import Inputs
 from .memory import checkpoint_bytes, parameters, reading_bytes, saved_bytes
+from .memory_errors import memory_errors
 from .ranks import ALONE, Ranks
 
 PROBE_FLOPS = 1e11  # a step with more is measured on fewer rows
@@ -97,7 +98,7 @@ def _dense_flops(saes: tuple[ResolvedSAE, ...], run: ResolvedRun, d_in: int) -> 
 
 def _measured(run: ResolvedRun, inputs: Inputs, read: int, ranks: Ranks) -> dict[str, Any]:
     """Seconds of a step, and what follows from them, if every rank has the same share of the groups."""
-    with computing_with(run.threads):
+    with computing_with(run.threads), memory_errors(run, run.groups()):
         pairs = [_step_seconds(number, run, inputs) for number in range(len(run.groups()))]
     dense, sparse = (sum(column) / ranks.world_size for column in zip(*pairs, strict=True))
     dense_steps = min(run.l1_warm_up_steps, run.steps)

@@ -34,6 +34,7 @@ from .fitting import Room, require_room
 from .folder import Claim, begin_or_resume, claim_group, is_finished
 from .group import Group, failed
 from .inputs import Inputs
+from .memory_errors import memory_errors
 from .metrics_files import METRICS, group_folder, merge_metrics, truncate_metrics
 from .metrics_line import MetricsLine
 from .ranks import ALONE, Ranks
@@ -124,7 +125,8 @@ class _Trainer:
 
     def train(self, claims: list[Claim], later: int, stop: list[int], ranks: Ranks) -> None:
         """Train some groups to their end and save their SAEs. later: how many follow. stop: the signals caught."""
-        with ExitStack() as opened:
+        groups = self.run.groups()
+        with memory_errors(self.run, [groups[claim.number] for claim in claims]), ExitStack() as opened:
             held = [self._open(claim, opened) for claim in claims]
             self._announce(held, later, ranks)
             self._loop(held, stop)
