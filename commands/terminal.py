@@ -213,7 +213,7 @@ class TrainingShown:
 
     def _left(self, step: int, steps: int) -> str:
         now = time.monotonic()
-        if self._first is None:
+        if self._first is None or step <= self._first[0]:  # groups that follow others begin again
             self._first = step, now
         first, then = self._first
         return f", {(steps - step) * (now - then) / (step - first):.0f} s left" if first < step < steps else ""

@@ -9,7 +9,7 @@ import typer
 from gsae.commands.extras import is_installed
 from gsae.commands.options import DryRun, Given, Json, takes
 from gsae.commands.terminal import RUN_COLUMNS, TrainingShown, print_divergences, print_facts, print_json, print_table
-from gsae.errors import UsageError
+from gsae.errors import SpaceError, UsageError
 from gsae.settings import NEEDED
 from gsae.train import RunConfig
 
@@ -65,7 +65,10 @@ def train(
     rows = open_stores(stores).site(run.site, io=io)
     ranks = Ranks.of(os.environ)
     if dry_run:
-        print_facts(estimate(rows, run, ranks), as_json)
+        planned = estimate(rows, run, ranks)
+        print_facts(planned, as_json)
+        if planned["refusal"] is not None:
+            raise SpaceError(planned["refusal"])
         return
     with TrainingShown() as shown:
         fit(rows, run, out, lambda event: show_event(shown, event), ranks)
@@ -95,6 +98,8 @@ def show_event(shown: TrainingShown, event: "Event") -> None:
             groups = f"{len(event.saes)} SAEs in {event.groups} group{'s' if event.groups > 1 else ''}"
             shares = "" if event.ranks == 1 else f", of {event.ranks} ranks (OMP_NUM_THREADS is ignored; use --threads)"
             shown.say(f"{begun}: {groups} on {event.device} with {event.threads} threads{shares}")
+            if event.later:
+                shown.say(f"groups that do not fit in memory beside these, and follow: {event.later}")
             if event.rows_skipped:
                 shown.say(f"rows left out: {event.rows_skipped:,}, of which not finite: {event.rows_nonfinite:,}")
         case Moved():

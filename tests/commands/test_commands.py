@@ -63,6 +63,27 @@ def test_harvest_info_verify_train_eval_report_from_the_command_line(tiny_llama:
     assert 10_000 < page.stat().st_size < 1_000_000
 
 
+def test_a_dry_run_that_does_not_fit_ends_as_the_run_does_and_both_write_nothing(
+    tiny_store: Store, tmp_path: Path
+) -> None:
+    train = ["train", tiny_store.path, "--site", "mlp.1", "--sae", "gated width=1000000000 l1=.1", "--steps", 9]
+    train += ["--device", "cpu", "--out", tmp_path / "run"]
+    message = r"gsae: (Training one SAE \(gated, 1,000,000,000 latents\) needs .*GB of memory), and [\d.]+ (GB.*)\n"
+    planned, begun = gsae(*train, "--dry-run", "--json"), gsae(*train)
+    assert (planned.returncode, begun.returncode) == (6, 6)
+    said = [re.fullmatch(message, done.stderr) for done in (planned, begun)]
+    assert said[0] is not None
+    assert said[1] is not None
+    assert said[0].groups() == said[1].groups()
+    facts = json.loads(planned.stdout)
+    assert facts["refusal"] in planned.stderr
+    assert facts["groups"][0]["memory_bytes"] < facts["memory_bytes"]
+    assert "expected_seconds" not in facts
+    lines = gsae(*train, "--dry-run").stdout
+    assert "refusal: Training one SAE" in lines
+    assert not (tmp_path / "run").exists()
+
+
 def assert_fits(text: str) -> None:
     """Text of `gsae info` has at most 100 columns and no dictionary in Python's notation."""
     assert max(map(len, text.splitlines())) <= 100, text

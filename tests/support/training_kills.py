@@ -1,4 +1,7 @@
-"""Training runs that are killed: each attempt in a process forked from one that has the imports done and no thread."""
+"""Training runs that are killed: each attempt in a process forked from one that has the imports done and no thread.
+
+behind: training goes on while a checkpoint is written, as on a GPU.
+"""
 
 import json
 import os
@@ -14,9 +17,10 @@ from typing import Any
 
 from gsae.errors import InterruptedRun
 from gsae.store import open_store
-from gsae.tests.support.calls import kill_at, recorded
+from gsae.tests.support.calls import Call, kill_at, watched
 from gsae.tests.support.children import files
 from gsae.train import Event, Progress, RunConfig, parse_sae, train
+from gsae.train.run import checkpoint_writer
 from gsae.train.run.checkpoint import load_checkpoint
 
 SAES = parse_sae("gated width=16 l1=.1,3") + parse_sae("relu width=16 l1=3")
@@ -68,36 +72,51 @@ def nothing(event: Any) -> None:
     """Ignore an event."""
 
 
-def around_every_write(store: Path, folder: Path, first: int) -> None:
+def set_behind(behind: bool) -> None:
+    """Decide for this process and those it forks whether training goes on while a checkpoint is written."""
+    checkpoint_writer.writes_behind = lambda device: behind
+
+
+def around_every_write(store: Path, folder: Path, first: int, behind: bool) -> None:
     """Kill a run before each call that changes its folder (which is after the one before it), and resume it.
 
     first: 0 or 1, for every other call, so that two processes share the work. The result is written to found.json.
+    Behind, the number of calls varies a little: how many lines a merge finds depends on which thread is faster.
     """
-    whole, out, faults = folder / "whole", folder / "run", []
+    set_behind(behind)
+    whole, out, faults, missed = folder / "whole", folder / "run", [], 0
     # The bank that needs no compiled code, which every forked process would have to load.
     run = partial(train_into, store, {"clip_grad_norm": 1e9, "saes": SAES[1:], "lr": 0.5}, nothing)
     with open_store(store).site("mlp.1").batches(32) as batches:
         next(batches)
 
     def count() -> None:
-        calls = recorded(whole, partial(run, whole))
-        (folder / "calls").write_text(str(len(calls)))
+        threads: list[str] = []
+
+        def note(call: Call) -> None:
+            threads.append(threading.current_thread().name)
+
+        with watched(whole, note, lambda call: None):
+            run(whole)
+        own = sum(name.startswith("gsae-checkpoint") for name in threads)
+        (folder / "calls.json").write_text(json.dumps({"calls": len(threads), "of_the_writer": own}))
 
     assert in_child(count) == 0
-    expected, calls = kept(whole), int((folder / "calls").read_text())
-    for number in range(first, calls, 2):
+    expected, counted = kept(whole), json.loads((folder / "calls.json").read_text())
+    for number in range(first, counted["calls"], 2):
         shutil.rmtree(out, ignore_errors=True)
-        if not os.WIFSIGNALED(in_child(partial(kill_at, out, 2 * number, partial(run, out)))):
-            faults.append(f"call {number} was not reached")
+        missed += not os.WIFSIGNALED(in_child(partial(kill_at, out, 2 * number, partial(run, out))))
         if in_child(partial(run, out)):
             faults.append(f"killed at call {number}, it does not resume")
         if kept(out) != expected:
             faults.append(f"killed at call {number}, it ends in other files")
-    (folder / "found.json").write_text(json.dumps({"calls": calls, "faults": faults, "resampled": resampled(whole)}))
+    found = counted | {"faults": faults, "missed": missed, "resampled": resampled(whole)}
+    (folder / "found.json").write_text(json.dumps(found))
 
 
-def at_random(store: Path, folder: Path, kills: int) -> None:
+def at_random(store: Path, folder: Path, kills: int, behind: bool) -> None:
     """Stop runs that save every 1, 7 and 100 steps at random moments, by SIGKILL and SIGTERM; compare their ends."""
+    set_behind(behind)
     draw, faults, found = random.Random(5), [], 0
     settings: dict[str, Any] = {"steps": 120, "resample_at": (40, 90), "on_divergence": "continue"}
     assert in_child(partial(train_into, store, settings | {"checkpoint_every": 100}, nothing, folder / "whole")) == 0

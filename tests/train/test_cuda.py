@@ -17,6 +17,7 @@ from gsae.store import Store
 from gsae.tests.support.dense_gradients import assert_gradients_equal
 from gsae.tests.support.params import normal, random_params
 from gsae.train import Event, Progress, RunConfig, parse_sae, train
+from gsae.train.run.snapshot import Snapshot
 from gsae.train.step.fast_bank import FastBank
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
@@ -41,6 +42,17 @@ def test_batches_on_a_gpu_are_those_on_the_cpu(tiny_store: Store) -> None:
         pairs = list(zip(here, (batch.cpu() for batch in there), strict=True))
     assert len(pairs) > 50
     assert all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_a_snapshot_is_the_state_when_it_was_taken_and_is_not_waited_for() -> None:
+    weights, snapshot = torch.ones(64 << 20, device="cuda"), Snapshot()
+    for value in (1.0, 2.0):
+        weights.fill_(value)
+        copy = snapshot.take({"w": weights})["w"]
+        weights.fill_(-1.0)  # queued behind the copy
+        snapshot.wait()
+        assert copy.is_pinned()
+        assert bool((copy == value).all())
 
 
 @pytest.mark.parametrize("precision", ["float32", "tf32", "bfloat16"])

@@ -11,8 +11,10 @@ import torch
 from gsae.errors import UsageError
 from gsae.train.step.compiling import kernel_threads
 from gsae.train.step.crossovers import sparse_share_of
+from gsae.train.step.screening import screening_pays
 
-from .config import RunConfig
+from .config import ResolvedRun, RunConfig
+from .ranks import Ranks
 
 
 def device_of(config: RunConfig) -> str:
@@ -45,6 +47,16 @@ def kernels_of(config: RunConfig, device: str) -> Literal["triton", "plain"] | N
 def measured_share(device: str, precision: str) -> float:
     """The share of open gates up to which the sparse step was measured to pay on this device; 0 if it was not."""
     return sparse_share_of(torch.cuda.get_device_name(device), precision) if device.startswith("cuda") else 0.0
+
+
+def resolved_here(config: RunConfig, ranks: Ranks) -> ResolvedRun:
+    """The settings of a run that begins on this machine. Raises as `device_of`."""
+    device = device_of(config)
+    kernels = kernels_of(config, device)
+    return config.resolved(
+        device=device, threads=ranks.threads, ranks=ranks.world_size, screening=screening_pays(), kernels=kernels,
+        sparse_share=measured_share(device, config.precision) if kernels == "triton" else None,
+    )  # fmt: skip
 
 
 @contextmanager

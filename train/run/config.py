@@ -243,12 +243,18 @@ class RunConfig(Settings):
     stack: int | None = setting(
         None,
         "Largest number of SAEs of one shape that are trained together. Smaller stacks give more ranks work. "
-        "Default: as many as leave no rank idle.",
+        "Default: as many as leave no rank idle and fit in memory.",
         panel=MACHINE,
         metavar="SAES",
         ge=1,
     )
-    checkpoint_every: int = setting(1000, "Steps between checkpoints.", panel=SAVING, metavar="STEPS", ge=1)
+    checkpoint_every: int | None = setting(
+        None,
+        "Steps between checkpoints beside those by time; 0 for none. Default: 0, or what the run was begun with.",
+        panel=SAVING,
+        metavar="STEPS",
+        ge=0,
+    )
     checkpoint_minutes: float = setting(
         10.0, "Largest number of minutes between checkpoints.", panel=SAVING, metavar="MINUTES", gt=0
     )
@@ -343,6 +349,7 @@ class RunConfig(Settings):
             "device": device if self.device == "auto" else self.device,
             "threads": self.threads or threads,
             "stack": self.stack or _stack_for(saes, ranks),
+            "checkpoint_every": self.checkpoint_every or 0,
             "screening": screening if self.screening is None else self.screening,
             "kernels": self.kernels or kernels,
             "sparse_share": sparse_share if self.sparse_share is None else self.sparse_share,
@@ -367,6 +374,7 @@ class ResolvedRun(RunConfig):
     screening: bool
     threads: int
     stack: int
+    checkpoint_every: int
     saes: tuple[ResolvedSAE, ...]
 
     @property
@@ -378,6 +386,10 @@ class ResolvedRun(RunConfig):
         """Whether a multiple of `every` lies after the line of metrics before the one at `step`, up to it."""
         before = (step - 1) // self.log_every * self.log_every
         return step // every > before // every
+
+    def is_checkpoint(self, step: int) -> bool:
+        """Whether a checkpoint is due after a step, whatever the time since the last one."""
+        return step == self.steps or (self.checkpoint_every > 0 and step % self.checkpoint_every == 0)
 
     def groups(self) -> tuple[tuple[ResolvedSAE, ...], ...]:
         """The groups of the run: SAEs of one shape, at most `stack` in each."""

@@ -13,11 +13,13 @@ from torch import Tensor
 from gsae.store import Site
 from gsae.train.step.wide import wide
 
-from .computing import computing_with, device_of
+from .computing import computing_with, resolved_here
 from .config import ResolvedRun, ResolvedSAE, RunConfig
+from .fitting import Room, best_room
 from .group import Group
 from .inputs import Inputs
-from .memory import available_bytes, needed_bytes, parameters, reading_bytes
+from .memory import checkpoint_bytes, parameters, reading_bytes, saved_bytes
+from .memory_errors import memory_errors
 from .ranks import ALONE, Ranks
 
 PROBE_FLOPS = 1e11  # a step with more is measured on fewer rows
@@ -26,11 +28,17 @@ PROBE_L0 = 50
 
 
 def estimate(site: Site, config: RunConfig, ranks: Ranks = ALONE) -> dict[str, Any]:
-    """Return what `--dry-run` prints for a run on `site`, in bytes, flops, rows and seconds."""
-    run = config.resolved(device=device_of(config), threads=ranks.threads, ranks=ranks.world_size)
+    """Return what `--dry-run` prints for a new run on `site`, in bytes, flops, rows and seconds; writes nothing.
+
+    `refusal` says why the run would not start for want of memory, and is None if it would. A figure of the host is None
+    if the device has the same memory.
+    """
+    run = resolved_here(config, ranks)
+    room = best_room(site, run, ranks, cut=config.stack is None)
+    run, need, refusal = room.run, room.needed(ranks), room.refusal(ranks)
     inputs = Inputs.of(site, run).to(run.device)
     summary = inputs.summary
-    need, there = needed_bytes(site, run, ranks), available_bytes(run.device)
+    passes = len(room.parts()) if ranks.alone else -(-len(room.groups) // ranks.world_size)
     flops = _dense_flops(run.saes, run, site.d_in)
     read = run.batch_size * site.raw_bytes // site.rows
     return {
@@ -44,17 +52,43 @@ def estimate(site: Site, config: RunConfig, ranks: Ranks = ALONE) -> dict[str, A
         "epochs": run.steps * run.batch_size / summary.rows,
         "device": run.device,
         "threads": run.threads,
-        "groups": len(run.groups()),
+        "saes": len(run.saes),
+        "stack": run.stack,
+        "groups": _groups(room, site, ranks),
+        "trainings": passes,  # one after the other, each with its own pass over the rows
         "learning_rates": {sae.name: sae.lr for sae in run.saes},
         "parameters": {sae.name: parameters(sae, site.d_in) for sae in run.saes},
-        "memory_bytes": need,
-        "available_bytes": there,
+        "memory_bytes": need.device,
+        "available_bytes": room.there.device,
+        "host_memory_bytes": need.host or None,
+        "host_available_bytes": room.there.host or None,
         "reading_memory_bytes": reading_bytes(site, run),
+        "checkpoint_bytes": sum(checkpoint_bytes(saes, site.d_in, run) for saes in room.groups),
+        "saved_bytes": sum(saved_bytes(sae, site.d_in) for sae in run.saes),
+        "refusal": refusal,
         "flops_per_step": flops,  # of dense steps
         "flops": flops * run.steps,
         "bytes_read_per_step": read,
-        **(_measured(run, inputs, read, ranks) if need <= there else {}),
+        **(_measured(run, inputs, read * passes, ranks) if refusal is None else {}),
     }
+
+
+def _groups(room: Room, site: Site, ranks: Ranks) -> list[dict[str, Any]]:
+    """A line for each group. training: in which of several trainings one after the other; None for ranks' queue."""
+    place = {number: at for at, part in enumerate(room.parts(), 1) for number in part}
+    return [
+        {
+            "group": number,
+            "architecture": saes[0].kind,
+            "d_sae": saes[0].d_sae,
+            "saes": len(saes),
+            "memory_bytes": need.device,
+            "host_memory_bytes": need.host or None,
+            "checkpoint_bytes": checkpoint_bytes(saes, site.d_in, room.run),
+            "training": place[number] if ranks.alone else None,
+        }
+        for number, (saes, need) in enumerate(zip(room.groups, room.needs, strict=True))
+    ]
 
 
 def _dense_flops(saes: tuple[ResolvedSAE, ...], run: ResolvedRun, d_in: int) -> int:
@@ -64,7 +98,7 @@ def _dense_flops(saes: tuple[ResolvedSAE, ...], run: ResolvedRun, d_in: int) -> 
 
 def _measured(run: ResolvedRun, inputs: Inputs, read: int, ranks: Ranks) -> dict[str, Any]:
     """Seconds of a step, and what follows from them, if every rank has the same share of the groups."""
-    with computing_with(run.threads):
+    with computing_with(run.threads), memory_errors(run, run.groups()):
         pairs = [_step_seconds(number, run, inputs) for number in range(len(run.groups()))]
     dense, sparse = (sum(column) / ranks.world_size for column in zip(*pairs, strict=True))
     dense_steps = min(run.l1_warm_up_steps, run.steps)

@@ -7,12 +7,16 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Started:
-    """Some groups start, or resume after `step` batches. `rows` are those of one epoch, within the norm limit."""
+    """Some groups start, or resume after `step` batches. `rows` are those of one epoch, within the norm limit.
+
+    later: groups that this process trains after these, because all of them do not fit in memory.
+    """
 
     step: int
     steps: int
     saes: tuple[str, ...]
     groups: int
+    later: int
     rows: int
     rows_skipped: int  # over the norm limit or not finite
     rows_nonfinite: int
@@ -66,7 +70,7 @@ class Resampled:
 
 @dataclass(frozen=True)
 class Checkpointed:
-    """Everything that a resume needs is on disk."""
+    """Everything that a resume after `step` needs is on disk. On a GPU the run has gone on meanwhile."""
 
     step: int
 

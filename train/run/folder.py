@@ -14,13 +14,13 @@ from gsae.errors import IncompatibleError, NotFoundError, UsageError
 from gsae.files import claim, held, remove_temporary, replace_text
 from gsae.store import Site
 from gsae.train.sae import CFG, weights_sha256
-from gsae.train.step.screening import screening_pays
 
 from .checkpoint import load_checkpoint
-from .computing import device_of, kernels_of, measured_share
+from .computing import resolved_here
 from .config import ResolvedRun, ResolvedSAE, RunConfig
 from .config_file import Recorded, from_toml, to_toml
 from .events import Listener, Moved
+from .fitting import fitted
 from .machine import changes, machine_for
 from .metrics_files import group_folder
 from .ranks import Ranks
@@ -31,9 +31,9 @@ LOCK = "lock"
 FREE = ("checkpoint_every", "checkpoint_minutes", "lr", "same_hardware")
 # Settings that a run decides at its first start where they are left open. It keeps to them, whatever version goes on.
 DECIDED = (
-    "adam_eps", "encoder_start", "healthy_every", "kernels", "l1_warm_up_steps", "lr_decay_steps",
-    "lr_warm_up_steps", "on_divergence", "resample_norm_multiple", "resample_silent_rows", "row_clip", "screening",
-    "sparse_share", "stack",
+    "adam_eps", "checkpoint_every", "encoder_start", "healthy_every", "kernels", "l1_warm_up_steps",
+    "lr_decay_steps", "lr_warm_up_steps", "on_divergence", "resample_norm_multiple", "resample_silent_rows",
+    "row_clip", "screening", "sparse_share", "stack",
 )  # fmt: skip
 
 
@@ -41,10 +41,12 @@ def begin_or_resume(run: Path, config: RunConfig, site: Site, ranks: Ranks, list
     """Write `config.toml` at the first start; return the settings, resolved as recorded there.
 
     Notes this machine in it, and reports one that differs from the last. Raises IncompatibleError, naming the
-    difference, for other settings, another store, a folder that is not a run, or another machine if `same_hardware`.
+    difference, for other settings, another store, a folder that is not a run, or another machine if `same_hardware`;
+    SpaceError for a new run that memory is too little for.
     """
     if (run / CONFIG).exists():
         return _resumed(run, config, site, listen)
+    new = _new(config, site, ranks)  # refused before the folder is made
     try:
         run.mkdir(parents=True, exist_ok=True)
         others = [entry.name for entry in run.iterdir() if entry.name not in (f".{CONFIG}.tmp", CONFIG, ".lock")]
@@ -54,19 +56,14 @@ def begin_or_resume(run: Path, config: RunConfig, site: Site, ranks: Ranks, list
         raise IncompatibleError(f"{run} is not empty and is not a run of gsae (it has {others[0]}); choose another.")
     with held(run / ".lock"):  # of several processes that start, one decides for all
         if not (run / CONFIG).exists():
-            new = _new(config, ranks)
             store = {"paths": site.store.locations, "digest": site.store.digest}
             replace_text(run / CONFIG, to_toml(Recorded(new, store, [machine_for(new.device)])))
     return _resumed(run, config, site, listen)
 
 
-def _new(config: RunConfig, ranks: Ranks) -> ResolvedRun:
-    device = device_of(config)
-    kernels = kernels_of(config, device)
-    new = config.resolved(
-        device=device, threads=ranks.threads, ranks=ranks.world_size, screening=screening_pays(), kernels=kernels,
-        sparse_share=measured_share(device, config.precision) if kernels == "triton" else None,
-    )  # fmt: skip
+def _new(config: RunConfig, site: Site, ranks: Ranks) -> ResolvedRun:
+    """The settings of a new run, with groups that fit in memory. Raises SpaceError if the smallest do not."""
+    new = fitted(site, resolved_here(config, ranks), ranks, cut=config.stack is None)
     hashed = [s.model_copy(update={"init_sha256": weights_sha256(s.init)}) if s.init else s for s in new.saes]
     return new.model_copy(update={"saes": tuple(hashed)})
 

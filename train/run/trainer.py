@@ -7,10 +7,10 @@ starts where the least advanced group is, and the others join when it reaches th
 """
 
 import json
-import os
 import signal
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -24,14 +24,16 @@ from gsae.store import Batches, Site
 from gsae.train.sae import save_sae
 from gsae.train.sae_metadata import SAEMetadata
 
-from .checkpoint import load_checkpoint, save_checkpoint
-from .computing import computing_with, device_of
+from .checkpoint import load_checkpoint
+from .checkpoint_writer import CheckpointWriter, Unsaved
+from .computing import computing_with
 from .config import ResolvedRun, RunConfig
 from .events import Checkpointed, Diverged, Finished, Left, Listener, Progress, Resampled, Started, ignore
+from .fitting import Room, require_room
 from .folder import Claim, begin_or_resume, claim_group, is_finished
 from .group import Group, failed
 from .inputs import Inputs
-from .memory import require_memory
+from .memory_errors import memory_errors
 from .metrics_files import METRICS, group_folder, merge_metrics, truncate_metrics
 from .metrics_line import MetricsLine
 from .ranks import ALONE, Ranks
@@ -43,21 +45,23 @@ def train(site: Site, config: RunConfig, out: Path, listen: Listener = ignore, r
 
     Inputs are z = scale * x with E||z||^2 = 1 over the rows within the norm limit. Leaves `config.toml`,
     `metrics.jsonl`, `state/` and `saes/<name>/` (SAELens's layout, for raw x). A finished run is left unchanged. A
-    single process trains all groups that no other holds, in parallel; each of several ranks trains one after the other.
+    single process trains all groups that no other holds, as many at a time as fit in memory; each of several ranks
+    trains one after the other.
 
     Raises IncompatibleError for a folder of another run, other settings or another store, or if other processes hold
     all groups that are left; InterruptedRun, after a checkpoint, on SIGTERM or SIGINT; SpaceError without enough memory
     or disk; CorruptError for a damaged checkpoint; UsageError for rows that cannot be trained on.
     """
     inputs = Inputs.of(site, config)
-    require_memory(site, config.resolved(device=device_of(config), threads=1, ranks=ranks.world_size), ranks)
     run = begin_or_resume(out, config, site, ranks, listen)
     trainer = _Trainer(run, out, inputs.to(ranks.device(run.device, torch.cuda.device_count())), listen)
     trained = 0
+    if trainer.unfinished():
+        require_room(site, run, ranks)
     with stop_signals() as stop, computing_with(run.threads):
-        for claims in _claims(trainer, ranks):
+        for claims, later in _claims(trainer, ranks):
             try:
-                trainer.train(claims, stop, ranks)
+                trainer.train(claims, later, stop, ranks)
                 trained += len(claims)
             finally:
                 for claim in claims:
@@ -69,22 +73,24 @@ def train(site: Site, config: RunConfig, out: Path, listen: Listener = ignore, r
     listen(Left(len(left)) if left else Finished(run.steps, not trained, tuple(trainer.failed())))
 
 
-def _claims(trainer: "_Trainer", ranks: Ranks) -> Iterator[list[Claim]]:
-    """The groups to train next: all that this process can hold or, for one of several ranks, one."""
-    while True:
-        claims = []
-        for number in trainer.unfinished():
+def _claims(trainer: "_Trainer", ranks: Ranks) -> Iterator[tuple[list[Claim], int]]:
+    """The groups to train next, and how many follow because all do not fit: one group for each of several ranks."""
+    while unfinished := trainer.unfinished():
+        claims, later = list[Claim](), 0
+        room = Room.of(trainer.site, trainer.run)
+        for number in unfinished:
+            if claims and not (ranks.alone and room.fits([*(claim.number for claim in claims), number])):
+                later += ranks.alone
+                continue
             claim = claim_group(trainer.out, number)
             if claim is not None and is_finished(trainer.out, trainer.run, number):  # meanwhile, by another process
                 claim.release()
                 continue
             if claim is not None:
                 claims.append(claim)
-            if claims and not ranks.alone:
-                break
         if not claims:
             return
-        yield claims
+        yield claims, later
 
 
 @dataclass(frozen=True)
@@ -116,27 +122,25 @@ class _Trainer:
                 found |= failed(saes, state.tensors["stopped"])
         return {sae.name: found[sae.name] for sae in self.run.saes if sae.name in found}
 
-    def train(self, claims: list[Claim], stop: list[int], ranks: Ranks) -> None:
-        """Train some groups to their end and save their SAEs. stop: the signals that were caught."""
-        held = [self._open(claim) for claim in claims]
-        try:
-            self._announce(held, ranks)
+    def train(self, claims: list[Claim], later: int, stop: list[int], ranks: Ranks) -> None:
+        """Train some groups to their end and save their SAEs. later: how many follow. stop: the signals caught."""
+        groups = self.run.groups()
+        with memory_errors(self.run, [groups[claim.number] for claim in claims]), ExitStack() as opened:
+            held = [self._open(claim, opened) for claim in claims]
+            self._announce(held, later, ranks)
             self._loop(held, stop)
-        finally:
             for one in held:
-                one.metrics.close()
-        for one in held:
-            self._save_saes(one.group)
+                self._save_saes(one.group)
 
-    def _open(self, claim: Claim) -> _HeldGroup:
+    def _open(self, claim: Claim, opened: ExitStack) -> _HeldGroup:
         group = Group(claim.number, self.run.groups()[claim.number], self.run, self.inputs)
         saved = load_checkpoint(claim.folder)
         if saved is not None:
             group.restore(saved)
         truncate_metrics(claim.folder, saved.metrics_bytes if saved else 0)
-        return _HeldGroup(group, claim.folder, (claim.folder / METRICS).open("ab"))
+        return _HeldGroup(group, claim.folder, opened.enter_context((claim.folder / METRICS).open("ab")))
 
-    def _announce(self, held: list[_HeldGroup], ranks: Ranks) -> None:
+    def _announce(self, held: list[_HeldGroup], later: int, ranks: Ranks) -> None:
         run, summary = self.run, self.inputs.summary
         self.listen(
             Started(
@@ -144,6 +148,7 @@ class _Trainer:
                 steps=run.steps,
                 saes=tuple(name for one in held for name in one.group.names),
                 groups=len(held),
+                later=later,
                 rows=summary.rows,
                 rows_skipped=summary.skipped,
                 rows_nonfinite=self.site.moments.non_finite,
@@ -158,7 +163,7 @@ class _Trainer:
         run = self.run
         first = min(held, key=lambda one: one.group.step).group
         saved_at = time.monotonic()
-        with self._batches(first.reader) as batches:
+        with self._batches(first.reader) as batches, CheckpointWriter(self.inputs.device) as writer:
             clock = _Clock(batches, first.step)
             for step in range(first.step + 1, run.steps + 1):
                 rows = next(batches)
@@ -172,10 +177,13 @@ class _Trainer:
                 if last or step % run.log_every == 0:
                     self._log(active, step, clock)
                 overdue = time.monotonic() - saved_at >= 60 * run.checkpoint_minutes
-                if last or stop or overdue or step % run.checkpoint_every == 0:
-                    self._save(active, step)
+                stopping = bool(stop)  # asked once, so that a run stops after a checkpoint of this very step
+                if stopping or overdue or run.is_checkpoint(step):
+                    self._settle(writer, wait=True)
+                    self._begin_to_save(writer, active, step)
                     saved_at = time.monotonic()
-                if stop and not last:
+                self._settle(writer, wait=last or stopping)
+                if stopping and not last:
                     where = f"after step {step} of {run.steps}; the same command continues from there"
                     raise InterruptedRun(f"Stopped by {signal.Signals(stop[0]).name} {where}.", 128 + stop[0])
 
@@ -221,12 +229,16 @@ class _Trainer:
             self._heldout = (self.inputs.heldout(self.run.eval_rows),)
         return self._heldout[0]
 
-    def _save(self, active: list[_HeldGroup], step: int) -> None:
-        for one in active:
-            os.fsync(one.metrics.fileno())
-            save_checkpoint(one.folder, one.group.checkpoint(one.metrics.tell()))
-        merge_metrics(self.out, self.run)
-        self.listen(Checkpointed(step))
+    def _begin_to_save(self, writer: CheckpointWriter, active: list[_HeldGroup], step: int) -> None:
+        sized = ((one, one.metrics.tell()) for one in active)
+        writer.begin(step, [Unsaved(one.folder, one.metrics, one.group.checkpoint(size)) for one, size in sized])
+
+    def _settle(self, writer: CheckpointWriter, *, wait: bool) -> None:
+        """Report a checkpoint that came to disk since the last call. Raises the error of one that did not."""
+        step = writer.written(wait=wait)
+        if step is not None:
+            merge_metrics(self.out, self.run)
+            self.listen(Checkpointed(step))
 
     def _save_saes(self, group: Group) -> None:
         run, stopped, known = self.run, group.failed(), group.divergence

@@ -4,6 +4,7 @@ import os
 import signal
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from gsae.errors import IncompatibleError, InterruptedRun, UsageError
 from gsae.store import Store
 from gsae.tests.support.children import files
 from gsae.tests.support.small_runs import config, run
-from gsae.train import Event, Finished, Moved, Progress, parse_sae, train
+from gsae.train import Checkpointed, Event, Finished, Moved, Progress, parse_sae, train
 from gsae.train.run import machine
 
 pytestmark = pytest.mark.slow
@@ -77,3 +78,20 @@ def test_a_run_that_an_older_version_began_goes_on_with_its_own_start_steps_and_
     assert left == expected
     with pytest.raises(IncompatibleError, match="row_clip was False, now True"):
         run(tiny_store, tmp_path / "run", **open_settings, row_clip=True)
+
+
+def saved_at(store: Store, out: Path, **settings: Any) -> list[int]:
+    """The steps after which a run, or the rest of one, is saved."""
+    return [event.step for event in run(store, out, **settings) if isinstance(event, Checkpointed)]
+
+
+def test_a_run_is_saved_by_time_and_by_steps_only_where_that_is_asked_or_was_when_it_began(
+    tiny_store: Store, tmp_path: Path
+) -> None:
+    assert saved_at(tiny_store, tmp_path / "usual", steps=2001) == [2001]  # an older default saved every 1,000 steps
+    assert saved_at(tiny_store, tmp_path / "often", checkpoint_minutes=1e-9) == list(range(1, 31))
+    for more, expected in (({}, [10, 20, 30]), ({"checkpoint_every": 0}, [30])):
+        out = tmp_path / f"begun-{len(more)}"
+        with pytest.raises(InterruptedRun):
+            train(tiny_store.site("mlp.1"), config(checkpoint_every=10), out, stop)
+        assert saved_at(tiny_store, out, **more) == expected
