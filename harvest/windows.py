@@ -30,12 +30,12 @@ from gsae.store import (
     all_windows,
     context_batches,
     empty_rows,
+    encode_window,
     inverse,
     row_mask,
     stored_order,
     unfinished,
     unsigned,
-    write_window,
 )
 
 from .batch_size import run_twice
@@ -108,7 +108,7 @@ def make_windows(
     listen: Callable[[BatchDone], None],
     nonfinite: NonfiniteRows,
 ) -> None:
-    """Make and publish `windows`; raises what `capture`, `write_window` and `nonfinite.check` raise, and SpaceError."""
+    """Make and publish `windows`; raises the errors of `capture`, `encode_window` and `nonfinite.check`."""
     sizes = [layouts.of(split).window(number).rows for split, number in windows]
     meter = _Meter(plan, sum(sizes))
     task_of = partial(window_task, plan, layouts, tokens)
@@ -241,4 +241,4 @@ def _publish(
     for move in moves:
         move.result()
     approve = partial(check, task.split, task.number)
-    return write_window(out, plan, task.split, task.number, rows, task.source, approve=approve)
+    return encode_window(out, plan, task.split, task.number, rows, task.source, approve=approve).publish()

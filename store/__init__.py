@@ -56,12 +56,13 @@ from .write.contexts_writer import write_contexts
 from .write.shard_writer import all_cores
 from .write.window_writer import (
     CONFIRMED,
+    EncodedWindow,
+    encode_window,
     read_plan,
     unfinished,
     write_confirmed,
     write_manifest,
     write_plan,
-    write_window,
 )
 
 __all__ = [
@@ -75,6 +76,7 @@ __all__ = [
     "ContextsSpec",
     "CopyProgress",
     "DatasetSource",
+    "EncodedWindow",
     "FetchedFile",
     "Layout",
     "ModelSource",
@@ -103,6 +105,7 @@ __all__ = [
     "copy",
     "describe",
     "empty_rows",
+    "encode_window",
     "encoded_bytes",
     "foreign_files",
     "inverse",
@@ -133,7 +136,6 @@ __all__ = [
     "write_plan",
     "write_tokens_made",
     "write_tokens_plan",
-    "write_window",
 ]
 
 register()

@@ -15,7 +15,7 @@ from gsae.store.format.json_files import parse
 from gsae.store.format.manifest import Record, record_name
 from gsae.store.format.moments import Moments
 from gsae.store.write.contexts_writer import write_contexts
-from gsae.store.write.window_writer import unfinished, write_manifest, write_plan, write_window
+from gsae.store.write.window_writer import encode_window, unfinished, write_manifest, write_plan, write_window
 from gsae.tests.support.children import files
 from gsae.tests.support.stores import make_plan, normal_rows, random_contexts, sources_of
 
@@ -71,6 +71,22 @@ def test_a_record_has_the_sums_of_the_rows_and_of_the_files(tmp_path: Path) -> N
         np.testing.assert_allclose(
             summary.mean, rows[site.name].astype(np.float64).mean(axis=0), rtol=1e-12, atol=1e-14
         )
+
+
+def test_rows_may_change_once_their_window_is_encoded(tmp_path: Path) -> None:
+    """A harvest fills the buffer of a window again while the window is still being published."""
+    for name in ("undisturbed", "changed"):
+        plan = begin(tmp_path / name)
+        for split, window, source in sources_of(plan, random_contexts(CONTEXTS, CONTEXT_SIZE)):
+            rows = rows_at(source)
+            encoded = encode_window(tmp_path / name, plan, split, window, rows, source)
+            assert (split, window) in unfinished(tmp_path / name, plan)
+            if name == "changed":
+                for array in rows.values():
+                    array[:] = 1
+            encoded.publish()
+        write_manifest(tmp_path / name, plan)
+    assert files(tmp_path / "changed") == files(tmp_path / "undisturbed")
 
 
 def test_a_file_that_another_writer_published_is_kept_and_described(tmp_path: Path) -> None:
