@@ -1,9 +1,10 @@
 """Moves rows from the device into a window's buffer while the next batch is computed.
 
 A pass only gathers a batch's rows on its device. A side stream copies them to pinned host memory; a background thread
-waits for the copy and puts each row at its index. At most `LEAD` batches are on the way, so the memory beyond the
-windows is their rows, on the device and pinned. On a CPU nothing is copied and only the thread is used. On a device
-that is neither, rows are copied before the next pass starts.
+waits for the copy, and for the buffer if it is still in use, and puts each row at its index. At most `LEAD` batches are
+on the way, so the memory beyond the windows is their rows, on the device and pinned. A pass is held up only if `LEAD`
+batches wait. On a CPU nothing is copied and only the thread is used. On a device that is neither, rows are copied
+before the next pass starts.
 """
 
 import time
@@ -26,6 +27,9 @@ BITS = {2: torch.uint16, 4: torch.uint32}
 
 Slot = tuple[int, str]
 """The memory of one batch on its way: its turn, 0 to LEAD - 1, and the site."""
+
+Buffers = Callable[[], Mapping[str, NDArray[Any]]]
+"""Gives the buffer of each site, bit patterns (window rows, d_in), once it may be filled."""
 
 
 class Copier(Protocol):
@@ -148,13 +152,11 @@ class Mover:
         """Record the moment before a pass."""
         return self._copier.mark()
 
-    def put(
-        self, rows: Mapping[str, Tensor], buffers: Mapping[str, NDArray[Any]], targets: NDArray[np.int64], began: Any
-    ) -> Future[None]:
+    def put(self, rows: Mapping[str, Tensor], buffers: Buffers, targets: NDArray[np.int64], began: Any) -> Future[None]:
         """Start moving each site's rows (rows, d_in) to the indices `targets` (rows,) of its buffer.
 
-        buffers: bit patterns (window rows, d_in) by site. began: the mark before the pass that made the rows. Waits
-        while `LEAD` batches are on the way.
+        buffers: gives bit patterns (window rows, d_in) by site; called on the thread, so it may wait for memory. began:
+        the mark before the pass that made the rows. Waits while `LEAD` batches are on the way.
         """
         ended = self._copier.mark()
         while len(self._under_way) >= LEAD:
@@ -168,14 +170,15 @@ class Mover:
     def _move(
         self,
         arrivals: Mapping[str, Callable[[], Tensor]],
-        buffers: Mapping[str, NDArray[Any]],
+        buffers: Buffers,
         targets: NDArray[np.int64],
         began: Any,
         ended: Any,
     ) -> None:
+        places = buffers()
         for name, arrived in arrivals.items():
             values = arrived().contiguous()
-            scatter(values.view(BITS[values.itemsize]).numpy(), buffers[name], targets)
+            scatter(values.view(BITS[values.itemsize]).numpy(), places[name], targets)
         self.busy_seconds += self._copier.seconds(began, ended)
 
     def drain(self) -> None:

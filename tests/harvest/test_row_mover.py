@@ -53,7 +53,7 @@ def test_at_most_lead_batches_are_under_way_and_all_arrive() -> None:
 
     def put_all(mover: Mover) -> None:
         for number, (rows, to) in enumerate(zip(values, places, strict=True)):
-            mover.put({"a": rows}, {"a": out}, to, 0.0)
+            mover.put({"a": rows}, lambda: {"a": out}, to, 0.0)
             sent.append(number)
 
     with Mover(copier) as mover:
@@ -76,7 +76,7 @@ def test_moving_rows_keeps_their_bits(dtype: torch.dtype) -> None:
     kind = {2: np.uint16, 4: np.uint32}[rows.itemsize]
     out = np.zeros((3, 2), kind)
     with Mover(HostCopier()) as mover:
-        mover.put({"a": rows}, {"a": out}, np.array([2, 0]), mover.mark()).result()
+        mover.put({"a": rows}, lambda: {"a": out}, np.array([2, 0]), mover.mark()).result()
     bits = {2: torch.uint16, 4: torch.uint32}[rows.itemsize]
     assert np.array_equal(out[[2, 0]], rows.view(bits).numpy())
     assert not out[1].any()
@@ -91,7 +91,7 @@ def test_an_error_while_moving_rows_is_raised() -> None:
             return arrived
 
     with Mover(Failing()) as mover:
-        moved = mover.put({"a": torch.ones(1, 1)}, {"a": np.empty((1, 1), np.uint32)}, np.array([0]), 0.0)
+        moved = mover.put({"a": torch.ones(1, 1)}, lambda: {"a": np.empty((1, 1), np.uint32)}, np.array([0]), 0.0)
         with pytest.raises(RuntimeError, match="gone"):
             moved.result()
         with pytest.raises(RuntimeError, match="gone"):
