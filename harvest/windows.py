@@ -11,6 +11,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -110,7 +111,8 @@ def make_windows(
         meter.count_window(record)
         nonfinite.count(record)
 
-    with Mover(copier_for(lm.device)) as mover, WindowBuffers(plan, max(sizes), count) as buffers:
+    copier = copier_for(lm.device, plan.batch_size * plan.context_size)
+    with Mover(copier) as mover, WindowBuffers(plan, max(sizes), count) as buffers:
         coming = mover.run_between(partial(task_of, *windows[0]))
         for following in [*windows[1:], None]:
             task = coming.result()
@@ -120,8 +122,7 @@ def make_windows(
             moves = []
             for batch in task.batches:
                 buffers.collect()
-                began = mover.mark()
-                picked = _run_batch(plan, lm, tokens, batch, mover)
+                began, picked = _run_batch(plan, lm, tokens, batch, mover)
                 moves.append(mover.put(picked, rows, batch.targets, began))
                 listen(meter.count_batch(batch, mover.busy_seconds))
             buffers.write(partial(_encode, out, plan, task, rows, moves, nonfinite.check))
@@ -152,24 +153,23 @@ class _Meter:
         return BatchDone(self._rows, self._total, self._tokens, seconds, self._written, self._raw, busy)
 
 
-def _run_batch(plan: Plan, lm: LanguageModel, tokens: Tokens, batch: Batch, mover: Mover) -> dict[str, Tensor]:
-    """Run a batch; return each site's rows (rows, d_in) on the device where they arise."""
-    ids = _pinned(lm.device, tokens[batch.contexts].astype(np.int64))
-    picks = _pinned(lm.device, batch.picks)
+def _run_batch(
+    plan: Plan, lm: LanguageModel, tokens: Tokens, batch: Batch, mover: Mover
+) -> tuple[Any, dict[str, Tensor]]:
+    """Run a batch; return the mark before its pass, and each site's rows (rows, d_in), on the device of the site."""
+    ids = mover.stage("token ids", tokens[batch.contexts].astype(np.int64))
+    picks = mover.stage("picks", batch.picks)
+    picks_on: dict[torch.device, Tensor] = {}
     dtype = getattr(torch, plan.model.dtype)
 
     def pick(value: Tensor) -> Tensor:
         if value.dtype != dtype:  # its bits would be stored as those of the plan's dtype
             raise UsageError(f"A site gives {value.dtype}, and the store is of {dtype}. Use another --dtype.")
-        return value.flatten(0, 1).index_select(0, picks.to(value.device, non_blocking=value.is_cuda))
+        if value.device not in picks_on:
+            picks_on[value.device] = picks.to(value.device, non_blocking=value.is_cuda)
+        return value.flatten(0, 1).index_select(0, picks_on[value.device])
 
-    return run_twice(lambda: capture(lm, plan.sites, ids, pick), mover.drain, len(batch.contexts))
-
-
-def _pinned(device: torch.device, values: NDArray[np.int64]) -> Tensor:
-    """Return a tensor that can be copied to a GPU without waiting for the GPU's current work."""
-    tensor = torch.from_numpy(values)
-    return tensor.pin_memory() if device.type == "cuda" else tensor
+    return run_twice(lambda: (mover.mark(), capture(lm, plan.sites, ids, pick)), mover.drain, len(batch.contexts))
 
 
 def _encode(

@@ -3,6 +3,7 @@
 import itertools
 import resource
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from gsae.errors import GsaeError, IncompatibleError, NotFoundError, SpaceError, UsageError
 from gsae.harvest import BatchDone, BlockTokenised, Finished, HarvestConfig, harvest
 from gsae.harvest.model.model_files import ModelFiles
+from gsae.harvest.row_mover import HostCopier
 from gsae.store import Store, open_store, open_stores, verify
 from gsae.tests.support.children import files, finish, killed_at_random, load_batch_sensitive, slow_harvest
 
@@ -63,6 +65,23 @@ def test_a_harvest_that_skips_the_documents_of_another_continues_it(tiny_llama: 
         harvest(config(tiny_llama, **take, skip_documents=10**6), tmp_path / "none")
     both = open_stores([first.path, second.path])
     assert both.site("mlp.0").rows == first.plan.rows + second.plan.rows
+
+
+def test_the_time_in_which_a_batch_is_gathered_counts_as_waiting(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    staged = HostCopier.stage
+
+    def slowly(*given: Any) -> torch.Tensor:
+        time.sleep(0.02)
+        return staged(*given)
+
+    monkeypatch.setattr(HostCopier, "stage", slowly)
+    events: list[Any] = []
+    harvest(config(tiny_llama, rows=1000, device="cpu"), tmp_path / "store", events.append)
+    running = [e for e in events if isinstance(e, BatchDone)]
+    batches = len(running) - 1  # the last event has no batch
+    assert running[-1].seconds - running[-1].busy >= batches * 2 * 0.02
 
 
 def independent_rows(model: Path, tokens: np.ndarray, dtype: torch.dtype) -> dict[str, torch.Tensor]:

@@ -48,7 +48,7 @@ def test_rows_are_copied_plainly_and_nothing_else_is_done_on_the_device(monkeypa
 
 
 def test_each_kind_of_device_has_its_copier() -> None:
-    kinds = {name: type(copier_for(torch.device(name))) for name in ("cpu", "cuda", "mps", "xpu")}
+    kinds = {name: type(copier_for(torch.device(name), 1)) for name in ("cpu", "cuda", "mps", "xpu")}
     assert kinds == {"cpu": HostCopier, "cuda": PinnedCopier, "mps": PlainCopier, "xpu": PlainCopier}
 
 
