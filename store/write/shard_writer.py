@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from gsae.files import NewFile, disk_errors, hash_file, publish_together, temp_file, write_back
 from gsae.store.codec.chunks import ArraySpec, encode_index, raw_sha256
+from gsae.store.codec.row_codec import Encoded
 from gsae.store.format.manifest import ArrayEntry, FileEntry
 from gsae.store.format.moments import Moments, MomentsBuilder, sort_by_norm
 from gsae.store.places.shard import open_shard
@@ -113,31 +114,45 @@ class _EncodedShard:
 
 
 class Turnstiles:
-    """Let chunk n of an array pass a step after chunk n - 1 has passed, and no chunk after a failure."""
+    """Let chunk n of an array pass a step after chunk n - 1 has passed, and no chunk after a failure.
+
+    Only the thread with the next chunk is woken, because each thread that wakes takes Python's lock from the thread
+    that launches the passes of a model.
+    """
 
     def __init__(self) -> None:
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
         self._passed: Counter[tuple[str, int]] = Counter()
+        self._waiting: dict[tuple[str, int, int], threading.Condition] = {}
         self._failed = False
 
     @contextmanager
     def turn(self, step: str, array: int, chunk: int) -> Iterator[None]:
         """Wait until all chunks before this one have passed the step; let the next one pass at the end."""
         at = (step, array)
-        with self._changed:
-            self._changed.wait_for(lambda: self._failed or self._passed[at] == chunk)
+        with self._lock:
+            if not self._failed and self._passed[at] != chunk:
+                self._wait(at, chunk)
             if self._failed:
                 raise _StoppedError
         yield
-        with self._changed:
+        with self._lock:
             self._passed[at] += 1
-            self._changed.notify_all()
+            if following := self._waiting.get((*at, chunk + 1)):
+                following.notify()
 
     def fail(self) -> None:
         """Stop every thread at its next turn."""
-        with self._changed:
+        with self._lock:
             self._failed = True
-            self._changed.notify_all()
+            for waiting in self._waiting.values():
+                waiting.notify()
+
+    def _wait(self, at: tuple[str, int], chunk: int) -> None:
+        """Wait, with the lock released meanwhile, for the turn of a chunk or a failure."""
+        waiting = self._waiting[*at, chunk] = threading.Condition(self._lock)
+        waiting.wait_for(lambda: self._failed or self._passed[at] == chunk)
+        del self._waiting[*at, chunk]
 
 
 class _StoppedError(Exception):
@@ -183,7 +198,7 @@ class _ShardWriter:
     def _turn(self, step: str, chunk: int) -> Any:
         return self._turnstiles.turn(step, id(self), chunk)
 
-    def _append(self, *parts: bytes) -> None:
+    def _append(self, *parts: Encoded) -> None:
         start = self._size
         for part in parts:
             self._file.write(part)
