@@ -14,7 +14,7 @@ from typing import Any, Self
 
 from numpy.typing import NDArray
 
-from gsae.store import EncodedWindow, Plan, Record, empty_rows, unsigned
+from gsae.store import EncodedWindow, Plan, Record, WindowTotals, empty_rows, unsigned
 
 BUFFERS = 2
 IN_FILES = 2
@@ -26,8 +26,11 @@ SiteRows = dict[str, NDArray[Any]]
 class WindowBuffers:
     """Buffers of one window each. Use it in a `with`, which waits for the windows that are being written."""
 
-    def __init__(self, plan: Plan, rows: int, written: Callable[[Record], None]) -> None:
-        """Make room for windows of at most `rows` rows; `written` is called with the record of each, in order."""
+    def __init__(self, plan: Plan, rows: int, written: Callable[[Record], None], totals: WindowTotals) -> None:
+        """Make room for windows of at most `rows` rows.
+
+        written: called with the record of each, in order. totals: get each window if it is their next one.
+        """
         kind = unsigned(plan.model.dtype)
         self._buffers: deque[SiteRows] = deque(
             {site.name: empty_rows(rows, site.d_in, kind) for site in plan.sites} for _ in range(BUFFERS)
@@ -37,6 +40,7 @@ class WindowBuffers:
         self._encoder = ThreadPoolExecutor(1, thread_name_prefix="gsae-write")
         self._publisher = ThreadPoolExecutor(1, thread_name_prefix="gsae-publish")
         self._written = written
+        self._totals = totals
 
     def take(self, rows: int) -> Callable[[], SiteRows]:
         """Return what gives the buffer of the next window, of `rows` rows.
@@ -68,7 +72,7 @@ class WindowBuffers:
 
         encoded = self._encoder.submit(encode_in_turn)
         self._encoded.append(encoded)
-        self._published.append(self._publisher.submit(lambda: encoded.result().publish()))
+        self._published.append(self._publisher.submit(lambda: encoded.result().publish(self._totals)))
 
     def collect(self) -> None:
         """Report the windows that were published by now; raise the error of one that failed."""

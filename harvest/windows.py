@@ -26,6 +26,7 @@ from gsae.store import (
     Plan,
     Record,
     Split,
+    WindowTotals,
     all_windows,
     context_batches,
     encode_window,
@@ -101,8 +102,11 @@ def make_windows(
     out: Path,
     listen: Callable[[BatchDone], None],
     nonfinite: NonfiniteRows,
-) -> None:
-    """Make and publish `windows`; raises the errors of `capture`, `encode_window` and `nonfinite.check`."""
+) -> WindowTotals:
+    """Make and publish `windows`; return the totals of those that are the plan's first ones.
+
+    Raises the errors of `capture`, `encode_window` and `nonfinite.check`.
+    """
     sizes = [layouts.of(split).window(number).rows for split, number in windows]
     meter = _Meter(plan, sum(sizes))
     task_of = partial(window_task, plan, layouts, tokens)
@@ -111,8 +115,9 @@ def make_windows(
         meter.count_window(record)
         nonfinite.count(record)
 
+    totals = WindowTotals(plan)
     copier = copier_for(lm.device, plan.batch_size * plan.context_size)
-    with Mover(copier) as mover, WindowBuffers(plan, max(sizes), count) as buffers:
+    with Mover(copier) as mover, WindowBuffers(plan, max(sizes), count, totals) as buffers:
         coming = mover.run_between(partial(task_of, *windows[0]))
         for following in [*windows[1:], None]:
             task = coming.result()
@@ -128,6 +133,7 @@ def make_windows(
             buffers.write(partial(_encode, out, plan, task, rows, moves, nonfinite.check))
         buffers.finish()
     listen(meter.event(mover.busy_seconds))
+    return totals
 
 
 class _Meter:

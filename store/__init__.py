@@ -9,7 +9,7 @@ from .codec.registry import row_codec
 from .codec.scatter import empty_rows, scatter
 from .codec.zarr_plugin import register
 from .format.json_files import SCHEMA_VERSION
-from .format.manifest import Record, all_windows
+from .format.manifest import Record, WindowTotals, all_windows
 from .format.moments import Moments, Summary
 from .format.plan import (
     DTYPE_BYTES,
@@ -97,6 +97,7 @@ __all__ = [
     "TokensMade",
     "TokensPlan",
     "VerifyProgress",
+    "WindowTotals",
     "all_cores",
     "all_windows",
     "changed_fields",

@@ -16,7 +16,7 @@ from gsae.errors import IncompatibleError, NotFoundError
 from gsae.files import hash_file, publish_bytes, read_file
 from gsae.store.codec.chunks import ArraySpec, unsigned
 from gsae.store.format.arrays import context_arrays, metadata_files, window_arrays
-from gsae.store.format.json_files import SCHEMA_VERSION, parse, to_json
+from gsae.store.format.json_files import SCHEMA_VERSION, parse, sha256, to_json
 from gsae.store.format.manifest import (
     MANIFEST,
     PLAN,
@@ -24,6 +24,7 @@ from gsae.store.format.manifest import (
     FileEntry,
     Manifest,
     Record,
+    WindowTotals,
     all_windows,
     build,
     read_manifest,
@@ -128,23 +129,30 @@ class EncodedWindow:
     sites: tuple[str, ...]
     shards: EncodedShards
 
-    def publish(self) -> Record:
+    def publish(self, totals: WindowTotals | None = None) -> Record:
         """Publish the files of the window, then its record, which is returned. Call it once.
 
+        totals: the window is added to them if it is the next one.
         Raises SpaceError if the disk is full, IncompatibleError if the store was sealed without this window.
         """
         *sites, sources = self.shards.publish()
         moments = {
-            name: written.moments.to_record()
+            name: written.moments
             for name, written in zip(self.sites, sites, strict=True)
             if written.moments is not None
         }
-        entries = tuple(written.entry for written in (*sites, sources))
         record = Record(
-            schema_version=SCHEMA_VERSION, split=self.split, window=self.window, arrays=entries, moments=moments
+            schema_version=SCHEMA_VERSION,
+            split=self.split,
+            window=self.window,
+            arrays=tuple(written.entry for written in (*sites, sources)),
+            moments={name: each.to_record() for name, each in moments.items()},
         )
         _check_unsealed(self.root, self.split, self.window)
-        publish_bytes(self.root, record_name(self.split, self.window), to_json(record))
+        name, data = record_name(self.split, self.window), to_json(record)
+        publish_bytes(self.root, name, data)
+        if totals is not None and totals.is_next(self.split, self.window):
+            totals.add(FileEntry(path=name, size=len(data), sha256=sha256(data)), record, moments)
         return record
 
 
@@ -170,9 +178,12 @@ def unfinished(root: Path, plan: Plan) -> list[tuple[Split, int]]:
     return [(split, w) for split, w in all_windows(plan) if not (root / record_name(split, w)).exists()]
 
 
-def write_manifest(root: Path, plan: Plan, windows: list[tuple[Split, int]] | None = None) -> Manifest:
+def write_manifest(
+    root: Path, plan: Plan, windows: list[tuple[Split, int]] | None = None, totals: WindowTotals | None = None
+) -> Manifest:
     """Publish the manifest of a store with these windows (None: all of the plan's), and return it.
 
+    totals: of the first of these windows; the records of the others are read.
     Raises NotFoundError for the first window without a record.
     """
     c = plan.contexts
@@ -182,15 +193,15 @@ def write_manifest(root: Path, plan: Plan, windows: list[tuple[Split, int]] | No
         for shard in range(spec.shards)
     ]
     files = [_entry(root, name) for name in (PLAN, *metadata_files(plan), *shards)]
-    records = []
-    for split, window in all_windows(plan) if windows is None else windows:
+    totals = totals or WindowTotals(plan)
+    for split, window in (all_windows(plan) if windows is None else windows)[len(totals.windows) :]:
         name = record_name(split, window)
         data = read_file(root / name, "Its window is not finished.")
-        records.append((_entry(root, name), parse(Record, data, str(root / name))))
+        totals.add(_entry(root, name), parse(Record, data, str(root / name)))
     confirmed = read_confirmed(root)
     if not confirmed and (root / MANIFEST).exists():  # another worker published it, and removed the tests after that
         return read_manifest(read_file(root / MANIFEST), str(root / MANIFEST))
-    manifest = build(plan, files, records, confirmed)
+    manifest = build(plan, files, totals, confirmed)
     clear_tokens(root)
     publish_bytes(root, MANIFEST, to_json(manifest))
     (root / CONFIRMED).unlink(missing_ok=True)

@@ -11,7 +11,7 @@ import torch
 
 from gsae.harvest.row_mover import LEAD, HostCopier, Mover
 from gsae.harvest.window_buffers import BUFFERS, IN_FILES, WindowBuffers
-from gsae.store import ContextsSpec
+from gsae.store import ContextsSpec, WindowTotals
 from gsae.tests.support.stores import NOBODY, make_plan, random_contexts
 
 ROWS, D_IN = 8, 16
@@ -27,7 +27,8 @@ class Windows:
             contexts=10, context_size=8, documents=10, ended_early=False,
             tokens_sha256=NOBODY, split_sha256=NOBODY, documents_sha256=NOBODY,
         )  # fmt: skip
-        self.buffers = WindowBuffers(make_plan(contexts, arrays, {"mlp.0": D_IN}), ROWS, written)
+        plan = make_plan(contexts, arrays, {"mlp.0": D_IN})
+        self.buffers = WindowBuffers(plan, ROWS, written, WindowTotals(plan))
         self.mover = mover
         self.may_encode = [threading.Event() for _ in range(windows)]
         self.may_publish = [threading.Event() for _ in range(windows)]
@@ -64,7 +65,7 @@ class Encoded:
     def __init__(self, windows: Windows, number: int) -> None:
         self.windows, self.number = windows, number
 
-    def publish(self) -> int:
+    def publish(self, totals: Any) -> int:
         assert self.windows.may_publish[self.number].wait(PATIENCE)
         self.windows.published.append(self.number)
         return self.number
