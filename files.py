@@ -3,7 +3,8 @@
 `publish` writes a file of a store, once and for good: temp file, fsync, link(2) to the final name, directory fsync. A
 link never replaces, so of two writers one wins and the other learns it; equal bytes are then a success, and different
 bytes leave the published file unchanged. A crash leaves at most temp files in `STORE/.tmp`. Each is locked by its
-writer, so that a later run can remove those that no process holds.
+writer, so that a later run can remove those that no process holds. `publish_together` does the same for several files,
+and syncs each folder on their way once.
 
 `replace_file` writes a file of a run, which may change: temp file beside it, fsync, rename, directory fsync. What
 that costs: two fsyncs a file, some milliseconds on a disk.
@@ -17,10 +18,11 @@ import re
 import secrets
 import shutil
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple, TypeVar
 
 from gsae.errors import IncompatibleError, NotFoundError, SpaceError, UsageError
 
@@ -30,6 +32,8 @@ NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST)
 # What flock reports where a file system (Lustre or NFS, as some are mounted) has no locks.
 NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
+
+T = TypeVar("T")
 
 
 @contextmanager
@@ -93,22 +97,60 @@ def _make_folder(folder: Path) -> None:
                 raise
 
 
+class NewFile(NamedTuple):
+    """A temp file to be published: its final name below the root, the open file, and the sha256 of its bytes."""
+
+    name: str
+    file: BinaryIO
+    sha256: str
+
+
 def publish(root: Path, name: str, file: BinaryIO, sha256: str) -> bool:
     """Give the temp file `file` of `root` its final name, durably.
 
     Return whether the bytes under that name are now these (sha256): a file that was there first stays.
     """
-    target = root / name
+    return publish_together(root, [NewFile(name, file, sha256)], 1)[0]
+
+
+def publish_together(root: Path, new: Sequence[NewFile], threads: int) -> list[bool]:
+    """Give temp files of `root` their final names: all contents are made durable, then all names.
+
+    Return for each whether the bytes under its name are now these: a file that was there first stays. All names are
+    durable when this returns, and none before that, so nothing may refer to one of the files earlier. threads: so many
+    files are synced at a time, then so many folders; the disk commits syncs that run at the same time together.
+    """
+    _each(_sync_contents, [each.file for each in new], threads)
+    ours = [_link(root, each) for each in new]
+    folders = {folder for each in new for folder in folders_up_to(root, (root / each.name).parent)}
+    _each(sync_folder, sorted(folders), threads)  # also where another writer was first: it may not have come to this
+    return ours
+
+
+def _sync_contents(file: BinaryIO) -> None:
     file.flush()
     os.fsync(file.fileno())
+
+
+def _link(root: Path, new: NewFile) -> bool:
+    """Give a file its final name; return whether the bytes under that name are its own."""
+    target = root / new.name
     target.parent.mkdir(parents=True, exist_ok=True)
-    ours = True
     try:
-        os.link(file.name, target)
+        os.link(new.file.name, target)
     except FileExistsError:
-        ours = hash_file(target) == sha256
-    sync_up_to(root, target.parent)  # also where another writer was first: it may not have come to this
-    return ours
+        return hash_file(target) == new.sha256
+    return True
+
+
+def _each(work: Callable[[T], None], items: Sequence[T], threads: int) -> None:
+    """Do the work for each item, on up to `threads` threads; raise the first error after all have ended."""
+    if threads == 1 or len(items) == 1:
+        for item in items:
+            work(item)
+        return
+    with ThreadPoolExecutor(min(threads, len(items)), thread_name_prefix="gsae-sync") as pool:
+        list(pool.map(work, items))
 
 
 def publish_bytes(root: Path, name: str, data: bytes) -> None:
@@ -335,7 +377,10 @@ def _sync(path: Path, flags: int = 0) -> None:
 
 def sync_up_to(root: Path, folder: Path) -> None:
     """Make the names on the way from `root` to `folder` durable, those that a killed writer made included."""
-    sync_folder(folder)
-    while folder != root:
-        folder = folder.parent
-        sync_folder(folder)
+    for each in folders_up_to(root, folder):
+        sync_folder(each)
+
+
+def folders_up_to(root: Path, folder: Path) -> list[Path]:
+    """Return the folders from `folder` up to `root`, both included."""
+    return [folder, *(parent for parent in folder.parents if parent == root or root in parent.parents)]

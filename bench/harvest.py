@@ -12,7 +12,9 @@ Run as `.venv/bin/python bench/harvest.py [--dataset speeches.jsonl.gz] [--part 
 * tokens: the step before, from the text's file to the store's arrays on disk, against `tokenizer(list)` alone on the
   same documents in memory, in turn, on one core and on all. The limit is the tokenizer alone.
 * gpu: a Llama-2-7B-shaped model of random weights in bfloat16, context 1024, resid.15 and mlp.15, against its own
-  bare loop.
+  bare loop, before and after (`--rows 524288 --window-rows 65536`). `--variants` says under which settings, of
+  tests/support/harvest_steps.py and `compile`, where the bare loop is compiled too; the first one is the verdict's. A
+  line has the device's time of a pass, the seconds after the launch of the last pass, and the time of each step.
 """
 
 import argparse
@@ -27,14 +29,17 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
 
 from gsae.harvest import (
+    BatchDone,
     HarvestConfig,
     LanguageModel,
     Provenance,
@@ -44,13 +49,16 @@ from gsae.harvest import (
     load_lm,
     load_tokenizer,
     make_request,
+    pipeline,
     resolve,
     write_tokens,
 )
 from gsae.harvest.cost_estimate import BESIDE_BYTES
 from gsae.harvest.model.model_files import find_model, light_directory, weights_directory
+from gsae.harvest.model.torch_compile import compile_layers
 from gsae.store import SPLITS, Store
 from gsae.store.format import row_order as order
+from gsae.tests.support.harvest_steps import VARIANTS, summary, timed_steps
 
 MODEL, SITES, CONTEXT_SIZE = "builtin:smollm2-135m", ("mlp.10", "attn.10", "resid.15"), 256
 PEER, PEER_SITE, PEER_LAYER = Path(".venv-peers/bin/python"), "mlp.10", 10
@@ -72,6 +80,7 @@ def main() -> int:
     parser.add_argument("--dtype", default="bfloat16", help="float32 where a CPU multiplies bfloat16 slowly")
     parser.add_argument("--cores", type=int, help="of --part tokens: on so many cores only")
     parser.add_argument("--characters", type=int, default=20_000_000, help="of --part tokens")
+    parser.add_argument("--variants", default=",".join([*VARIANTS, "compile"]), help="of --part gpu")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
@@ -112,21 +121,21 @@ def against_bare(part: str, asked: HarvestConfig, lm: LanguageModel, rounds: int
     ratios, waiting, size, rows = [], [], 0, 1
     for number in range(rounds + 1):  # the first only warms up
         with scratch() as folder:
-            seconds, store, waited = whole(asked, lm, folder / "store")
-            batches = batches_of(store)
+            found = whole(asked, lm, folder / "store")
+            batches = batches_of(found.store)
             bare = loop(lm, asked.sites, batches)
-            size, rows = size_of(store.path), store.plan.rows + store.plan.heldout_rows
+            size, rows = size_of(found.store.path), found.store.plan.rows + found.store.plan.heldout_rows
         tokens = sum(batch.size for batch in batches)
         if number:
-            ratios.append(bare / seconds)
-            waiting.append(waited)
-            rates = {"harvest": round(tokens / seconds), "bare": round(tokens / bare)}
-            line = {"what": part, "tokens_per_second": rates, "of_bare": round(bare / seconds, 4)}
-            print(json.dumps(line | {"device_waiting": round(waited, 4)}), flush=True)
-    found = median(ratios)
+            ratios.append(bare / found.seconds)
+            waiting.append(found.waiting)
+            rates = {"harvest": round(tokens / found.seconds), "bare": round(tokens / bare)}
+            line = {"what": part, "tokens_per_second": rates, "of_bare": round(bare / found.seconds, 4)}
+            print(json.dumps(line | {"device_waiting": round(found.waiting, 4)}), flush=True)
+    middle = median(ratios)
     return {
-        "met": found >= NEEDED[part],
-        "of_bare": round(found, 4),
+        "met": middle >= NEEDED[part],
+        "of_bare": round(middle, 4),
         "needed": NEEDED[part],
         "device_waiting": round(median(waiting), 4),
         "bytes_a_row": round(size / rows),
@@ -150,9 +159,9 @@ def saelens(options: argparse.Namespace) -> dict[str, Any]:
             copy_tokenizer(model)
         for number in range(options.rounds + 1):
             with scratch() as place:
-                seconds, store, _ = whole(asked, lm, place / "store")
-                tokens = store.tokens()
-                ours, size, rows = tokens.size / seconds, size_of(store.path), store.plan.rows + store.plan.heldout_rows
+                found = whole(asked, lm, place / "store")
+                tokens, plan = found.store.tokens(), found.store.plan
+                ours, size, rows = tokens.size / found.seconds, size_of(found.store.path), plan.rows + plan.heldout_rows
             np.save(folder / "tokens.npy", tokens)
             for name, model in models.items():
                 answer = peer(model, folder / "tokens.npy", folder / "cache", options.dtype)
@@ -162,10 +171,10 @@ def saelens(options: argparse.Namespace) -> dict[str, Any]:
                     rates = {"harvest": round(ours), "saelens": round(answer["tokens"] / answer["seconds"])}
                     line = {"what": "saelens", "model": name, "tokens_per_second": rates}
                     print(json.dumps(line | {"over_saelens": round(ratios[name][-1], 3)}), flush=True)
-    found = median(ratios["whole"])
+    middle = median(ratios["whole"])
     return {
-        "met": found >= NEEDED["saelens"],
-        "over_saelens": round(found, 3),
+        "met": middle >= NEEDED["saelens"],
+        "over_saelens": round(middle, 3),
         "over_saelens_cut": round(median(ratios["cut"]), 3),
         "needed": NEEDED["saelens"],
         "bytes_a_row": {"gsae": round(size / rows), "saelens": round(theirs["whole"] / tokens.size)},
@@ -267,7 +276,39 @@ def gpu(options: argparse.Namespace) -> dict[str, Any]:
         asked = config(
             options, model=str(folder), sites=("resid.15", "mlp.15"), context_size=1024, batch_size=16, device="cuda"
         )
-        return against_bare("gpu", asked, LanguageModel(model, None, source), options.rounds) | {"card": card}
+        variants = options.variants.split(",")
+        return in_variants(asked, LanguageModel(model, None, source), options.rounds, variants) | {"card": card}
+
+
+def in_variants(asked: HarvestConfig, lm: LanguageModel, rounds: int, variants: list[str]) -> dict[str, Any]:
+    """Compare whole harvests with the bare loops before and after them, under each variant in turn."""
+    if "compile" in variants[:-1]:
+        raise SystemExit("Name compile last: a model stays compiled.")
+    # Sites are confirmed before a model is compiled, and here it is compiled before the harvest.
+    within = {**VARIANTS, "compile": lambda: patch.object(pipeline, "confirm_loaded")}
+    ratios: dict[str, list[float]] = {name: [] for name in variants}
+    before = 0.0
+    for name in variants:
+        if name == "compile":
+            lm = compile_layers(lm, resolve(lm.model, asked.sites))
+        for number in range(rounds + 1):  # the first only warms up
+            with scratch() as folder, within[name](), timed_steps() as steps:
+                found = whole(asked, lm, folder / "store")
+                batches = batches_of(found.store)
+            after = loop(lm, asked.sites, batches)
+            if number:
+                bare, tokens = (before + after) / 2, sum(batch.size for batch in batches)
+                ratios[name].append(bare / found.seconds)
+                rates = {"harvest": round(tokens / found.seconds), "bare": round(tokens / bare)}
+                line = {"what": name, "tokens_per_second": rates, "of_bare": round(bare / found.seconds, 4)}
+                line |= {"device_waiting": round(found.waiting, 4), "tail_seconds": round(found.tail, 3)}
+                line |= {"pass_ms": round(1000 * found.busy / len(batches), 2)}
+                line |= {"bare_pass_ms": round(1000 * bare / len(batches), 2), "steps": summary(steps)}
+                print(json.dumps(line), flush=True)
+            before = after
+    middle = {name: round(median(found), 4) for name, found in ratios.items()}
+    first = middle[variants[0]]
+    return {"met": first >= NEEDED["gpu"], "of_bare": middle, "needed": NEEDED["gpu"], "sites": asked.sites}
 
 
 @contextmanager
@@ -280,21 +321,38 @@ def scratch() -> Iterator[Path]:
         shutil.rmtree(folder)
 
 
-def whole(asked: HarvestConfig, lm: LanguageModel, out: Path) -> tuple[float, Store, float]:
-    """Harvest with a loaded model; return the seconds from the first pass on, the store, the device's waiting."""
+@dataclass(frozen=True)
+class Whole:
+    """A harvest with a loaded model: its seconds from the first pass on, and what its events said of the device.
+
+    busy: seconds in which the device ran passes. waiting: the share in which it did not. tail: seconds after the launch
+    of the last pass.
+    """
+
+    store: Store
+    seconds: float
+    busy: float
+    waiting: float
+    tail: float
+
+
+def whole(asked: HarvestConfig, lm: LanguageModel, out: Path) -> Whole:
+    """Harvest with a loaded model."""
     begun: list[float] = []
-    waiting = 0.0
+    batches: list[tuple[float, BatchDone]] = []
 
     def listen(event: Any) -> None:
-        nonlocal waiting
         if isinstance(event, StageStarted) and event.name == "running the model":
             begun.append(time.perf_counter())
-        waiting = getattr(event, "waiting", waiting)
+        if isinstance(event, BatchDone):
+            batches.append((time.perf_counter(), event))
 
     store = harvest(asked, out, listen, load=lambda _: lm)
+    ended = time.perf_counter()
     if store is None:
         raise SystemExit("The harvest was not finished.")
-    return time.perf_counter() - begun[0], store, waiting
+    last = batches[-1][1]  # comes after the last window, and has all of the device's time
+    return Whole(store, ended - begun[0], last.busy, last.waiting, ended - batches[-2][0])
 
 
 def size_of(folder: Path) -> int:

@@ -14,6 +14,7 @@ from gsae.store import DTYPE_BYTES, row_codec
 from .config import HarvestConfig
 from .probe_run import Probe
 from .request import Request
+from .window_buffers import BUFFERS
 
 # Of each row's source and its share of the tokens, before compression.
 BYTES_BESIDE_A_ROW = 12
@@ -53,8 +54,8 @@ def estimate_harvest(request: Request, out: Path, probe: Probe | None = None) ->
         "disk_bytes": None if every is None else _disk_bytes(request, every, probe),
         "free_bytes": free_bytes(out),
         "model_bytes": request.model_bytes,
-        "window_memory_bytes": 2 * window * row_bytes,
-        "memory_bytes": request.model_bytes + 2 * window * row_bytes + BESIDE_BYTES,
+        "window_memory_bytes": BUFFERS * window * row_bytes,
+        "memory_bytes": request.model_bytes + BUFFERS * window * row_bytes + BESIDE_BYTES,
         "tokens_per_second": probe.tokens_per_second if probe else None,
         "seconds": seconds,
     }

@@ -6,6 +6,7 @@ without a record. Several workers each make their share of the windows (`workers
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from gsae.store import (
     ContextsSpec,
     Plan,
     Store,
+    WindowTotals,
     all_windows,
     is_complete,
     nonfinite_note,
@@ -117,8 +119,16 @@ def _open(config: HarvestConfig, out: Path, runs_model: bool) -> tuple[Plan | No
     return begun, request
 
 
-def _begin(request: Request, out: Path, listen: Listen, load: Load, worker: Worker) -> tuple[Plan, int]:
-    """Write the tokens, the plan and this worker's windows; return the plan and the number of windows made."""
+@dataclass(frozen=True)
+class Made:
+    """The windows that this call made. totals: of those that are the plan's first ones."""
+
+    windows: int
+    totals: WindowTotals
+
+
+def _begin(request: Request, out: Path, listen: Listen, load: Load, worker: Worker) -> tuple[Plan, Made]:
+    """Write the tokens, the plan and this worker's windows; return the plan and the windows."""
     if request.config.rows is not None:
         check_room(request, request.config.rows, out)
     contexts = _write_tokens(request, out, listen)
@@ -130,10 +140,10 @@ def _begin(request: Request, out: Path, listen: Listen, load: Load, worker: Work
     return plan, _make_due_windows(plan, request, layouts, tokens, lm, out, listen, worker)
 
 
-def _resume(begun: Plan, request: Request, out: Path, listen: Listen, load: Load, worker: Worker) -> tuple[Plan, int]:
-    """Make the windows of this worker that are missing; return the plan and the number of windows made."""
+def _resume(begun: Plan, request: Request, out: Path, listen: Listen, load: Load, worker: Worker) -> tuple[Plan, Made]:
+    """Make the windows of this worker that are missing; return the plan and the windows."""
     if not due_windows(begun, out, worker):
-        return begun, 0
+        return begun, Made(0, WindowTotals(begun))
     tokens, split = read_contexts(out, begun.contexts)
     layouts = row_layouts(request, tokens, split)
     missing = unfinished(out, begun)  # of all workers, because they share the disk
@@ -144,15 +154,15 @@ def _resume(begun: Plan, request: Request, out: Path, listen: Listen, load: Load
     return begun, _make_due_windows(begun, request, layouts, tokens, lm, out, listen, worker)
 
 
-def _finish(plan: Plan, made: int, out: Path, listen: Listen, worker: Worker) -> Store | None:
+def _finish(plan: Plan, made: Made, out: Path, listen: Listen, worker: Worker) -> Store | None:
     """Publish the manifest and return the store; None if windows of other workers are missing."""
     if worker.world_size > 1 and (missing := _wait_for_others(out, plan)):
-        listen(WorkerDone(made, missing))
+        listen(WorkerDone(made.windows, missing))
         return None
     listen(StageStarted("writing the manifest"))
-    write_manifest(out, plan)
+    write_manifest(out, plan, totals=made.totals)
     sweep(out)
-    listen(Finished(made))
+    listen(Finished(made.windows))
     store = open_store(out)
     _note_nonfinite(store, listen)
     return store
@@ -208,18 +218,18 @@ def _make_due_windows(
     out: Path,
     listen: Listen,
     worker: Worker,
-) -> int:
-    """Make the windows of this worker that are missing; return how many."""
+) -> Made:
+    """Make the windows of this worker that are missing."""
     listen(StageStarted("running the model"))
-    due = due_windows(plan, out, worker)
+    due, totals = due_windows(plan, out, worker), WindowTotals(plan)
     if due:
         write_confirmed(out, passed_tests(plan.sites))
         first = all_windows(plan)[worker.rank : worker.rank + 1]
         nonfinite = NonfiniteRows(request.config.allow_nonfinite, tuple(first), lambda line: listen(Noted(line)))
-        make_windows(plan, due, layouts, tokens, lm, out, listen, nonfinite)
+        totals = make_windows(plan, due, layouts, tokens, lm, out, listen, nonfinite)
         if worker.world_size > 1 and nonfinite.total:  # the total of a whole store is noted when it is complete
             listen(Noted(nonfinite.total))
-    return len(due)
+    return Made(len(due), totals)
 
 
 def _already_complete(out: Path, listen: Listen) -> Store:

@@ -1,9 +1,10 @@
 """Moves rows from the device into a window's buffer while the next batch is computed.
 
 A pass only gathers a batch's rows on its device. A side stream copies them to pinned host memory; a background thread
-waits for the copy and puts each row at its index. At most `LEAD` batches are on the way, so the memory beyond the
-windows is their rows, on the device and pinned. On a CPU nothing is copied and only the thread is used. On a device
-that is neither, rows are copied before the next pass starts.
+waits for the copy, and for the buffer if it is still in use, and puts each row at its index. At most `LEAD` batches are
+on the way, so the memory beyond the windows is their rows, on the device and pinned. A pass is held up only if `LEAD`
+batches wait. On a CPU nothing is copied and only the thread is used. On a device that is neither, rows are copied
+before the next pass starts.
 """
 
 import time
@@ -25,11 +26,20 @@ LEAD = 2
 BITS = {2: torch.uint16, 4: torch.uint32}
 
 Slot = tuple[int, str]
-"""The memory of one batch on its way: its turn, 0 to LEAD - 1, and the site."""
+"""The memory of one batch on its way: its turn, and the site or the name of an input of the pass."""
+
+Buffers = Callable[[], Mapping[str, NDArray[Any]]]
+"""Gives the buffer of each site, bit patterns (window rows, d_in), once it may be filled."""
 
 
 class Copier(Protocol):
-    """Copies rows to the host, and measures how long the device worked between two marks."""
+    """Copies inputs to a device and rows to the host, and measures how long the device worked between two marks."""
+
+    def stage(self, values: NDArray[np.int64], slot: Slot) -> Tensor:
+        """Return `values` as a tensor that is copied to the device without waiting for the device's current work.
+
+        The slot must not be used again before that copy is over.
+        """
 
     def send(self, rows: Tensor, slot: Slot) -> Callable[[], Tensor]:
         """Start copying rows (rows, d_in) into a slot; the returned call waits for the end and gives them on the host.
@@ -46,6 +56,10 @@ class Copier(Protocol):
 
 class HostCopier:
     """For rows that are already in host memory."""
+
+    def stage(self, values: NDArray[np.int64], slot: Slot) -> Tensor:
+        """Return the values themselves."""
+        return torch.from_numpy(values)
 
     def send(self, rows: Tensor, slot: Slot) -> Callable[[], Tensor]:
         """Return the rows themselves; those of a layer that a device map keeps elsewhere are copied."""
@@ -75,15 +89,23 @@ class PlainCopier(HostCopier):
 
 
 class PinnedCopier:
-    """For rows on CUDA devices: a side stream for each device, a pinned buffer for each slot."""
+    """For rows on CUDA devices: a side stream for each device, a pinned buffer for each slot.
+
+    Pinning memory takes milliseconds, so each buffer is made once, for the largest batch.
+    """
 
     def __init__(
-        self, device: torch.device, cuda: Any = torch.cuda, empty: Callable[..., Tensor] = torch.empty
+        self, device: torch.device, tokens: int, cuda: Any = torch.cuda, empty: Callable[..., Tensor] = torch.empty
     ) -> None:
-        """Mark time on `device`. cuda, empty: replaced in tests that have no GPU."""
-        self._device, self._cuda, self._empty = device, cuda, empty
+        """Mark time on `device`. tokens: the most of a batch, so the most rows. cuda, empty: replaced in tests."""
+        self._device, self._tokens, self._cuda, self._empty = device, tokens, cuda, empty
         self._streams: dict[torch.device, Any] = {}
         self._buffers: dict[Slot, Tensor] = {}
+
+    def stage(self, values: NDArray[np.int64], slot: Slot) -> Tensor:
+        """Return the values in the slot's pinned buffer."""
+        pinned = self._buffer(slot, (), torch.int64)[: values.size].view(values.shape)
+        return pinned.copy_(torch.from_numpy(values))
 
     def send(self, rows: Tensor, slot: Slot) -> Callable[[], Tensor]:
         """Copy after the work that is queued on the rows' device now, in parallel with later work."""
@@ -92,7 +114,7 @@ class PinnedCopier:
         stream = self._streams.get(rows.device)
         if stream is None:
             stream = self._streams[rows.device] = self._cuda.Stream(rows.device)
-        pinned = self._buffer(slot, rows)
+        pinned = self._buffer(slot, rows.shape[1:], rows.dtype)[: len(rows)]
         stream.wait_stream(self._cuda.current_stream(rows.device))
         with self._cuda.stream(stream):
             pinned.copy_(rows, non_blocking=True)
@@ -116,25 +138,24 @@ class PinnedCopier:
         end.synchronize()
         return float(begin.elapsed_time(end)) / 1000
 
-    def _buffer(self, slot: Slot, rows: Tensor) -> Tensor:
-        """Return the first rows of a slot's pinned buffer, which grows to the largest batch."""
-        held = self._buffers.get(slot)
-        if held is None or len(held) < len(rows):
-            held = self._buffers[slot] = self._empty(rows.shape, dtype=rows.dtype, pin_memory=True)
-        return held[: len(rows)]
+    def _buffer(self, slot: Slot, row: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """Return a slot's pinned buffer (tokens, *row)."""
+        if slot not in self._buffers:
+            self._buffers[slot] = self._empty((self._tokens, *row), dtype=dtype, pin_memory=True)
+        return self._buffers[slot]
 
 
-def copier_for(device: torch.device) -> Copier:
-    """Return the copier for a model with its embedding on `device`."""
+def copier_for(device: torch.device, tokens: int) -> Copier:
+    """Return the copier for a model with its embedding on `device` and batches of at most `tokens` tokens."""
     if device.type == "cuda":
-        return PinnedCopier(device)
+        return PinnedCopier(device, tokens)
     return HostCopier() if device.type == "cpu" else PlainCopier(device)
 
 
 class Mover:
     """Moves batches of rows into window buffers, in order, on a background thread. Use it in a `with`.
 
-    busy_seconds: how long the device ran passes, counted when the rows of a pass are moved.
+    busy_seconds: how long the device ran passes, from the mark before each to its end; counted when its rows are moved.
     """
 
     def __init__(self, copier: Copier) -> None:
@@ -144,17 +165,22 @@ class Mover:
         self._sent = 0
         self.busy_seconds = 0.0
 
+    def stage(self, name: str, values: NDArray[np.int64]) -> Tensor:
+        """Return an input of the next pass as a tensor that is copied to the device without waiting.
+
+        name: of the input. Its memory is used again for the batch `LEAD` + 1 later; `put` waits for this pass before.
+        """
+        return self._copier.stage(values, (self._sent % (LEAD + 1), name))
+
     def mark(self) -> Any:
-        """Record the moment before a pass."""
+        """Record the moment before a pass; call it when nothing but the pass is left to do."""
         return self._copier.mark()
 
-    def put(
-        self, rows: Mapping[str, Tensor], buffers: Mapping[str, NDArray[Any]], targets: NDArray[np.int64], began: Any
-    ) -> Future[None]:
+    def put(self, rows: Mapping[str, Tensor], buffers: Buffers, targets: NDArray[np.int64], began: Any) -> Future[None]:
         """Start moving each site's rows (rows, d_in) to the indices `targets` (rows,) of its buffer.
 
-        buffers: bit patterns (window rows, d_in) by site. began: the mark before the pass that made the rows. Waits
-        while `LEAD` batches are on the way.
+        buffers: gives bit patterns (window rows, d_in) by site; called on the thread, so it may wait for memory. began:
+        the mark before the pass that made the rows. Waits while `LEAD` batches are on the way.
         """
         ended = self._copier.mark()
         while len(self._under_way) >= LEAD:
@@ -168,14 +194,15 @@ class Mover:
     def _move(
         self,
         arrivals: Mapping[str, Callable[[], Tensor]],
-        buffers: Mapping[str, NDArray[Any]],
+        buffers: Buffers,
         targets: NDArray[np.int64],
         began: Any,
         ended: Any,
     ) -> None:
+        places = buffers()
         for name, arrived in arrivals.items():
             values = arrived().contiguous()
-            scatter(values.view(BITS[values.itemsize]).numpy(), buffers[name], targets)
+            scatter(values.view(BITS[values.itemsize]).numpy(), places[name], targets)
         self.busy_seconds += self._copier.seconds(began, ended)
 
     def drain(self) -> None:

@@ -1,19 +1,17 @@
 """Making windows: contexts run in the plan's batches, each row is put at its index, and the whole is published.
 
-A window follows from the plan and the tokens alone, so any worker may make it at any time. Three things run at once:
-the passes, moving rows into the buffer of a window (`row_mover.py`), and encoding and publishing the window before it.
-Two buffers are used in turn, so memory is the model, two windows for each site and a few batches.
+A window follows from the plan and the tokens alone, so any worker may make it at any time. Four things run at once:
+the passes, moving rows into the buffer of a window (`row_mover.py`), encoding the window before it, and publishing
+earlier ones (`window_buffers.py`). Memory is the model, two windows for each site and a few batches.
 """
 
 import time
-from collections import deque
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,19 +21,19 @@ from torch import Tensor
 from gsae.errors import UsageError
 from gsae.store import (
     DTYPE_BYTES,
+    EncodedWindow,
     Moments,
     Plan,
     Record,
     Split,
+    WindowTotals,
     all_windows,
     context_batches,
-    empty_rows,
+    encode_window,
     inverse,
     row_mask,
     stored_order,
     unfinished,
-    unsigned,
-    write_window,
 )
 
 from .batch_size import run_twice
@@ -44,13 +42,10 @@ from .model.capture import LanguageModel, capture
 from .nonfinite import NonfiniteRows
 from .row_layouts import RowLayouts
 from .row_mover import Mover, copier_for
+from .window_buffers import SiteRows, WindowBuffers
 from .workers import Worker
 
-BUFFERS = 2
-
 Tokens = NDArray[np.int32]
-SiteRows = dict[str, NDArray[Any]]
-"""Bit patterns (rows, d_in) of the rows of one window, by site name."""
 
 
 @dataclass(frozen=True)
@@ -107,8 +102,11 @@ def make_windows(
     out: Path,
     listen: Callable[[BatchDone], None],
     nonfinite: NonfiniteRows,
-) -> None:
-    """Make and publish `windows`; raises what `capture`, `write_window` and `nonfinite.check` raise, and SpaceError."""
+) -> WindowTotals:
+    """Make and publish `windows`; return the totals of those that are the plan's first ones.
+
+    Raises the errors of `capture`, `encode_window` and `nonfinite.check`.
+    """
     sizes = [layouts.of(split).window(number).rows for split, number in windows]
     meter = _Meter(plan, sum(sizes))
     task_of = partial(window_task, plan, layouts, tokens)
@@ -117,73 +115,25 @@ def make_windows(
         meter.count_window(record)
         nonfinite.count(record)
 
-    with Mover(copier_for(lm.device)) as mover, WindowBuffers(plan, max(sizes), count) as buffers:
+    totals = WindowTotals(plan)
+    copier = copier_for(lm.device, plan.batch_size * plan.context_size)
+    with Mover(copier) as mover, WindowBuffers(plan, max(sizes), count, totals) as buffers:
         coming = mover.run_between(partial(task_of, *windows[0]))
         for following in [*windows[1:], None]:
             task = coming.result()
             if following is not None:
                 coming = mover.run_between(partial(task_of, *following))
-            buffer = buffers.take()
-            rows = {name: array[: len(task.source)] for name, array in buffer.items()}
+            rows = buffers.take(len(task.source))
             moves = []
             for batch in task.batches:
-                buffers.raise_failed()
-                began = mover.mark()
-                picked = _run_batch(plan, lm, tokens, batch, mover)
+                buffers.collect()
+                began, picked = _run_batch(plan, lm, tokens, batch, mover)
                 moves.append(mover.put(picked, rows, batch.targets, began))
                 listen(meter.count_batch(batch, mover.busy_seconds))
-            buffers.write(buffer, partial(_publish, out, plan, task, rows, moves, nonfinite.check))
+            buffers.write(partial(_encode, out, plan, task, rows, moves, nonfinite.check))
         buffers.finish()
     listen(meter.event(mover.busy_seconds))
-
-
-class WindowBuffers:
-    """Two buffers of one window each, used in turn: the model fills one while the other is encoded and written.
-
-    Use it in a `with`, which waits for the write in progress.
-    """
-
-    def __init__(self, plan: Plan, rows: int, written: Callable[[Record], None]) -> None:
-        """Make room for windows of at most `rows` rows; `written` is called with the record of each."""
-        kind = unsigned(plan.model.dtype)
-        self._free: deque[SiteRows] = deque(
-            {site.name: empty_rows(rows, site.d_in, kind) for site in plan.sites} for _ in range(BUFFERS)
-        )
-        self._writes: deque[tuple[SiteRows, Future[Record]]] = deque()  # oldest first
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="gsae-write")
-        self._written = written
-
-    def take(self) -> SiteRows:
-        """Return a buffer to fill; if both are being written, wait for the older write and raise its error."""
-        if not self._free:
-            self._wait_for_oldest()
-        return self._free.popleft()
-
-    def write(self, buffer: SiteRows, publish: Callable[[], Record]) -> None:
-        """Run `publish` on a thread, which returns the window's record; the buffer is free again after that."""
-        self._writes.append((buffer, self._thread.submit(publish)))
-
-    def raise_failed(self) -> None:
-        """Raise the error of a write that has failed by now, so that no batch runs in vain."""
-        for _, write in self._writes:
-            if write.done():
-                write.result()
-
-    def finish(self) -> None:
-        """Wait for all writes and raise the first of their errors."""
-        while self._writes:
-            self._wait_for_oldest()
-
-    def _wait_for_oldest(self) -> None:
-        buffer, write = self._writes.popleft()
-        self._written(write.result())
-        self._free.append(buffer)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
-        self._thread.shutdown()
+    return totals
 
 
 class _Meter:
@@ -209,36 +159,35 @@ class _Meter:
         return BatchDone(self._rows, self._total, self._tokens, seconds, self._written, self._raw, busy)
 
 
-def _run_batch(plan: Plan, lm: LanguageModel, tokens: Tokens, batch: Batch, mover: Mover) -> dict[str, Tensor]:
-    """Run a batch; return each site's rows (rows, d_in) on the device where they arise."""
-    ids = _pinned(lm.device, tokens[batch.contexts].astype(np.int64))
-    picks = _pinned(lm.device, batch.picks)
+def _run_batch(
+    plan: Plan, lm: LanguageModel, tokens: Tokens, batch: Batch, mover: Mover
+) -> tuple[Any, dict[str, Tensor]]:
+    """Run a batch; return the mark before its pass, and each site's rows (rows, d_in), on the device of the site."""
+    ids = mover.stage("token ids", tokens[batch.contexts].astype(np.int64))
+    picks = mover.stage("picks", batch.picks)
+    picks_on: dict[torch.device, Tensor] = {}
     dtype = getattr(torch, plan.model.dtype)
 
     def pick(value: Tensor) -> Tensor:
         if value.dtype != dtype:  # its bits would be stored as those of the plan's dtype
             raise UsageError(f"A site gives {value.dtype}, and the store is of {dtype}. Use another --dtype.")
-        return value.flatten(0, 1).index_select(0, picks.to(value.device, non_blocking=value.is_cuda))
+        if value.device not in picks_on:
+            picks_on[value.device] = picks.to(value.device, non_blocking=value.is_cuda)
+        return value.flatten(0, 1).index_select(0, picks_on[value.device])
 
-    return run_twice(lambda: capture(lm, plan.sites, ids, pick), mover.drain, len(batch.contexts))
-
-
-def _pinned(device: torch.device, values: NDArray[np.int64]) -> Tensor:
-    """Return a tensor that can be copied to a GPU without waiting for the GPU's current work."""
-    tensor = torch.from_numpy(values)
-    return tensor.pin_memory() if device.type == "cuda" else tensor
+    return run_twice(lambda: (mover.mark(), capture(lm, plan.sites, ids, pick)), mover.drain, len(batch.contexts))
 
 
-def _publish(
+def _encode(
     out: Path,
     plan: Plan,
     task: WindowTask,
-    rows: SiteRows,
+    rows: Callable[[], SiteRows],
     moves: list[Future[None]],
     check: Callable[[Split, int, Mapping[str, Moments]], None],
-) -> Record:
-    """Publish a window once all its rows are in the buffer and its moments are checked; return its record."""
+) -> EncodedWindow:
+    """Encode a window once all its rows are in the buffer, and check its moments."""
     for move in moves:
         move.result()
     approve = partial(check, task.split, task.number)
-    return write_window(out, plan, task.split, task.number, rows, task.source, approve=approve)
+    return encode_window(out, plan, task.split, task.number, rows(), task.source, approve=approve)

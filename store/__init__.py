@@ -9,7 +9,7 @@ from .codec.registry import row_codec
 from .codec.scatter import empty_rows, scatter
 from .codec.zarr_plugin import register
 from .format.json_files import SCHEMA_VERSION
-from .format.manifest import Record, all_windows
+from .format.manifest import Record, WindowTotals, all_windows
 from .format.moments import Moments, Summary
 from .format.plan import (
     DTYPE_BYTES,
@@ -56,12 +56,13 @@ from .write.contexts_writer import write_contexts
 from .write.shard_writer import all_cores
 from .write.window_writer import (
     CONFIRMED,
+    EncodedWindow,
+    encode_window,
     read_plan,
     unfinished,
     write_confirmed,
     write_manifest,
     write_plan,
-    write_window,
 )
 
 __all__ = [
@@ -75,6 +76,7 @@ __all__ = [
     "ContextsSpec",
     "CopyProgress",
     "DatasetSource",
+    "EncodedWindow",
     "FetchedFile",
     "Layout",
     "ModelSource",
@@ -95,6 +97,7 @@ __all__ = [
     "TokensMade",
     "TokensPlan",
     "VerifyProgress",
+    "WindowTotals",
     "all_cores",
     "all_windows",
     "changed_fields",
@@ -103,6 +106,7 @@ __all__ = [
     "copy",
     "describe",
     "empty_rows",
+    "encode_window",
     "encoded_bytes",
     "foreign_files",
     "inverse",
@@ -133,7 +137,6 @@ __all__ = [
     "write_plan",
     "write_tokens_made",
     "write_tokens_plan",
-    "write_window",
 ]
 
 register()

@@ -1,8 +1,11 @@
 """How files appear: published once and never replaced, replaced whole or not at all, one holder of a lock."""
 
 import errno
+import hashlib
 import os
+import threading
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +14,20 @@ from safetensors import SafetensorError
 
 from gsae.errors import IncompatibleError, NotFoundError, SpaceError, UsageError
 from gsae.files import (
+    NewFile,
     alone,
     cache_folder,
     claim,
     disk_errors,
     publish_bytes,
+    publish_together,
     read_file,
     remove_temporary,
     replace_folder,
     replace_text,
     replacing,
     sweep,
+    temp_file,
 )
 
 
@@ -38,6 +44,39 @@ def test_equal_bytes_are_published_twice_and_other_bytes_change_nothing(tmp_path
     assert (tmp_path / "a" / "b").read_bytes() == b"first"
     sweep(tmp_path)
     assert names(tmp_path) == ["a", "a/b"]
+
+
+def test_contents_and_folders_are_synced_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each sync waits for another one at the same time: two of contents, then four of folders."""
+    together = threading.Barrier(2)
+    monkeypatch.setattr(os, "fsync", lambda _: together.wait(30))
+    with ExitStack() as files:
+        new = []
+        for name in ("a/x", "b/c/y"):
+            file = files.enter_context(temp_file(tmp_path))
+            file.write(name.encode())
+            new.append(NewFile(name, file, hashlib.sha256(name.encode()).hexdigest()))
+        assert publish_together(tmp_path, new, threads=2) == [True, True]
+    assert (tmp_path / "b" / "c" / "y").read_bytes() == b"b/c/y"
+
+
+def test_no_name_appears_if_the_contents_of_one_file_cannot_be_synced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = set[int]()
+
+    def fsync(descriptor: int) -> None:
+        if descriptor in broken:
+            raise OSError(errno.EIO, "broken")
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with ExitStack() as files:
+        new = [NewFile(name, files.enter_context(temp_file(tmp_path)), "") for name in ("x", "y", "z")]
+        broken.add(new[1].file.fileno())
+        with pytest.raises(OSError, match="broken"):
+            publish_together(tmp_path, new, threads=2)
+    sweep(tmp_path)
+    assert names(tmp_path) == []
 
 
 def test_a_replacement_that_fails_leaves_the_file_and_nothing_else(tmp_path: Path) -> None:

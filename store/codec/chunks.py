@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from gsae.errors import CorruptError
 
 from .registry import ROW_CODECS
+from .row_codec import Encoded
 
 ZSTD_LEVEL = 1
 CRC_BYTES = 4
@@ -129,8 +130,8 @@ class ArraySpec:
         full[: len(rows)] = rows
         return full
 
-    def encode(self, rows: NDArray[Any]) -> tuple[bytes, bytes]:
-        """Encode one chunk, (chunk_rows, width) or (chunk_rows,); return its bytes and their crc32c."""
+    def encode(self, rows: NDArray[Any]) -> tuple[Encoded, bytes]:
+        """Encode one chunk, (chunk_rows, width) or (chunk_rows,); return its bytes, as `RowCodec`, and their crc32c."""
         encoded = ROW_CODECS[self.codec].encode(rows, self.level)
         return encoded, crc32c.crc32c(encoded).to_bytes(CRC_BYTES, "little")
 

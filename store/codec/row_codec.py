@@ -15,6 +15,9 @@ from gsae.errors import CorruptError
 
 from .scatter import scatter
 
+Encoded = bytes | memoryview
+"""The bytes of an encoded chunk."""
+
 
 @dataclass(frozen=True)
 class RowCodec:
@@ -23,8 +26,9 @@ class RowCodec:
     name: in plans and options. levels: lowest and highest; None if it has none. dtypes: of the rows that it takes; None
     for all. typical_ratio: encoded bytes over raw bytes that activations have at a level, for estimates. zarr: the
     entries of the chunk's codecs in zarr.json at a level, given the entry of Zarr's codec `bytes`. encode: the bytes of
-    rows (chunk_rows, width), values or bit patterns, at a level. decode_into: restores a chunk of some rows to rows
-    `places` (chunk_rows,) of `out` (any, width), which holds bit patterns; raises CorruptError.
+    rows (chunk_rows, width), values or bit patterns, at a level; they may share the memory of the rows. decode_into:
+    restores a chunk of some rows to rows `places` (chunk_rows,) of `out` (any, width), which holds bit patterns; raises
+    CorruptError.
     """
 
     name: str
@@ -32,7 +36,7 @@ class RowCodec:
     dtypes: tuple[str, ...] | None
     typical_ratio: Callable[[int], float]
     zarr: Callable[[dict[str, Any], int], list[dict[str, Any]]]
-    encode: Callable[[NDArray[Any], int], bytes]
+    encode: Callable[[NDArray[Any], int], Encoded]
     decode_into: Callable[[memoryview, NDArray[Any], NDArray[np.int64]], None]
 
     def fault(self, level: int, dtype: str) -> str | None:

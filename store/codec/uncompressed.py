@@ -18,6 +18,6 @@ UNCOMPRESSED = RowCodec(
     dtypes=None,
     typical_ratio=lambda level: 1.0,
     zarr=lambda as_bytes, level: [as_bytes],
-    encode=lambda rows, level: rows.tobytes(),
+    encode=lambda rows, level: np.ascontiguousarray(rows).reshape(-1).view(np.uint8).data,
     decode_into=_decode_into,
 )

@@ -120,34 +120,55 @@ def all_windows(plan: Plan) -> list[tuple[Split, int]]:
     return [(split, w) for split in reversed(SPLITS) for w in range(split_windows(plan, split))]
 
 
-def build(
-    plan: Plan,
-    files: list[FileEntry],
-    records: list[tuple[FileEntry, Record]],
-    confirmed: Mapping[str, tuple[str, ...]],
-) -> Manifest:
-    """Return the manifest of a store, sealed if these are not the records of all windows of the plan.
+class WindowTotals:
+    """What the manifest has of windows: the entry of each, and the moments of their rows. They are added in order.
 
-    files: plan.json, Zarr metadata and context arrays. records: in the order of `all_windows`, each with its file.
-    confirmed: the tests that sites passed; those of other sites are left out.
+    A harvest adds windows while it makes later ones, because reading a record takes about a twentieth of the time in
+    which a GPU makes its window.
     """
-    windows = [WindowEntry(split=r.split, window=r.window, arrays=r.arrays, record=entry) for entry, r in records]
-    moments = {
-        split: {
-            site.name: Moments.merged(
-                [r.moments[site.name].read(site.d_in) for _, r in records if r.split == split], site.d_in
-            ).to_record()
-            for site in plan.sites
-        }
-        for split in SPLITS
-    }
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self.windows: list[WindowEntry] = []
+        self._moments = {split: {site.name: Moments.merged([], site.d_in) for site in plan.sites} for split in SPLITS}
+
+    def is_next(self, split: Split, window: int) -> bool:
+        """Return whether this window follows those that were added, in the order of `all_windows`."""
+        added, heldout = len(self.windows), split_windows(self._plan, "heldout")
+        return (split, window) == (("heldout", added) if added < heldout else ("train", added - heldout))
+
+    def add(self, entry: FileEntry, record: Record, moments: Mapping[str, Moments] | None = None) -> None:
+        """Add a window. entry: of the file of the record. moments: of the record by site; None to read them from it."""
+        self.windows.append(WindowEntry(split=record.split, window=record.window, arrays=record.arrays, record=entry))
+        held = self._moments[record.split]
+        for site in self._plan.sites:
+            new = record.moments[site.name].read(site.d_in) if moments is None else moments[site.name]
+            held[site.name] = Moments.merged([held[site.name], new], site.d_in)
+
+    def moments(self) -> dict[str, dict[str, MomentsRecord]]:
+        """Return the moments of all rows, by split and site."""
+        return {split: {name: m.to_record() for name, m in sites.items()} for split, sites in self._moments.items()}
+
+
+def build(
+    plan: Plan, files: list[FileEntry], totals: WindowTotals, confirmed: Mapping[str, tuple[str, ...]]
+) -> Manifest:
+    """Return the manifest of a store, sealed if the totals are not those of all windows of the plan.
+
+    files: plan.json, Zarr metadata and context arrays. confirmed: the tests that sites passed; those of other sites are
+    left out.
+    """
+    windows = totals.windows
     ordered = sorted(files, key=lambda f: f.path)
     body: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
         "plan": plan.model_dump(mode="json"),
         "files": [f.model_dump(mode="json") for f in ordered],
         "windows": [w.model_dump(mode="json") for w in windows],
-        "moments": {s: {n: m.model_dump(mode="json") for n, m in sites.items()} for s, sites in moments.items()},
+        "moments": {
+            split: {name: m.model_dump(mode="json") for name, m in sites.items()}
+            for split, sites in totals.moments().items()
+        },
         "digest": digest(plan, windows),
         "files_digest": files_digest(ordered, windows),
     }

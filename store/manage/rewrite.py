@@ -29,6 +29,7 @@ from gsae.store.format.manifest import (
     Manifest,
     Record,
     WindowEntry,
+    WindowTotals,
     build,
     listed_files,
     record_name,
@@ -121,9 +122,11 @@ class Rewriter:
     def write(self, windows: list[WindowEntry]) -> str:
         """Write these windows and everything else, and return the digest. Raises as `copy`."""
         files = self._small_files()
+        totals = WindowTotals(self.plan)
         with self._stage() as stage:
-            records = [self._window(window, stage) for window in windows]
-        manifest = build(self.plan, files, records, self.store.manifest.confirmed or {})
+            for window in windows:
+                totals.add(*self._window(window, stage))
+        manifest = build(self.plan, files, totals, self.store.manifest.confirmed or {})
         put_bytes(self.target, MANIFEST, to_json(manifest))
         return manifest.digest
 

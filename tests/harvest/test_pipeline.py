@@ -3,6 +3,7 @@
 import itertools
 import resource
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,10 @@ import torch
 from gsae.errors import GsaeError, IncompatibleError, NotFoundError, SpaceError, UsageError
 from gsae.harvest import BatchDone, BlockTokenised, Finished, HarvestConfig, harvest
 from gsae.harvest.model.model_files import ModelFiles
+from gsae.harvest.row_mover import HostCopier
 from gsae.store import Store, open_store, open_stores, verify
+from gsae.store.format.json_files import parse
+from gsae.store.write import window_writer
 from gsae.tests.support.children import files, finish, killed_at_random, load_batch_sensitive, slow_harvest
 
 pytestmark = pytest.mark.slow
@@ -63,6 +67,39 @@ def test_a_harvest_that_skips_the_documents_of_another_continues_it(tiny_llama: 
         harvest(config(tiny_llama, **take, skip_documents=10**6), tmp_path / "none")
     both = open_stores([first.path, second.path])
     assert both.site("mlp.0").rows == first.plan.rows + second.plan.rows
+
+
+def test_the_time_in_which_a_batch_is_gathered_counts_as_waiting(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    staged = HostCopier.stage
+
+    def slowly(*given: Any) -> torch.Tensor:
+        time.sleep(0.02)
+        return staged(*given)
+
+    monkeypatch.setattr(HostCopier, "stage", slowly)
+    events: list[Any] = []
+    harvest(config(tiny_llama, rows=1000, device="cpu"), tmp_path / "store", events.append)
+    running = [e for e in events if isinstance(e, BatchDone)]
+    batches = len(running) - 1  # the last event has no batch
+    assert running[-1].seconds - running[-1].busy >= batches * 2 * 0.02
+
+
+def test_a_harvest_without_a_stop_reads_no_record_at_its_end(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, harvested: Store
+) -> None:
+    """Reading a record of a large model takes about a twentieth of the time that a GPU needs for its window."""
+    read: list[str] = []
+
+    def parsed(kind: type[Any], data: bytes, where: str) -> Any:
+        read.append(kind.__name__)
+        return parse(kind, data, where)
+
+    monkeypatch.setattr(window_writer, "parse", parsed)
+    harvest(config(tiny_llama), tmp_path / "store")
+    assert "Record" not in read
+    assert files(tmp_path / "store") == files(harvested.path)
 
 
 def independent_rows(model: Path, tokens: np.ndarray, dtype: torch.dtype) -> dict[str, torch.Tensor]:

@@ -42,13 +42,13 @@ def test_rows_are_copied_plainly_and_nothing_else_is_done_on_the_device(monkeypa
     with Mover(PlainCopier(torch.device("cpu"))) as mover:
         for part in range(4):
             here = slice(10 * part, 10 * part + 10)
-            mover.put({"resid.0": DeviceRows(rows[here])}, buffer, np.arange(40)[here], mover.mark())  # type: ignore[dict-item]
+            mover.put({"resid.0": DeviceRows(rows[here])}, lambda: buffer, np.arange(40)[here], mover.mark())  # type: ignore[dict-item]
         mover.drain()
     assert np.array_equal(buffer["resid.0"], rows.view(torch.uint16).numpy())
 
 
 def test_each_kind_of_device_has_its_copier() -> None:
-    kinds = {name: type(copier_for(torch.device(name))) for name in ("cpu", "cuda", "mps", "xpu")}
+    kinds = {name: type(copier_for(torch.device(name), 1)) for name in ("cpu", "cuda", "mps", "xpu")}
     assert kinds == {"cpu": HostCopier, "cuda": PinnedCopier, "mps": PlainCopier, "xpu": PlainCopier}
 
 

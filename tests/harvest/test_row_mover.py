@@ -17,8 +17,14 @@ class SlowCopier:
 
     def __init__(self) -> None:
         self.buffers: dict[tuple[int, str], Tensor] = {}
+        self.staged: dict[tuple[int, str], np.ndarray] = {}
         self.held: set[tuple[int, str]] = set()
         self.let = threading.Semaphore(0)
+
+    def stage(self, values: np.ndarray, slot: tuple[int, str]) -> Tensor:
+        held = self.staged.setdefault(slot, np.empty_like(values))
+        held[:] = values
+        return torch.from_numpy(held)
 
     def send(self, rows: Tensor, slot: tuple[int, str]) -> Callable[[], Tensor]:
         assert slot not in self.held, "a slot is used again before its rows are in their places"
@@ -53,7 +59,7 @@ def test_at_most_lead_batches_are_under_way_and_all_arrive() -> None:
 
     def put_all(mover: Mover) -> None:
         for number, (rows, to) in enumerate(zip(values, places, strict=True)):
-            mover.put({"a": rows}, {"a": out}, to, 0.0)
+            mover.put({"a": rows}, lambda: {"a": out}, to, 0.0)
             sent.append(number)
 
     with Mover(copier) as mover:
@@ -70,13 +76,36 @@ def test_at_most_lead_batches_are_under_way_and_all_arrive() -> None:
     assert np.array_equal(out, expected)
 
 
+def test_the_input_of_a_pass_stays_until_the_pass_has_ended() -> None:
+    """A pass reads its input as late as its rows arrive; meanwhile the inputs of later passes are staged."""
+    copier, out, staged, found = SlowCopier(), np.empty((1, 1), np.uint32), list[Tensor](), list[int]()
+
+    def run_all(mover: Mover) -> None:
+        for number in range(9):
+            staged.append(mover.stage("token ids", np.array([number])))
+            mover.put({"a": torch.ones(1, 1)}, lambda: {"a": out}, np.array([0]), mover.mark())
+
+    with Mover(copier) as mover:
+        thread = threading.Thread(target=run_all, args=(mover,))
+        thread.start()
+        for number in range(9):
+            while len(staged) < min(number + LEAD + 1, 9):
+                thread.join(0.001)
+            found.append(staged[number].item())
+            copier.let.release()
+        thread.join()
+        mover.drain()
+    assert found == list(range(9))
+    assert len(copier.staged) == LEAD + 1
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 def test_moving_rows_keeps_their_bits(dtype: torch.dtype) -> None:
     rows = torch.tensor([[1.0, float("nan")], [-0.0, float("-inf")]]).to(dtype)
     kind = {2: np.uint16, 4: np.uint32}[rows.itemsize]
     out = np.zeros((3, 2), kind)
     with Mover(HostCopier()) as mover:
-        mover.put({"a": rows}, {"a": out}, np.array([2, 0]), mover.mark()).result()
+        mover.put({"a": rows}, lambda: {"a": out}, np.array([2, 0]), mover.mark()).result()
     bits = {2: torch.uint16, 4: torch.uint32}[rows.itemsize]
     assert np.array_equal(out[[2, 0]], rows.view(bits).numpy())
     assert not out[1].any()
@@ -91,7 +120,7 @@ def test_an_error_while_moving_rows_is_raised() -> None:
             return arrived
 
     with Mover(Failing()) as mover:
-        moved = mover.put({"a": torch.ones(1, 1)}, {"a": np.empty((1, 1), np.uint32)}, np.array([0]), 0.0)
+        moved = mover.put({"a": torch.ones(1, 1)}, lambda: {"a": np.empty((1, 1), np.uint32)}, np.array([0]), 0.0)
         with pytest.raises(RuntimeError, match="gone"):
             moved.result()
         with pytest.raises(RuntimeError, match="gone"):
@@ -181,7 +210,7 @@ def test_a_copy_waits_for_the_pass_and_is_waited_for_before_it_is_read() -> None
         pinned.append(tuple(shape))
         return Buffer(shape[0])
 
-    copier = PinnedCopier(torch.device("cuda:0"), cuda, empty)
+    copier = PinnedCopier(torch.device("cuda:0"), 8, cuda, empty)
     began = copier.mark()
     arrived = copier.send(OnDevice(torch.ones(5, 2), cuda), (0, "a"))  # type: ignore[arg-type]
     assert cuda.calls == [
@@ -197,7 +226,25 @@ def test_a_copy_waits_for_the_pass_and_is_waited_for_before_it_is_read() -> None
     assert cuda.calls[-1] == "synchronize"
     copier.send(OnDevice(torch.ones(3, 2), cuda), (0, "a"))  # type: ignore[arg-type]
     copier.send(OnDevice(torch.ones(6, 2), cuda), (0, "a"))  # type: ignore[arg-type]
-    assert pinned == [(5, 2), (6, 2)]  # a slot's buffer is used again while it is large enough
+    assert pinned == [(8, 2)]  # one for all batches, as large as the largest may be
     assert copier.seconds(began, copier.mark()) == 0.25
     rows = torch.ones(2, 2)
     assert copier.send(rows, (1, "a"))() is rows  # from a layer on the CPU
+
+
+def test_inputs_are_staged_in_pinned_memory_that_is_made_once() -> None:
+    pinned = list[Tensor]()
+
+    def empty(shape: tuple[int, ...], dtype: torch.dtype, pin_memory: bool) -> Tensor:
+        assert pin_memory
+        pinned.append(torch.empty(shape, dtype=dtype))
+        return pinned[-1]
+
+    copier = PinnedCopier(torch.device("cuda:0"), 12, Cuda(), empty)
+    for values in (np.arange(6).reshape(2, 3), np.arange(12).reshape(4, 3), np.arange(5)):
+        staged = copier.stage(values, (0, "token ids"))
+        assert np.array_equal(staged.numpy(), values)
+        assert staged.dtype == torch.int64
+        assert staged.data_ptr() == pinned[0].data_ptr()
+    assert copier.stage(np.arange(5), (1, "token ids")).data_ptr() != pinned[0].data_ptr()
+    assert len(pinned) == 2

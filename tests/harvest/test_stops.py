@@ -19,12 +19,12 @@ pytestmark = pytest.mark.kill
 SLOW = """
 import sys, time
 from gsae.harvest import windows
-real, pause, begun = windows.write_window, float(sys.argv[1]), sys.argv[2]
+real, pause, begun = windows.encode_window, float(sys.argv[1]), sys.argv[2]
 def slow(*given, **named):
     open(begun, "w").close()
     time.sleep(pause)
     return real(*given, **named)
-windows.write_window = slow
+windows.encode_window = slow
 from gsae.cli import main
 sys.argv = ["gsae", *sys.argv[3:]]
 main()

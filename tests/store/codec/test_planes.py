@@ -1,5 +1,7 @@
 """The codec: every bit pattern is restored, sizes are close to the entropy limit, kernels equal their plain twins."""
 
+import threading
+import time
 from typing import Any
 
 import ml_dtypes
@@ -248,3 +250,25 @@ def test_rows_that_are_not_contiguous_are_scattered_without_streaming() -> None:
     for rows, out in ((every[:, ::2], large), (every[:, :320].copy(), large.repeat(2, axis=1)[:, ::2])):
         scatter(rows, out, np.arange(0, 80, 2))
         assert np.array_equal(out[:80:2], rows)
+
+
+@pytest.mark.slow
+def test_the_parts_of_a_chunk_are_copied_without_pythons_lock() -> None:
+    """Another thread runs meanwhile, as the one that launches the passes of a model does; a large chunk takes long."""
+    low, nibbles = np.ones((1 << 14, 8192), np.uint8), np.ones((1 << 14, 4096), np.uint8)
+    nothing = np.empty(0, np.uint32)
+    ran, ended = list[float](), threading.Event()
+
+    def launch() -> None:
+        while not ended.is_set():
+            ran.append(time.perf_counter())
+            time.sleep(0.0002)
+
+    thread = threading.Thread(target=launch)
+    thread.start()
+    began = time.perf_counter()
+    planes._assemble(planes.NIBBLES, 0, low, nibbles, np.ones(8192, np.uint8), nothing, np.empty(0, np.uint8))
+    took = time.perf_counter() - began
+    ended.set()
+    thread.join()
+    assert max(np.diff(ran)) < took / 2

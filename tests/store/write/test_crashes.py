@@ -42,16 +42,30 @@ def calls_of_a_write(root: Path) -> list[Call]:
     return recorded(root, lambda: write_three_windows(root))
 
 
-def test_a_file_is_durable_before_it_has_its_name_and_its_name_before_anything_follows(memory: Path) -> None:
+def test_a_file_is_durable_before_it_has_its_name_and_its_name_before_what_refers_to_it(memory: Path) -> None:
     calls = calls_of_a_write(memory / "store")
     links = [i for i, call in enumerate(calls) if call.kind == "link"]
+    refer = [i for i in links if calls[i].path.endswith(".json")]  # plan, metadata, records and manifest
     assert len(links) > 20
-    for i, following in zip(links, [*links[1:], len(calls)], strict=True):
+    for i in links:
         temp = [call.kind for call in calls[:i] if call.path == calls[i].source]
         assert temp[-1] == "fsync"
         assert set(temp[:-1]) == {"open", "write"}
+        following = next((r for r in refer if r > i), len(calls))
         synced = {call.path for call in calls[i:following] if call.kind == "fsync"}
         assert synced >= {str(folder) for folder in Path(calls[i].path).parents}
+
+
+def test_the_files_of_a_window_are_published_together_and_each_folder_is_synced_once(memory: Path) -> None:
+    calls = calls_of_a_write(memory / "store")
+    at = {call.path: i for i, call in enumerate(calls) if call.kind == "link"}
+    window = ["train/mlp.1/c/1/0", "train/source/c/1"]
+    first, last, record = (at[name] for name in (*window, "shards/train-00001.json"))
+    temps = {calls[at[name]].source for name in window}
+    assert temps <= {call.path for call in calls[:first] if call.kind == "fsync"}
+    synced = [call.path for call in calls[last:record] if call.kind == "fsync"]
+    folders = [path for path in synced if not path.startswith(TMP)]
+    assert sorted(folders) == sorted({str(folder) for name in window for folder in Path(name).parents})
 
 
 def test_records_follow_their_files_and_the_manifest_is_last(memory: Path) -> None:

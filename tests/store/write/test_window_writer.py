@@ -12,10 +12,10 @@ import pytest
 from gsae.store import Plan, chunk_rows, open_store, verify
 from gsae.store.codec.chunks import NUMPY_DTYPES
 from gsae.store.format.json_files import parse
-from gsae.store.format.manifest import Record, record_name
+from gsae.store.format.manifest import Record, WindowTotals, record_name
 from gsae.store.format.moments import Moments
 from gsae.store.write.contexts_writer import write_contexts
-from gsae.store.write.window_writer import unfinished, write_manifest, write_plan, write_window
+from gsae.store.write.window_writer import encode_window, unfinished, write_manifest, write_plan, write_window
 from gsae.tests.support.children import files
 from gsae.tests.support.stores import make_plan, normal_rows, random_contexts, sources_of
 
@@ -71,6 +71,40 @@ def test_a_record_has_the_sums_of_the_rows_and_of_the_files(tmp_path: Path) -> N
         np.testing.assert_allclose(
             summary.mean, rows[site.name].astype(np.float64).mean(axis=0), rtol=1e-12, atol=1e-14
         )
+
+
+def test_rows_may_change_once_their_window_is_encoded(tmp_path: Path) -> None:
+    """A harvest fills the buffer of a window again while the window is still being published."""
+    for name in ("undisturbed", "changed"):
+        plan = begin(tmp_path / name)
+        for split, window, source in sources_of(plan, random_contexts(CONTEXTS, CONTEXT_SIZE)):
+            rows = rows_at(source)
+            encoded = encode_window(tmp_path / name, plan, split, window, rows, source)
+            assert (split, window) in unfinished(tmp_path / name, plan)
+            if name == "changed":
+                for array in rows.values():
+                    array[:] = 1
+            encoded.publish()
+        write_manifest(tmp_path / name, plan)
+    assert files(tmp_path / "changed") == files(tmp_path / "undisturbed")
+
+
+@pytest.mark.parametrize("known", [(), (0, 1, 2), (0,), (0, 2), (1, 2)])
+def test_a_manifest_is_the_same_whichever_windows_are_added_while_they_are_published(
+    tmp_path: Path, known: tuple[int, ...]
+) -> None:
+    """A harvest that goes on after a stop, or is made by several workers, has not published all windows itself."""
+    write_all(tmp_path / "read", begin(tmp_path / "read", window_rows=1024))
+    plan = begin(tmp_path / "added", window_rows=1024)
+    windows = sources_of(plan, random_contexts(CONTEXTS, CONTEXT_SIZE))
+    assert len(windows) == 3
+    totals = WindowTotals(plan)
+    for number, (split, window, source) in enumerate(windows):
+        encoded = encode_window(tmp_path / "added", plan, split, window, rows_at(source), source)
+        encoded.publish(totals if number in known else None)
+    assert len(totals.windows) == {(0, 1, 2): 3, (0,): 1, (0, 2): 1}.get(known, 0)
+    write_manifest(tmp_path / "added", plan, totals=totals)
+    assert files(tmp_path / "added") == files(tmp_path / "read")
 
 
 def test_a_file_that_another_writer_published_is_kept_and_described(tmp_path: Path) -> None:
