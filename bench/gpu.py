@@ -8,8 +8,8 @@ turns, in milliseconds of device time between events.
   torch, fused, sparse at L0 64, `torch.compile` of the formula, SAELens's and dictionary_learning's Gated steps where
   they are installed; beside the bare encoder product in bfloat16 and tf32, which is the floor.
 * B: the harvest of a model of Llama-2-7B's shape against its bare passes (bench/harvest.py --part gpu).
-* C: the share of open gates up to which the sparse step costs less than the dense one: the line for
-  `train/step/crossovers.py`.
+* C: the share of open gates up to which the sparse step costs less than the dense one, and which of two encoder
+  products is faster: the lines for `train/step/crossovers.py`.
 * D: the kernels one by one, with the share of the memory's bandwidth that each achieves.
 
 `--wheels FOLDER` installs the wheels of a folder first, without a network. `--small` runs sizes that Triton's
@@ -430,6 +430,12 @@ def part_c(options: argparse.Namespace, device: Any) -> tuple[bool, list[dict[st
         line = {key: round(value, 3) for key, value in took.items()}
         figures.append({"kind": "milliseconds by share of open gates", "size": name, **line})
         print(json.dumps(figures[-1]), flush=True)
+        took = in_turn(attempted(encoders(size, device), figures, name), 1 if options.small else options.rounds, device)
+        flops = 2e-9 * size[0] * size[1] * size[2] * size[3]
+        for encoder, spent in took.items():
+            figures.append({"kind": "lists of open gates", "size": name, "encoder": encoder, "ms": round(spent, 3),
+                            "tflops": round(flops / spent, 1)})  # fmt: skip
+            print(json.dumps(figures[-1]), flush=True)
         for precision in ("float32", "tf32", "bfloat16"):
             if precision in took:
                 known = [(share, took[str(share)]) for share in shares if str(share) in took]
@@ -440,6 +446,26 @@ def part_c(options: argparse.Namespace, device: Any) -> tuple[bool, list[dict[st
     for precision, share in lowest.items():
         figures.append({"kind": "for train/step/crossovers.py", "line": f'("{card}", "{precision}"): {share:.4f},'})
     return True, figures
+
+
+def encoders(size: tuple[int, int, int, int], device: Any) -> dict[str, Callable[[], Step]]:
+    """The lists of open gates, by both encoder products; most of the time is the product."""
+    import torch
+
+    def made(fused: bool) -> Callable[[], Step]:
+        def make() -> Step:
+            from gsae.train.step.triton_bank import TritonBank
+
+            saes, d_in, d_sae, rows = size
+            start, centre = started(saes, d_in, d_sae, usual_l0(size))
+            bank = TritonBank(start, centre, torch.float32, device, sparse_share=min(1.0, 3 * usual_l0(size) / d_sae))
+            bank.fused_encoder = fused
+            x = inputs(rows, d_in, device)
+            return lambda: bank._open_gates(slice(0, saes), x)
+
+        return make
+
+    return {"cuBLAS and mask": made(False), "fused": made(True)}
 
 
 def crossing(known: list[tuple[float, float]], dense: float) -> float:

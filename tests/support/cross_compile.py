@@ -29,6 +29,7 @@ def main() -> None:
 def kernels(d_in: int) -> list[tuple[str, Any, dict[str, str], dict[str, Any], dict[str, Any]]]:
     """Name, function, signature, constants and options of every kernel, as the modules of `train/step` launch it."""
     from gsae.train.step import adam_triton, dense_triton, gates_triton, inputs_triton, sparse_triton
+    from gsae.train.step import encode_triton as encode
     from gsae.train.step.triton_support import FIXED, row_in_registers
 
     row = row_in_registers(d_in)
@@ -67,6 +68,12 @@ def kernels(d_in: int) -> list[tuple[str, Any, dict[str, str], dict[str, Any], d
     return [
         *found,
         _of("centred", inputs_triton._centred, f"rows={HALF} scale=fp32", width, warps),
+        _of("masked product", encode._masked_product, f"W_enc=tensordesc<bf16[{encode.LATENTS},{encode.DEPTH}]> "
+            f"low=tensordesc<bf16[{encode.ROWS},{encode.DEPTH}]> masks={INT} d_sae=i32 rows=i32 words=i32",
+            {"d_in": d_in, "interpreted": False, "LATENTS": encode.LATENTS, "ROWS": encode.ROWS,
+             "DEPTH": encode.DEPTH}, encode.OPTIONS),
+        _of("count", encode._count, f"masks={INT} counts={INT} latents=i32 words=i32",
+            {"COUNTED": encode.COUNTED, "WIDTH": words}, four),
         _of("shadows", gates._shadows, f"low={HALF} grown=fp32 lost=fp32", width, warps),
         _of("rounded inputs", gates._rounded_inputs, f"low={HALF} rows=i32 grown=fp32", width, warps),
         _of("mask", gates._mask, f"pre={HALF} masks={INT} counts={INT} latents=i32 d_sae=i32 rows=i32 words=i32",
@@ -115,6 +122,8 @@ def compiled(
         "spills": len(re.findall(r"\b(?:LDL|STL)\b", code)),
         "wide_loads": loads["128"],
         "loads": sum(loads.values()),
+        "tensor_cores": len(re.findall(r"\b(?:HGMMA|HMMA|UTCHMMA)\b", code)),
+        "tile_loads": len(re.findall(r"\bUTMALDG\b", code)),
         "atomics": len(re.findall(r"\b(?:ATOM|ATOMG|RED)\b", code)),
     }
 

@@ -8,6 +8,15 @@ a guess could make training slower, and never makes it wrong. CPUs have their sh
 MEASURED: dict[tuple[str, str], float] = {}
 
 
+# What the names of GPUs contain on which the encoder product is faster with the mask as its epilogue. So far: none.
+FUSED_ENCODER: tuple[str, ...] = ()
+
+
 def sparse_share_of(gpu: str, precision: str) -> float:
     """The share for a GPU of this name; 0 where nobody measured it."""
     return next((share for (name, of), share in MEASURED.items() if name in gpu and of == precision), 0.0)
+
+
+def fuses_encoder(gpu: str) -> bool:
+    """Whether the sparse step of a GPU of this name takes the fused encoder product. The result is the same."""
+    return any(name in gpu for name in FUSED_ENCODER)

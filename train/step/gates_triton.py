@@ -21,9 +21,10 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from .buffers import Buffers
+from .encode_triton import ALIGNED, masked_product
 from .product_rounding import sums_in_float32
 from .stack import Stack
-from .triton_support import FIXED, blocks, row_in_registers
+from .triton_support import FIXED, NEAR, TINY, blocks, ones, row_in_registers
 
 WORD = 32  # gates in a word of a mask
 LATENTS, WORDS = 4, 16  # the tile of a program of `_mask`
@@ -35,8 +36,6 @@ CANDIDATES = 4  # times as many as gates may be open; measured are 1.3 to 3.0 (m
 UNIT = 2.0**-24  # half a unit in the last place of 1 in float32
 SPARE = tl.constexpr(1.0 + 2.0**-16)  # for the roundings of the margin's own arithmetic
 SHARE = tl.constexpr(2.0**-8 * 1.01)  # of a product's value, the largest error of rounding it to bfloat16
-NEAR = tl.constexpr(2.0**-20)  # of a bias, the largest error of adding it
-TINY = tl.constexpr(1e-30)  # far above the error of flushing subnormal numbers to zero
 FLOOR = tl.constexpr(1e-16)  # far above what a norm loses by squares that are too small for float32
 
 
@@ -89,11 +88,13 @@ class GateLists:
 
 
 def open_gates(
-    stack: Stack, x: Tensor, offset: Tensor, shadow: Shadow, gate: Tensor, limit: int, buffers: Buffers
-) -> GateLists:
+    stack: Stack, x: Tensor, offset: Tensor, shadow: Shadow, gate: Tensor, limit: int, buffers: Buffers,
+    *, fused: bool = False,
+) -> GateLists:  # fmt: skip
     """List the open gates of all SAEs of a stack at x (rows, d_in), from which offset (saes, d_in) is subtracted.
 
-    gate (saes, d_sae): the biases. limit: the largest number of open gates of one SAE.
+    gate (saes, d_sae): the biases. limit: the largest number of open gates of one SAE. fused: the mask is the epilogue
+    of the product, where d_in allows it; the lists are the same.
     """
     W_enc = stack.params["W_enc"]
     (saes, d_sae, d_in), rows = W_enc.shape, len(x)
@@ -101,17 +102,20 @@ def open_gates(
     capacity = saes * own
     low = buffers("low", (saes, rows, d_in), torch.bfloat16)
     norms = buffers("norms", (2, saes, rows), torch.float32)
-    pre = buffers("low_pre", (saes, d_sae, rows), torch.bfloat16)
     masks = buffers("masks", (latents, words), torch.int32)
     counts = buffers("counts", (latents,), torch.int32)
     width = row_in_registers(d_in)
     _rounded_inputs[(saes * rows,)](x, offset, low, norms[0], norms[1], rows, roundings(d_in)[0], d_in, **width)
-    with sums_in_float32():
-        torch.bmm(shadow.W_enc, low.transpose(1, 2), out=pre)
-    _mask[blocks(latents, LATENTS)](
-        pre, gate, shadow.by_norm, shadow.by_rest, norms[0], norms[1], masks, counts, latents, d_sae, rows, words,
-        LATENTS, WORDS, **FIXED,
-    )  # fmt: skip
+    if fused and d_in % ALIGNED == 0:
+        masked_product(shadow.W_enc, (shadow.by_norm, shadow.by_rest), low, gate, norms, masks, counts)
+    else:
+        pre = buffers("low_pre", (saes, d_sae, rows), torch.bfloat16)
+        with sums_in_float32():
+            torch.bmm(shadow.W_enc, low.transpose(1, 2), out=pre)
+        _mask[blocks(latents, LATENTS)](
+            pre, gate, shadow.by_norm, shadow.by_rest, norms[0], norms[1], masks, counts, latents, d_sae, rows, words,
+            LATENTS, WORDS, **FIXED,
+        )  # fmt: skip
     starts = _starts(counts)
     latent_of, row_of = buffers("maybe", (2, capacity), torch.int32)
     values, opened = buffers("maybe_values", (capacity,), torch.float32), buffers("opened", (capacity,), torch.int32)
@@ -236,27 +240,16 @@ def _mask(
 
 
 @triton.jit
-def _ones(bits):
-    """The number of bits that are set in each of some words (uint32)."""
-    bits = bits - ((bits >> 1) & 0x55555555)
-    bits = (bits & 0x33333333) + ((bits >> 2) & 0x33333333)
-    bits = (bits + (bits >> 4)) & 0x0F0F0F0F
-    bits = bits + (bits >> 8)
-    bits = bits + (bits >> 16)
-    return (bits & 0x3F).to(tl.int32)
-
-
-@triton.jit
 def _list(masks, starts, latent_of, row_of, words, capacity, WORDS: tl.constexpr):
     i = tl.program_id(0)
     word = tl.arange(0, WORDS)
     bits = tl.load(masks + i.to(tl.int64) * words + word, mask=word < words, other=0).to(tl.uint32, bitcast=True)
-    count = _ones(bits)
+    count = ones(bits)
     at = tl.load(starts + i) + tl.cumsum(count, 0) - count
     left = tl.max(count, 0)
     while left > 0:
         lower = bits & (bits - 1)
-        place = _ones((bits ^ lower) - 1)  # of the lowest bit
+        place = ones((bits ^ lower) - 1)  # of the lowest bit
         there = (bits != 0) & (at < capacity)
         tl.store(row_of + at, word * 32 + place, mask=there)
         tl.store(latent_of + at, i, mask=there)

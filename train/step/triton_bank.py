@@ -18,6 +18,7 @@ from . import adam_triton, dense_triton, sparse, sparse_triton
 from .adam import Adam
 from .batch_sums import BatchSums
 from .buffers import Buffers
+from .crossovers import fuses_encoder
 from .fast_bank import TAKEN_UP, FastBank, neighbours
 from .gates_triton import GateLists, Shadow, open_gates
 
@@ -37,6 +38,8 @@ class TritonBank(FastBank):
         self.sparse_share = sparse_share
         self.dense_passes, self.adam_steps = dense_triton, adam_triton
         self.overflown = torch.zeros(self.saes, dtype=torch.bool, device=self.centre.device)
+        on_gpu = self.centre.is_cuda
+        self.fused_encoder = on_gpu and fuses_encoder(torch.cuda.get_device_name(self.centre.device))
         self._shadow: Shadow | None = None  # follows the weights of SAEs on the sparse path
         self._by_slice: dict[tuple[int, int], Buffers] = {}
         self._opened: list[tuple[slice, Tensor]] = []  # how many gates of SAEs on the dense path were open
@@ -88,7 +91,8 @@ class TritonBank(FastBank):
     def _open_gates(self, some: slice, x: Tensor) -> GateLists:
         stack, limit = self.stack[some], max(1, int(self.sparse_share * len(x) * self.d_sae))
         offset = stack.params["b_dec"] - self.centre
-        return open_gates(stack, x, offset, self._shadow_of(some), stack.vectors().gate, limit, self._buffers_of(some))
+        found = stack.vectors().gate, limit, self._buffers_of(some)
+        return open_gates(stack, x, offset, self._shadow_of(some), *found, fused=self.fused_encoder)
 
     def _note_overflows(self, lists: list[tuple[slice, GateLists]]) -> None:
         """Set the flag of SAEs whose lists overflowed, unless an earlier step set it: this one has wrong weights."""

@@ -44,10 +44,13 @@ def some_saes(arch: str, saes: int, d_sae: int, d_in: int, bias: float) -> list[
     return made
 
 
-def gates(stack: Stack, x: Tensor, offset: Tensor, limit: int) -> tuple[GateLists, Shadow, Buffers]:
+def gates(
+    stack: Stack, x: Tensor, offset: Tensor, limit: int, *, fused: bool = False
+) -> tuple[GateLists, Shadow, Buffers]:
     shadow, buffers = Shadow.empty_like(stack.params["W_enc"]), Buffers(DEVICE)
     shadow.follow(stack.params["W_enc"])
-    return open_gates(stack, x, offset, shadow, stack.vectors().gate, limit, buffers), shadow, buffers
+    lists = open_gates(stack, x, offset, shadow, stack.vectors().gate, limit, buffers, fused=fused)
+    return lists, shadow, buffers
 
 
 def by_latent(lists: GateLists, rows: int) -> set[tuple[int, int]]:
@@ -65,13 +68,13 @@ def by_latent(lists: GateLists, rows: int) -> set[tuple[int, int]]:
 
 
 @pytest.mark.parametrize("rows", [1, 31, 33, 70])
-@pytest.mark.parametrize("bias", [-30.0, -1.0, 0.2])
-def test_the_open_gates_are_those_of_float32(rows: int, bias: float) -> None:
+@pytest.mark.parametrize(("bias", "fused"), [(-30.0, False), (-1.0, False), (0.2, False), (-1.0, True)])
+def test_the_open_gates_are_those_of_float32(rows: int, bias: float, fused: bool) -> None:
     saes, d_sae, d_in = 2, 13, 24
     stack = stack_of(some_saes("gated", saes, d_sae, d_in, bias))
     x, offset = normal(rows, d_in, seed=rows).float().to(DEVICE), 0.1 * normal(saes, d_in).float().to(DEVICE)
     stack.params["b_gate"][0, 0] = 100  # always open
-    lists, _, _ = gates(stack, x, offset, rows * d_sae)
+    lists, _, _ = gates(stack, x, offset, rows * d_sae, fused=fused)
     found = by_latent(lists, saes * rows)
     assert not lists.overflown.any()
     pre = torch.einsum("srd,sfd->srf", x - offset[:, None], stack.params["W_enc"]).double()
@@ -85,7 +88,8 @@ def test_the_open_gates_are_those_of_float32(rows: int, bias: float) -> None:
     torch.testing.assert_close(lists.values[:total].double(), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_no_gate_is_missed_whose_bfloat16_product_is_wrong() -> None:
+@pytest.mark.parametrize("fused", [False, True])
+def test_no_gate_is_missed_whose_bfloat16_product_is_wrong(fused: bool) -> None:
     # Every bias puts its gate a hair above 0 on one row: a product in bfloat16 alone would miss half of them.
     rows, d_sae, d_in = 40, 40, 64
     stack = stack_of(some_saes("gated", 1, d_sae, d_in, 0.0))
@@ -94,7 +98,7 @@ def test_no_gate_is_missed_whose_bfloat16_product_is_wrong() -> None:
     stack.params["b_gate"][0] = (1e-4 - pre).float()
     low = (x.bfloat16().double() @ stack.params["W_enc"][0].bfloat16().double().T)[range(rows), range(d_sae)]
     assert (low + stack.params["b_gate"][0] <= 0).sum() > 10
-    found = by_latent(gates(stack, x, offset, rows * d_sae)[0], rows)
+    found = by_latent(gates(stack, x, offset, rows * d_sae, fused=fused)[0], rows)
     assert all((n, n) in found for n in range(d_sae))
 
 
