@@ -62,7 +62,7 @@ def test_four_ranks_stopped_and_killed_are_finished_by_one_process_to_the_same_b
     tiny_store: Store, tmp_path: Path
 ) -> None:
     out, log = tmp_path / "run", tmp_path / "log"
-    ranks = [start(rank_of_four, tiny_store.path, out, rank, log, 0.1) for rank in range(4)]
+    ranks = [start(rank_of_four, tiny_store.path, out, rank, log, 0.5) for rank in range(4)]
     while len(list(out.glob("state/*/checkpoint.safetensors"))) < 4 and any(rank.is_alive() for rank in ranks):
         time.sleep(0.01)
     for rank, number in zip(ranks, (signal.SIGTERM, signal.SIGKILL, signal.SIGTERM, signal.SIGKILL), strict=True):
