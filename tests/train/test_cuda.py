@@ -86,6 +86,24 @@ def test_a_run_on_a_gpu_learns_and_ends_the_same_however_it_was_stopped(
     assert torch.backends.cuda.matmul.allow_tf32 is False
 
 
+def test_a_run_on_a_gpu_goes_on_from_what_was_written_while_it_trained(tiny_store: Store, tmp_path: Path) -> None:
+    saes = parse_sae("gated width=48 l1=.1,.3") + parse_sae("relu width=40 l1=.1")
+    config = RunConfig(
+        site="mlp.1", steps=120, batch_size=96, log_every=10, saes=saes, device="cuda", threads=1, checkpoint_every=8
+    )
+    site = tiny_store.site("mlp.1")
+
+    def break_off(event: Event) -> None:
+        if isinstance(event, Progress) and event.step == 70:
+            raise KeyError
+
+    train(site, config, tmp_path / "whole")
+    with pytest.raises(KeyError):
+        train(site, config, tmp_path / "broken", break_off)
+    train(site, config, tmp_path / "broken")
+    assert _bytes(tmp_path / "broken") == _bytes(tmp_path / "whole")
+
+
 def _bytes(run: Path) -> dict[str, bytes]:
     return {str(p.relative_to(run)): p.read_bytes() for p in sorted(run.rglob("*")) if p.is_file()}
 

@@ -52,7 +52,7 @@ def begin_or_resume(run: Path, config: RunConfig, site: Site, ranks: Ranks, list
         others = [entry.name for entry in run.iterdir() if entry.name not in (f".{CONFIG}.tmp", CONFIG, ".lock")]
     except (FileExistsError, NotADirectoryError):
         raise IncompatibleError(f"{run} is a file; a run needs a folder.") from None
-    if others:
+    if others and not (run / CONFIG).exists():  # what another process has begun meanwhile is resumed
         raise IncompatibleError(f"{run} is not empty and is not a run of gsae (it has {others[0]}); choose another.")
     with held(run / ".lock"):  # of several processes that start, one decides for all
         if not (run / CONFIG).exists():

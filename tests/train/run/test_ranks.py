@@ -12,6 +12,7 @@ from gsae.errors import IncompatibleError, InterruptedRun, UsageError
 from gsae.store import Store, all_cores, open_store
 from gsae.tests.support.children import files, start
 from gsae.train import Event, Finished, Left, Progress, Ranks, RunConfig, Started, parse_sae, read_config, train
+from gsae.train.run.fitting import fitted
 from gsae.train.run.folder import claim_group
 from gsae.train.run.metrics_files import group_folder
 
@@ -61,7 +62,7 @@ def test_four_ranks_stopped_and_killed_are_finished_by_one_process_to_the_same_b
     tiny_store: Store, tmp_path: Path
 ) -> None:
     out, log = tmp_path / "run", tmp_path / "log"
-    ranks = [start(rank_of_four, tiny_store.path, out, rank, log, 0.1) for rank in range(4)]
+    ranks = [start(rank_of_four, tiny_store.path, out, rank, log, 0.5) for rank in range(4)]
     while len(list(out.glob("state/*/checkpoint.safetensors"))) < 4 and any(rank.is_alive() for rank in ranks):
         time.sleep(0.01)
     for rank, number in zip(ranks, (signal.SIGTERM, signal.SIGKILL, signal.SIGTERM, signal.SIGKILL), strict=True):
@@ -77,6 +78,22 @@ def test_four_ranks_stopped_and_killed_are_finished_by_one_process_to_the_same_b
     assert events[-1] == Finished(40, False, ())
     train(tiny_store.site("mlp.1"), config(stack=2), tmp_path / "one")
     assert files(out) == files(tmp_path / "one")
+
+
+def test_a_run_that_another_process_begins_at_the_same_moment_is_not_taken_for_another_folder(
+    tiny_store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site, out, small = tiny_store.site("mlp.1"), tmp_path / "run", config(steps=2, saes=SAES[:1])
+
+    def slower(*arguments: Any, **options: Any) -> Any:
+        monkeypatch.undo()
+        train(site, small, out)
+        return fitted(*arguments, **options)
+
+    monkeypatch.setattr("gsae.train.run.folder.fitted", slower)
+    events: list[Event] = []
+    train(site, small, out, events.append)
+    assert events == [Finished(2, True, ())]
 
 
 def test_groups_at_different_steps_share_one_stream(tiny_store: Store, tmp_path: Path) -> None:
