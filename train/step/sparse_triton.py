@@ -338,7 +338,6 @@ def _latents(
             missed = (step - tl.load(stamps + i)).to(tl.float32)
             decay = tl.exp2(log2_beta2 * missed)
             correction = tl.load(corrections + i)
-            tl.store(stamps + i, step)
             tl.store(fired_on + i, fired)
             # The decoder's row: its gradient is projected first, and it has unit norm afterwards.
             decoder -= tl.sum(decoder * w, 0) * w
@@ -368,5 +367,6 @@ def _latents(
                 )
                 wrong += _entry(rescaling, v_rescaling, i, sum_rate, lr, decay, rest, eps, correction, MOST, row_clip)
             tl.store(bad + i, wrong)
+            tl.store(stamps + i, step)  # last: every warp has read the old stamp before the sums above
         latent += 1
     tl.store(parts + (sae * tl.num_programs(0) + block) * d_in + k, part, mask=inside)
