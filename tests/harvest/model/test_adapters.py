@@ -138,6 +138,7 @@ def test_the_plan_records_the_adapter_and_its_base(store: Store, adapter: Path, 
     assert facts["adapter_sha256"] == model.adapter_sha256
 
 
+@pytest.mark.slow
 def test_a_harvest_of_the_base_itself_records_nothing_new(tiny_llama: Path, tmp_path: Path) -> None:
     made = harvest(HarvestConfig(**settings_of(tiny_llama)), tmp_path / "plain")
     assert made is not None
@@ -187,6 +188,7 @@ def test_the_model_of_the_store_is_loaded_again_from_any_place(
             load_planned(store.plan.model, str(wrong))
 
 
+@pytest.mark.slow
 def test_sites_a_dry_run_and_the_tokenizer_come_from_the_base(
     adapter: Path, tiny_llama: Path, tiny_tokenizer: Any, tmp_path: Path
 ) -> None:

@@ -15,6 +15,7 @@ from gsae.harvest.model.model_classes import Dropped, auto_class, drop_towers
 from gsae.tests.support.causal_lms import tiny_model
 from gsae.tests.support.children import files
 from gsae.tests.support.command import gsae, refused
+from gsae.tests.support.selection import mostly_slow
 
 # The tower is as wide as the text, so that widths do not tell them apart.
 TEXT = {"vocab_size": 1024, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3}
@@ -64,7 +65,7 @@ def save_random(auto: Any, config: Any, tokenizer: Any, place: Path) -> Path:
     return place
 
 
-@pytest.fixture(scope="module", params=list(FAMILIES))
+@pytest.fixture(scope="module", params=mostly_slow(FAMILIES, "gemma3"))
 def multimodal(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Any) -> Path:
     """A folder with a random model of a family, text decoder and tower, and a tokenizer."""
     from transformers import CONFIG_MAPPING, AutoModelForImageTextToText
@@ -130,7 +131,7 @@ def test_a_harvest_and_its_evaluation(multimodal: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.fixture(scope="module", params=list(WITHIN))
+@pytest.fixture(scope="module", params=mostly_slow(WITHIN, "git"))
 def within(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Any) -> Path:
     """A folder with a random model of which one class holds everything, named after its family."""
     from transformers import CONFIG_MAPPING, AutoModelForCausalLM

@@ -131,6 +131,7 @@ def test_an_error_of_the_models_own_code_is_one_line(
     refused(2, "LlamaForCausalLM over tokens of shape", *known[:-1], tmp_path / "auto", "--batch-size", "auto")
 
 
+@pytest.mark.slow
 def test_running_out_of_memory_is_still_no_space(
     tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -143,6 +143,7 @@ def test_a_marked_sae_whose_loss_is_no_longer_finite_is_stopped_and_reported_onc
     assert group.judge(lines) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("action", ["retry", "stop", "continue"])
 def test_a_run_stopped_anywhere_deals_with_divergence_to_the_same_bytes(
     tiny_store: Store, tmp_path: Path, action: str
