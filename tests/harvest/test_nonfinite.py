@@ -170,7 +170,6 @@ def test_a_dry_run_measures_it(overflows: Path, tmp_path: Path) -> None:
     assert json.loads(gsae(*asked, "--no-probe").stdout)["nonfinite_rows"] is None
 
 
-@pytest.mark.slow
 def test_a_store_of_an_older_version_that_has_some_stays_readable(overflows: Path, tmp_path: Path) -> None:
     """The store of an older version is what the setting gives: no file has another byte."""
     store = harvest(config(overflows, allow_nonfinite=True), tmp_path / "store")

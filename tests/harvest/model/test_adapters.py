@@ -89,8 +89,10 @@ def unmerged(base: Path, adapter: Path, tokens: Tensor) -> dict[str, Tensor]:
     "settings",
     [
         {},
-        {"use_dora": True},
-        {"use_rslora": True, "rank_pattern": {"q_proj": 2}, "layers_to_transform": [1]},
+        pytest.param({"use_dora": True}, marks=pytest.mark.slow),
+        pytest.param(
+            {"use_rslora": True, "rank_pattern": {"q_proj": 2}, "layers_to_transform": [1]}, marks=pytest.mark.slow
+        ),
         {"modules_to_save": ["lm_head", "embed_tokens"]},
         {"kind": IA3Config, "target_modules": ["k_proj", "down_proj"], "feedforward_modules": ["down_proj"]},
     ],

@@ -54,7 +54,6 @@ def test_weights_offloaded_to_disk_are_removed_with_the_model(
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.slow
 def test_the_plan_records_the_device_map(tiny_llama: Path, tmp_path: Path) -> None:
     known: dict[str, Any] = {"model": str(tiny_llama), "dataset": "builtin:pydoc", "sites": ("mlp.1",), "rows": 600}
     known |= {"context_size": 64, "window_rows": 512, "heldout": 0.02}

@@ -134,18 +134,24 @@ def test_the_plan_records_the_method_and_the_config(store: Store, bitnet: Path, 
             "by fp8, which needs a GPU. Use --device",
         ),
         ({"quant_method": "mxfp4"}, "is quantised by mxfp4, which needs a GPU"),
-        (
+        pytest.param(
             {"quant_method": "bitsandbytes", "load_in_4bit": True},
             "bitsandbytes, which cannot be loaded here: .*pip",
+            marks=pytest.mark.slow,
         ),
-        ({"load_in_8bit": True}, "is quantised by bitsandbytes, which cannot be loaded here: .*pip install"),
+        pytest.param(
+            {"load_in_8bit": True},
+            "is quantised by bitsandbytes, which cannot be loaded here: .*pip install",
+            marks=pytest.mark.slow,
+        ),
         (
             {"quant_method": "gptq", "bits": 4},
             "by gptq, which cannot be loaded here: .*pip install optimum",
         ),
-        (
+        pytest.param(
             {"quant_method": "awq", "bits": 4},
             "by awq, which cannot be loaded here: .*pip install gptqmodel",
+            marks=pytest.mark.slow,
         ),
         (
             {"quant_method": "compressed-tensors"},

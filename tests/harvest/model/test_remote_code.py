@@ -137,7 +137,6 @@ def test_loading_the_model_of_a_store_again_needs_consent_and_the_same_code(
     assert not list(own_modules.rglob("ran"))
 
 
-@pytest.mark.slow
 def test_consent_runs_nothing_for_a_store_that_was_made_without_code(
     custom: Path, tiny_llama: Path, tmp_path: Path, own_modules: Path
 ) -> None:
