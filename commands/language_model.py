@@ -6,6 +6,8 @@ Loading it takes seconds to minutes and memory for its weights; nothing here is 
 from functools import partial
 from typing import TYPE_CHECKING
 
+from gsae.errors import UsageError
+
 if TYPE_CHECKING:
     from gsae.evaluate import Effects
     from gsae.features import Vocabulary
@@ -30,10 +32,14 @@ def load_vocabulary(store: "Store | StoreSet", site: str, model: str | None, dev
 
 
 def torch_device(name: str) -> str:
-    """Return torch's name of the device for SAEs: `auto` is cuda where there is a GPU, else cpu.
+    """Return torch's name of the device for SAEs: `auto` is a GPU if there is one, else cpu.
 
-    Apple's GPU has no float64, which the metrics need: SAEs are measured on the CPU there.
+    Raises UsageError for Apple's GPU on a machine without one.
     """
     import torch
 
-    return ("cuda" if torch.cuda.is_available() else "cpu") if name in ("auto", "mps") else name
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if name == "mps" and not torch.backends.mps.is_available():
+        raise UsageError("Device 'mps' cannot be used: torch finds no GPU of Apple's here.")
+    return name

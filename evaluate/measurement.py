@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .eval_json import Density
-from .metrics import Autoencoder, PreparedRows, Reconstruction, Totals
+from .metrics import Autoencoder, PreparedRows, Reconstruction, Totals, sums_device
 
 DENSE_SHARE = 10  # a latent is dense when it fires on more than one row in this many
 DENSITY_EDGES = np.linspace(-8, 0, 33)  # log10 of the share of rows on which a latent fires
@@ -65,8 +65,8 @@ class DocumentSums:
 class SaeMeasurement:
     """What is counted for one SAE: totals of each band; for the kept rows also firings and sums by document."""
 
-    def __init__(self, sae: Autoencoder, documents: int, norms: NormBands, device: str) -> None:
-        """Start with no rows of `documents` documents."""
+    def __init__(self, sae: Autoencoder, documents: int, norms: NormBands, device: torch.device) -> None:
+        """Start with no rows of `documents` documents. device: where sums are computed."""
         self._sae, self._norms = sae, norms
         self.bands = [Totals.zero(sae.d_in, device) for _ in range(BANDS)]
         self.fires = torch.zeros(sae.d_sae, dtype=torch.int64, device=device)  # kept rows on which each latent fires
@@ -136,24 +136,26 @@ class Measurement:
 
         mean: (d_in,) of the kept rows. Sums by document are about it; all others are corrected for its error.
         documents: how many documents the rows come from. device: where the SAEs are, and where sums over dimensions
-        are computed.
+        are computed if it has float64.
         """
+        there = sums_device(device)
         self.documents, self.norms = documents, norms
         self.inputs = DocumentSums(documents, "rows", "sst")
-        self.saes = {name: SaeMeasurement(sae, documents, norms, device) for name, sae in saes.items()}
-        self._shift = torch.from_numpy(np.array(mean, dtype=np.float64)).to(device)
+        self.saes = {name: SaeMeasurement(sae, documents, norms, there) for name, sae in saes.items()}
+        self._shift = torch.from_numpy(np.array(mean, dtype=np.float64)).to(there)
+        self._device = device
 
     @torch.no_grad()
     def add(self, x: Tensor, document: NDArray[np.int64]) -> None:
         """Count rows x (rows, d_in) of the documents with the indices `document` (rows,)."""
-        rows = PreparedRows.of(x.to(self._shift.device), self._shift)
+        rows = PreparedRows.of(x, self._shift, self._device)
         bands = self.norms.of(rows.norm)
         for band in range(BANDS):
             here = bands == band
             if bool(here.all()):
                 self._add_band(band, rows, document)
             elif bool(here.any()):
-                self._add_band(band, rows.pick(here), document[here.cpu().numpy()])
+                self._add_band(band, rows.pick(here.nonzero()[:, 0]), document[here.cpu().numpy()])
 
     def _add_band(self, band: int, rows: PreparedRows, document: NDArray[np.int64]) -> None:
         if band < self.norms.kept:

@@ -1,8 +1,9 @@
 """How well an SAE reconstructs rows: totals of sums, so that no metric is a mean of ratios of batches.
 
 The SAE runs in float32 and every sum over rows and dimensions is float64. Moments are taken about a shift near the mean
-row, so that metrics about the mean need one pass and lose no digits. Everything runs on the SAE's device. The cost is a
-few float64 passes over (rows, d_in) in addition to the SAE's matrix products.
+row, so that metrics about the mean need one pass and lose no digits. Everything runs on the SAE's device; if it has no
+float64, sums are computed on the CPU. The cost is a few float64 passes over (rows, d_in) in addition to the SAE's
+matrix products.
 """
 
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ from torch import Tensor
 
 from .eval_json import RowMetrics
 from .ratio_errors import ratio
+
+WITHOUT_FLOAT64 = ("mps",)
 
 
 class Autoencoder(Protocol):
@@ -37,7 +40,8 @@ class Autoencoder(Protocol):
 class PreparedRows:
     """A batch of rows in the forms that the metrics need, computed once for all SAEs.
 
-    x: (rows, d_in) float32. wide: the same in float64. shifted: wide - shift. norm: (rows,) float64.
+    x: (rows, d_in) float32, on the SAEs' device. Where sums are computed, all float64: wide: the same rows; shifted:
+    wide - shift; norm: (rows,).
     """
 
     x: Tensor
@@ -46,14 +50,24 @@ class PreparedRows:
     norm: Tensor
 
     @classmethod
-    def of(cls, x: Tensor, shift: Tensor) -> "PreparedRows":
-        """Prepare `x` (rows, d_in) of any float type; shift: (d_in,) float64 on the same device, near the mean row."""
+    def of(cls, x: Tensor, shift: Tensor, device: str) -> "PreparedRows":
+        """Prepare `x` (rows, d_in) of any float type for SAEs on `device`.
+
+        shift: (d_in,) float64 near the mean row, where sums are computed.
+        """
+        x = x.to(shift.device)
         wide = x.double()
-        return cls(x.float(), wide, wide - shift, row_norms(x))
+        return cls(x.to(device).float(), wide, wide - shift, row_norms(x))
 
     def pick(self, index: Tensor) -> "PreparedRows":
-        """Return the rows that `index` (a mask or positions) picks."""
-        return PreparedRows(self.x[index], self.wide[index], self.shifted[index], self.norm[index])
+        """Return the rows at `index`, positions (n,)."""
+        return PreparedRows(self.x[index.to(self.x.device)], self.wide[index], self.shifted[index], self.norm[index])
+
+
+def sums_device(device: str | torch.device) -> torch.device:
+    """Return where float64 sums are computed for SAEs or activations on a device."""
+    found = torch.device(device)
+    return torch.device("cpu") if found.type in WITHOUT_FLOAT64 else found
 
 
 def row_norms(x: Tensor) -> Tensor:
@@ -64,8 +78,9 @@ def row_norms(x: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """An SAE's output for a batch of rows. fires: (d_sae,). x_hat: (rows, d_in) float64. The other fields: (rows,).
+    """An SAE's output for a batch of rows, where sums are computed.
 
+    fires: (d_sae,). x_hat: (rows, d_in) float64. The other fields: (rows,).
     sse: ||x - x_hat||^2. square: ||x_hat||^2. cross: x_hat . x. cosine: between x and x_hat, 0 where either is 0.
     l2_ratio: ||x_hat|| / ||x||, 0 where x is 0.
     """
@@ -83,14 +98,15 @@ class Reconstruction:
     def of(cls, rows: PreparedRows, sae: Autoencoder) -> "Reconstruction":
         """Encode and decode rows."""
         f = sae.encode(rows.x)
-        wide = sae.decode(f).double()
+        there = rows.wide.device
+        wide = sae.decode(f).to(there).double()
         # Sums of ones are exact in float32 up to 2^24, and much faster than counts of integers.
         fired = torch.ne(f, 0, out=torch.empty_like(f))
         cross, norm = dot(wide, rows.wide), row_norms(wide)
         product = rows.norm * norm
         return cls(
-            l0=fired.sum(1).long(),
-            fires=fired.sum(0).long(),
+            l0=fired.sum(1).long().to(there),
+            fires=fired.sum(0).long().to(there),
             x_hat=wide,
             sse=(rows.wide - wide).square().sum(1),
             square=norm.square(),
@@ -126,7 +142,7 @@ class Totals:
     x_hat_shifted: Tensor
 
     @classmethod
-    def zero(cls, d_in: int, device: str = "cpu") -> "Totals":
+    def zero(cls, d_in: int, device: str | torch.device = "cpu") -> "Totals":
         """Return the totals of no rows."""
         none = torch.zeros(d_in, dtype=torch.float64, device=device)
         return cls(0, 0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, none.clone(), none)

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .metrics import Autoencoder, row_norms
+from .metrics import Autoencoder, row_norms, sums_device
 from .ratio_errors import Estimate, Sums, ratio_of_sums
 
 Edit = Callable[[Tensor], Tensor]
@@ -117,12 +117,12 @@ def replace_rows(stored: Tensor, norm_limit: float, value: Callable[[Tensor], Te
     """
 
     def edit(activation: Tensor) -> Tensor:
-        # Apple's GPU has no float64.
-        rows = activation.cpu() if activation.device.type == "mps" else activation
-        here = (stored.to(rows.device) & (row_norms(rows) < norm_limit)).to(activation.device)
-        new = torch.zeros_like(activation)
-        new[here] = value(activation[here].float()).to(activation)
-        return torch.where(here[..., None], new, activation)
+        norms = row_norms(activation.to(sums_device(activation.device)))
+        found = (stored.to(norms.device) & (norms < norm_limit)).nonzero(as_tuple=True)
+        here = tuple(index.to(activation.device) for index in found)
+        edited = activation.clone()
+        edited[here] = value(activation[here].float()).to(activation)
+        return edited
 
     return edit
 

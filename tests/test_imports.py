@@ -10,6 +10,7 @@ import pytest
 import gsae
 from gsae.commands import COMMANDS
 from gsae.tests.support.layers import LAYERS, PLAIN, ROOMS
+from gsae.tests.support.selection import mostly_slow
 
 ROOT = Path(gsae.__file__).parent
 LANGUAGE_MODELS = {"transformers", "datasets", "tokenizers"}
@@ -112,7 +113,10 @@ def loaded(code: str) -> set[str]:
     return set(done.stdout.rpartition("LOADED")[2].split())
 
 
-@pytest.mark.parametrize("words", [["--help"], *([name, "--help"] for name in COMMANDS)], ids=" ".join)
+WORDS = [["--help"], *([name, "--help"] for name in COMMANDS)]
+
+
+@pytest.mark.parametrize("words", mostly_slow(WORDS, ["--help"], ["harvest", "--help"]), ids=" ".join)
 def test_help_imports_nothing_heavy(words: list[str]) -> None:
     code = (
         f"import sys; sys.argv = ['gsae', *{words}]\nfrom gsae.cli import main\n"

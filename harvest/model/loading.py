@@ -77,8 +77,8 @@ def _load_files(
     check_executed((*loaded.modules(), loaded.config, tokenizer), code, files.id)
     if files.base:
         loaded = merge(loaded, files.path, files.id)
-    loaded = drop_towers(loaded)
     with _loading_errors(files):
+        loaded = drop_towers(loaded)
         stays = where.spread or getattr(loaded, "is_quantized", False)  # quantised weights were loaded to their device
         loaded = (loaded if stays else loaded.to(where.device)).eval().requires_grad_(False)
     devices = compute_devices(loaded) if where.spread else {where.device}

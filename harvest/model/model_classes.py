@@ -1,10 +1,11 @@
 """The class of transformers that a model is loaded with, and the text decoder of a model that also takes images.
 
 A multimodal model is loaded by the class that reads its checkpoint: its text model alone where transformers has a class
-for that, otherwise the whole model, of which the parts that text never reaches are dropped before it is moved to its
+for that, otherwise the whole model, of which parts that text never reaches are dropped before it is moved to its
 device. The passes over text are those of the whole model.
 """
 
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 from torch import nn
@@ -37,16 +38,21 @@ def auto_class(config: Any, trusted: bool) -> Any:
 
 
 def drop_towers(model: Any) -> Any:
-    """Drop the parts of a multimodal model, in place, that are neither its text decoder nor its embeddings; return it.
+    """Drop the parts of a multimodal model, in place, that text does not need; return it.
 
-    A dropped part keeps its place in the model, without weights, and raises UsageError if a pass reaches it.
+    Where the text decoder is a part with its own config (Llava), all but it, the embeddings and the head is dropped.
+    Where one class holds everything (GIT, Phi-4 multimodal), the models in it that do not take text are. A dropped part
+    keeps its place in the model, without weights, and raises UsageError if a pass reaches it.
     """
     config = model.config
-    decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
-    if decoder is model or config.is_encoder_decoder or config.get_text_config(decoder=True) is config:
+    if config.is_encoder_decoder:
         return model
-    kept = {id(part) for part in (decoder, model.get_input_embeddings(), model.get_output_embeddings())}
-    _drop(model, kept, "")
+    decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
+    if decoder is model or config.get_text_config(decoder=True) is config:
+        if any(map(_takes_no_text, model.modules())):
+            _drop(model, _text_ends(model), _takes_no_text)
+    else:
+        _drop(model, {id(decoder), *_text_ends(model)}, _has_weights)
     return model
 
 
@@ -67,12 +73,26 @@ class Dropped(nn.Module):
         raise UsageError(f"This model runs its {self.path} for text too, which gsae does not support.")
 
 
-def _drop(module: nn.Module, kept: set[int], path: str) -> None:
-    """Replace the children of a module that have weights and contain none of the modules `kept`."""
+def _drop(module: nn.Module, kept: set[int], unneeded: Callable[[nn.Module], bool], path: str = "") -> None:
+    """Replace the outermost parts of a module that are `unneeded` and contain none of the modules `kept`."""
     for name, child in module.named_children():
         if id(child) in kept:
             continue
-        if any(id(part) in kept for part in child.modules()):
-            _drop(child, kept, f"{path}{name}.")
-        elif any(True for _ in child.parameters()):
+        if unneeded(child) and not any(id(part) in kept for part in child.modules()):
             setattr(module, name, Dropped(f"{path}{name}"))
+        else:
+            _drop(child, kept, unneeded, f"{path}{name}.")
+
+
+def _text_ends(model: Any) -> set[int]:
+    """Return the ids of the modules where text enters a model and leaves it."""
+    return {id(model.get_input_embeddings()), id(model.get_output_embeddings())}
+
+
+def _has_weights(module: nn.Module) -> bool:
+    return any(True for _ in module.parameters())
+
+
+def _takes_no_text(module: nn.Module) -> bool:
+    """Whether a module is a model of transformers that declares inputs, such as images, and no text among them."""
+    return "text" not in getattr(module, "input_modalities", "text")

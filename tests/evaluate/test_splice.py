@@ -14,6 +14,7 @@ from torch import Tensor
 
 from gsae.evaluate.splice import CLEAN, EVERYWHERE, MEAN, SAES, ZERO, Edit, Replacements, Spliced, splice
 from gsae.harvest import LanguageModel, effects, resolve
+from gsae.tests.support.selection import mostly_slow
 
 EXCLUDED = (0, 1, 2)  # BOS, EOS, padding
 D_IN = 16
@@ -84,7 +85,9 @@ def made(family: str) -> Case:
     return Case(lm, "resid.1", lm.gpt_neox.layers[1])
 
 
-@pytest.fixture(scope="module", params=["llama", "llama-bfloat16", "gpt2", "gpt-neox"])
+@pytest.fixture(
+    scope="module", params=mostly_slow(["llama", "llama-bfloat16", "gpt2", "gpt-neox"], "llama-bfloat16", "gpt2")
+)
 def case(request: pytest.FixtureRequest) -> Case:
     return made(request.param)
 

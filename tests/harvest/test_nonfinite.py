@@ -95,6 +95,7 @@ def test_a_resume_may_allow_it_and_everyone_says_how_many_there_are(overflows: P
     assert "nonfinite_rows:" in gsae("info", store.path).stdout
 
 
+@pytest.mark.slow
 def test_the_setting_changes_no_byte(tiny_llama: Path, tmp_path: Path) -> None:
     for name, allowed in (("a", False), ("b", True)):
         harvest(config(tiny_llama, dtype="bfloat16", allow_nonfinite=allowed), tmp_path / name)
@@ -103,6 +104,7 @@ def test_the_setting_changes_no_byte(tiny_llama: Path, tmp_path: Path) -> None:
     assert "NaN" not in gsae("verify", tmp_path / "a").stderr
 
 
+@pytest.mark.slow
 def test_the_same_model_is_harvested_in_bfloat16(overflows: Path, tmp_path: Path) -> None:
     store = harvest(config(overflows, dtype="bfloat16"), tmp_path / "store")
     assert nonfinite_rows(store) == {}
@@ -144,6 +146,7 @@ def test_many_in_a_later_window_stop_and_what_was_made_before_stays(rarely: Path
     assert verify(store, deep=True) == []
 
 
+@pytest.mark.slow
 def test_a_worker_reports_its_own_share(overflows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gsae.harvest.pipeline.PATIENCE_SECONDS", 0.0)
     for allowed in (False, True):

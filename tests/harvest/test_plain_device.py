@@ -14,6 +14,7 @@ from gsae.harvest.model.devices import check_device
 from gsae.harvest.row_mover import HostCopier, Mover, PinnedCopier, PlainCopier, copier_for
 from gsae.tests.support.children import files
 from gsae.tests.support.plain_device import RefusingCalls
+from gsae.tests.support.selection import mostly_slow
 
 
 class DeviceRows:
@@ -52,7 +53,7 @@ def test_each_kind_of_device_has_its_copier() -> None:
     assert kinds == {"cpu": HostCopier, "cuda": PinnedCopier, "mps": PlainCopier, "xpu": PlainCopier}
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("dtype", mostly_slow(["bfloat16", "float16"], "bfloat16"))
 def test_passes_use_nothing_that_the_device_lacks(tiny_llama: Path, tmp_path: Path, dtype: Any) -> None:
     config = HarvestConfig(
         model=str(tiny_llama), dataset="builtin:pydoc", sites=("resid.1", "mlp.0", "attn.1"), rows=500,

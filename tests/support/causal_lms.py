@@ -64,7 +64,17 @@ LATENT = {
     "head_dim": 4,
 }
 INDEXED = {**LATENT, "index_n_heads": 2, "index_head_dim": 8, "index_topk": 8}
+SLIDING = {**LATENT, "num_attention_heads": 4, "head_dim": 12}
 DECODER = {"decoder_attention_heads": 4, "decoder_layers": 3, "decoder_ffn_dim": 48, "encoder_attention_heads": 4}
+# Of the four transformers of BLT; the one over patches is as wide as two states of the encoder.
+BYTES = {
+    "vocab_size": 260,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+}
 OWN: dict[str, dict[str, Any]] = {
     "axk1": LATENT,
     "axk2": LATENT,
@@ -73,6 +83,14 @@ OWN: dict[str, dict[str, Any]] = {
     "bigbird_pegasus": DECODER,
     "blenderbot": DECODER,
     "blenderbot-small": DECODER,
+    "blt": {
+        "vocab_size": 260,
+        "encoder_hash_byte_group_vocab": 64,
+        "patcher_config": BYTES,
+        "encoder_config": {**BYTES, "hidden_size_global": 64, "cross_attn_k": 2},
+        "decoder_config": {**BYTES, "hidden_size_global": 64, "cross_attn_k": 2},
+        "global_config": {**BYTES, "hidden_size": 64},
+    },
     "codegen": {"rotary_dim": 4},
     "cohere_compass_text": {"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 1e4}}},
     "dbrx": {
@@ -88,7 +106,9 @@ OWN: dict[str, dict[str, Any]] = {
     "deepseek_v32": INDEXED,
     "dots1": {"num_key_value_heads": 4, "first_k_dense_replace": 1, "n_shared_experts": 1},
     "dots3_note": {"num_key_value_heads": 4},
-    "dots3_note_text": {"num_key_value_heads": 4},
+    "dots3_note_audio_encoder": {"adapter_input_size": 32, "adapter_out_dim": 32},
+    "dots3_note_text": {**INDEXED, **{f"swa_{name}": size for name, size in SLIDING.items()}},
+    "dots3_note_vision_encoder": {"adapter_in_dim": 32, "adapter_out_dim": 32, "mlp_layer_types": ["dense"] * 2},
     "falcon_h1": {**MAMBA, "mamba_d_ssm": 64},
     "gemma3n_text": {
         "hidden_size_per_layer_input": 16,

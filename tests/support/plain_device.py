@@ -31,6 +31,16 @@ class RefusingDevice(TorchDispatchMode):
         return found
 
 
+class RefusingZeros(RefusingDevice):
+    """The same, and a copy from the device to the CPU gives zeros, so that what follows the device can run."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        target = (kwargs or {}).get("device")
+        if func is torch.ops.aten._to_copy.default and args[0].is_meta and target == torch.device("cpu"):
+            return torch.zeros(args[0].shape, dtype=(kwargs or {}).get("dtype") or args[0].dtype)
+        return super().__torch_dispatch__(func, types, args, kwargs)
+
+
 class RefusingCalls(TorchFunctionMode):
     """Raise for every call of torch in this thread that gives such a type, pins memory, or copies without waiting."""
 

@@ -89,8 +89,10 @@ def unmerged(base: Path, adapter: Path, tokens: Tensor) -> dict[str, Tensor]:
     "settings",
     [
         {},
-        {"use_dora": True},
-        {"use_rslora": True, "rank_pattern": {"q_proj": 2}, "layers_to_transform": [1]},
+        pytest.param({"use_dora": True}, marks=pytest.mark.slow),
+        pytest.param(
+            {"use_rslora": True, "rank_pattern": {"q_proj": 2}, "layers_to_transform": [1]}, marks=pytest.mark.slow
+        ),
         {"modules_to_save": ["lm_head", "embed_tokens"]},
         {"kind": IA3Config, "target_modules": ["k_proj", "down_proj"], "feedforward_modules": ["down_proj"]},
     ],
@@ -138,6 +140,7 @@ def test_the_plan_records_the_adapter_and_its_base(store: Store, adapter: Path, 
     assert facts["adapter_sha256"] == model.adapter_sha256
 
 
+@pytest.mark.slow
 def test_a_harvest_of_the_base_itself_records_nothing_new(tiny_llama: Path, tmp_path: Path) -> None:
     made = harvest(HarvestConfig(**settings_of(tiny_llama)), tmp_path / "plain")
     assert made is not None
@@ -187,6 +190,7 @@ def test_the_model_of_the_store_is_loaded_again_from_any_place(
             load_planned(store.plan.model, str(wrong))
 
 
+@pytest.mark.slow
 def test_sites_a_dry_run_and_the_tokenizer_come_from_the_base(
     adapter: Path, tiny_llama: Path, tiny_tokenizer: Any, tmp_path: Path
 ) -> None:

@@ -64,6 +64,7 @@ def test_weights_in_pickles_are_read_too(tiny_llama: Path, tmp_path: Path) -> No
     assert make_request(settings_of(place, codec="zstd")).config.dtype == "float16"
 
 
+@pytest.mark.slow
 def test_a_harvest_with_auto_is_the_harvest_with_the_dtype_itself(tiny_llama: Path, tmp_path: Path) -> None:
     place = folder(tiny_llama, tmp_path / "model", torch.float32, dtype=None)
     auto = harvest(settings_of(place, codec="zstd"), tmp_path / "auto")

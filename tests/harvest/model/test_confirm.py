@@ -16,6 +16,7 @@ from gsae.harvest.model.sites import resolve_with_parts
 from gsae.store import open_store
 from gsae.tests.support.causal_lms import tiny_model
 from gsae.tests.support.families import built
+from gsae.tests.support.selection import mostly_slow
 
 NAMES = ["resid.1", "mlp.1", "attn.1", "mixer.1", "resid_mid.1", "mlp_in.1", "attn_in.1", "embed"]
 
@@ -45,7 +46,7 @@ WRONG: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", mostly_slow([torch.float32, torch.bfloat16, torch.float16], torch.bfloat16))
 @pytest.mark.parametrize("wrong", WRONG)
 def test_wrong_parts_are_caught_on_the_loaded_model(wrong: str, dtype: torch.dtype) -> None:
     model = built("Llama", hidden_size=64, intermediate_size=96).to(dtype)

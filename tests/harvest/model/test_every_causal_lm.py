@@ -19,15 +19,14 @@ from gsae.tests.support.causal_lms import tiny_model
 from gsae.tests.support.recorded_pass import Recorded, recorded
 
 NOT_BUILT = {
-    "dots3_note": "the sizes of its adapter follow from those of its tower",
     "gemma3n": "needs timm",
-    "gemma4_assistant": "a draft model, which needs the states of another model",
-    "gemma4_unified_assistant": "a draft model, which needs the states of another model",
-    "musicgen": "its config is that of three models",
-    "musicgen_melody": "its config is that of three models",
+    "gemma4_assistant": "a draft model: all its layers take their keys from another model, and none has them here",
+    "gemma4_unified_assistant": "a draft model, as above",
+    "musicgen": "its config is that of three models, and its class takes that of the decoder",
+    "musicgen_melody": "its config is that of three models, and its class takes that of the decoder",
 }
 REFUSED = {
-    "blt": "fails",
+    "blt": "several residual streams \\(model.local_encoder.layers, model.patcher.layers\\)",
     "cpmant": "is \\(2, 48, 32\\)",
     "deepseek_v4": "is \\(2, 16, 4, 32\\)",
     "gemma3n_text": "is \\(4, 2, 16, 32\\)",

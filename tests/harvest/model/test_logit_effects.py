@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from gsae.harvest import LanguageModel, logit_effects, resolve, token_texts
 from gsae.tests.support.families import FAMILIES, built
+from gsae.tests.support.selection import mostly_slow
 
 OF_ATTENTION = {  # the norm that an attention's output goes through before it is added to the residual stream
     "Gemma2": "post_attention_layernorm",
@@ -25,7 +26,7 @@ def through(norm: Any, family: str, directions: Tensor) -> Tensor:
     return directions * (1 + gain if family.startswith("Gemma") else gain)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", mostly_slow(FAMILIES, "Llama", "GPT2", "Gemma2"))
 def test_the_direct_path_of_every_family_is_its_norm_and_output_embedding(family: str) -> None:
     model = built(family)
     draw = torch.Generator().manual_seed(3)

@@ -10,8 +10,12 @@ from torch import Tensor, nn
 from gsae.errors import UsageError
 from gsae.harvest import HarvestConfig, capture, effects, harvest, load_lm, load_meta, load_planned, offered, resolve
 from gsae.harvest.hub import quiet
+from gsae.harvest.model import loading, random_instance
 from gsae.harvest.model.model_classes import Dropped, auto_class, drop_towers
+from gsae.tests.support.causal_lms import tiny_model
+from gsae.tests.support.children import files
 from gsae.tests.support.command import gsae, refused
+from gsae.tests.support.selection import mostly_slow
 
 # The tower is as wide as the text, so that widths do not tell them apart.
 TEXT = {"vocab_size": 1024, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3}
@@ -33,10 +37,35 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "qwen3_vl": {"text": ROPE, "tower": QWEN_TOWER | {"deepstack_visual_indexes": [0]}},
     "llama4": {"text": {"intermediate_size_mlp": 48, "num_local_experts": 2}, "tower": {}},
 }
+# Causal language models of which one class holds the text decoder and towers, and the paths of the towers.
+VISION = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+VISION |= {"image_size": 28, "patch_size": 14}
+AUDIO = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_blocks": 2}
+AUDIO |= {"ext_pw_out_channel": 32, "depthwise_separable_out_channel": 32, "nemo_conv_channels": 16}
+WITHIN: dict[str, tuple[dict[str, Any], set[str]]] = {
+    "git": ({"vision_config": VISION}, {"git.image_encoder"}),
+    "phi4_multimodal": (
+        {"vision_config": VISION, "audio_config": AUDIO},
+        {f"model.embed_tokens_extend.{part}" for part in ("image_embed.img_processor", "audio_embed.encoder")},
+    ),
+}
 IMAGE_IDS = {"image_token_id": 1000, "image_token_index": 1000, "video_token_id": 1001, "vision_start_token_id": 1002}
 
 
-@pytest.fixture(scope="module", params=list(FAMILIES))
+def save_random(auto: Any, config: Any, tokenizer: Any, place: Path) -> Path:
+    """Save a random model of a config and a tokenizer in a folder; return the folder."""
+    with torch.random.fork_rng(), quiet(bars=False):
+        torch.manual_seed(0)
+        model = auto.from_config(config)
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                torch.nn.init.normal_(parameter, std=0.2)
+        model.to(torch.bfloat16).save_pretrained(place)
+    tokenizer.save_pretrained(place)
+    return place
+
+
+@pytest.fixture(scope="module", params=mostly_slow(FAMILIES, "gemma3"))
 def multimodal(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Any) -> Path:
     """A folder with a random model of a family, text decoder and tower, and a tokenizer."""
     from transformers import CONFIG_MAPPING, AutoModelForImageTextToText
@@ -44,15 +73,8 @@ def multimodal(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
     own = dict(FAMILIES[request.param])
     place: Path = tmp_path_factory.mktemp("multimodal") / str(request.param)
     parts = {"text_config": TEXT | own.pop("text"), "vision_config": TOWER | own.pop("tower")}
-    with torch.random.fork_rng(), quiet(bars=False):
-        torch.manual_seed(0)
-        model: Any = AutoModelForImageTextToText.from_config(CONFIG_MAPPING[request.param](**parts, **own, **IMAGE_IDS))
-        for parameter in model.parameters():
-            if parameter.dim() > 1:
-                torch.nn.init.normal_(parameter, std=0.2)
-        model.to(torch.bfloat16).save_pretrained(place)
-    tiny_tokenizer.save_pretrained(place)
-    return place
+    config = CONFIG_MAPPING[request.param](**parts, **own, **IMAGE_IDS)
+    return save_random(AutoModelForImageTextToText, config, tiny_tokenizer, place)
 
 
 def activations_of_the_whole_model(place: Path, tokens: Tensor, dtype: torch.dtype) -> tuple[dict[str, Tensor], Tensor]:
@@ -107,6 +129,52 @@ def test_a_harvest_and_its_evaluation(multimodal: Path, tmp_path: Path) -> None:
     assert torch.isfinite(effects(lm, store.plan.sites[0], tokens)[0]).all()
     done = gsae("sites", multimodal)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture(scope="module", params=mostly_slow(WITHIN, "git"))
+def within(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Any) -> Path:
+    """A folder with a random model of which one class holds everything, named after its family."""
+    from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+
+    config = CONFIG_MAPPING[request.param](**TEXT, **WITHIN[request.param][0])
+    place = tmp_path_factory.mktemp("within") / str(request.param)
+    return save_random(AutoModelForCausalLM, config, tiny_tokenizer, place)
+
+
+def test_towers_in_the_class_of_the_text_decoder_are_dropped(within: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    lm = load_lm(str(within), dtype="bfloat16")
+    for model in (lm.model, load_meta(str(within))):
+        assert {path for path, module in model.named_modules() if isinstance(module, Dropped)} == WITHIN[within.name][1]
+    with quiet(bars=False):
+        whole: Any = AutoModelForCausalLM.from_pretrained(within, dtype=torch.bfloat16).eval()
+    tokens = torch.randint(4, 990, (2, 16), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert torch.equal(lm.model(input_ids=tokens).logits, whole(input_ids=tokens).logits)
+
+
+@pytest.mark.slow
+def test_a_store_is_that_of_the_model_with_its_towers(
+    within: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = HarvestConfig(
+        model=str(within), dataset="builtin:pydoc", sites=("resid.0", "resid.2"), rows=300, context_size=64,
+        window_rows=256, heldout=0.02, device="cpu",
+    )  # fmt: skip
+    harvest(config, tmp_path / "store")
+    monkeypatch.setattr(loading, "drop_towers", lambda model: model)
+    monkeypatch.setattr(random_instance, "drop_towers", lambda model: model)
+    assert not any(isinstance(module, Dropped) for module in load_lm(str(within)).model.modules())
+    harvest(config, tmp_path / "whole")
+    assert files(tmp_path / "store") == files(tmp_path / "whole")
+
+
+def test_a_part_that_holds_the_embeddings_is_kept_whatever_it_takes() -> None:
+    model = tiny_model("git")
+    model.git.input_modalities = model.git.embeddings.input_modalities = "image"
+    drop_towers(model)
+    assert [path for path, module in model.named_modules() if isinstance(module, Dropped)] == ["git.image_encoder"]
 
 
 def test_a_part_that_text_needs_is_named_when_it_was_dropped() -> None:

@@ -13,6 +13,7 @@ from gsae.harvest.model.positions import Positions, positions_of
 from gsae.tests.support.causal_lms import tiny_model
 from gsae.tests.support.command import gsae, refused
 from gsae.tests.support.families import built
+from gsae.tests.support.selection import mostly_slow
 
 TABLES = {
     "gpt2": 64,
@@ -39,7 +40,7 @@ def runs(model: Any, tokens: int) -> bool:
     return True
 
 
-@pytest.mark.parametrize("family", TABLES)
+@pytest.mark.parametrize("family", mostly_slow(TABLES, "gpt2", "opt", "roberta"))
 def test_a_table_is_the_number_of_tokens_that_the_model_reads(family: str) -> None:
     model = tiny_model(family)
     found = positions_of(model)

@@ -30,6 +30,7 @@ from gsae.harvest import (
 from gsae.harvest.hub import quiet
 from gsae.store import Store, describe
 from gsae.tests.support.command import refused
+from gsae.tests.support.selection import mostly_slow
 
 BITNET = {"quant_method": "bitnet", "modules_to_not_convert": ["lm_head"]}
 
@@ -81,7 +82,7 @@ def store(bitnet: Path, tmp_path_factory: pytest.TempPathFactory) -> Store:
     return made
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("dtype", mostly_slow(["bfloat16", "float32"], "float32"))
 def test_rows_are_those_of_transformers_own_model(bitnet: Path, tiny_llama: Path, dtype: str) -> None:
     from transformers import AutoModelForCausalLM
 
@@ -133,18 +134,24 @@ def test_the_plan_records_the_method_and_the_config(store: Store, bitnet: Path, 
             "by fp8, which needs a GPU. Use --device",
         ),
         ({"quant_method": "mxfp4"}, "is quantised by mxfp4, which needs a GPU"),
-        (
+        pytest.param(
             {"quant_method": "bitsandbytes", "load_in_4bit": True},
             "bitsandbytes, which cannot be loaded here: .*pip",
+            marks=pytest.mark.slow,
         ),
-        ({"load_in_8bit": True}, "is quantised by bitsandbytes, which cannot be loaded here: .*pip install"),
+        pytest.param(
+            {"load_in_8bit": True},
+            "is quantised by bitsandbytes, which cannot be loaded here: .*pip install",
+            marks=pytest.mark.slow,
+        ),
         (
             {"quant_method": "gptq", "bits": 4},
             "by gptq, which cannot be loaded here: .*pip install optimum",
         ),
-        (
+        pytest.param(
             {"quant_method": "awq", "bits": 4},
             "by awq, which cannot be loaded here: .*pip install gptqmodel",
+            marks=pytest.mark.slow,
         ),
         (
             {"quant_method": "compressed-tensors"},

@@ -153,6 +153,7 @@ def test_consent_runs_nothing_for_a_store_that_was_made_without_code(
         harvest(settings_of(custom, trust_remote_code=True), store.path)
 
 
+@pytest.mark.slow
 def test_consent_changes_nothing_for_a_model_without_code(tiny_llama: Path, tmp_path: Path) -> None:
     plain = made(settings_of(tiny_llama), tmp_path / "plain")
     trusted = made(settings_of(tiny_llama, trust_remote_code=True), tmp_path / "trusted")

@@ -9,9 +9,10 @@ from gsae.errors import UsageError
 from gsae.harvest import LanguageModel, capture, offered, resolve, split_names
 from gsae.tests.support.families import FAMILIES, built
 from gsae.tests.support.recorded_pass import recorded
+from gsae.tests.support.selection import mostly_slow
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", mostly_slow(FAMILIES, "Llama", "GPT2", "Gemma2", "Mixtral"))
 def test_sites_add_up_to_the_residual_stream(family: str) -> None:
     own, model = FAMILIES[family], built(family)
     tokens = torch.randint(3, 64, (2, 9), generator=torch.Generator().manual_seed(0))
@@ -37,12 +38,12 @@ def test_sites_add_up_to_the_residual_stream(family: str) -> None:
         torch.testing.assert_close(model.get_submodule(projection)(found[f"attn.{number}"]), seen[projection][1])
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", mostly_slow(FAMILIES, "Llama", "GPT2", "Gemma2", "Mixtral"))
 def test_sites_are_the_same_without_weights(family: str) -> None:
     assert tuple(offered(built(family, "meta"))) == tuple(offered(built(family)))
 
 
-@pytest.mark.parametrize("family", ["Llama", "Qwen2", "Gemma2", "Gemma3"])
+@pytest.mark.parametrize("family", mostly_slow(["Llama", "Qwen2", "Gemma2", "Gemma3"], "Llama"))
 def test_modules_are_the_same_without_weights(family: str) -> None:
     names = ["resid.2", "mlp.0", "attn.1", "module:model.layers.1.mlp.act_fn:out", "module:lm_head:in"]
     without = resolve(built(family, "meta"), names)
@@ -121,13 +122,14 @@ def test_a_comma_list_may_leave_out_the_kind() -> None:
     ("config", "settings", "layers", "widths"),
     [
         ("Gemma", {"hidden_size": 3072, "num_attention_heads": 16, "head_dim": 256}, 28, (3072, 4096)),
-        ("Llama", {}, 32, (4096, 4096)),
-        ("Mistral", {}, 32, (4096, 4096)),
-        (
+        pytest.param("Llama", {}, 32, (4096, 4096), marks=pytest.mark.slow),
+        pytest.param("Mistral", {}, 32, (4096, 4096), marks=pytest.mark.slow),
+        pytest.param(
             "GPTNeoX",
             {"hidden_size": 4096, "num_attention_heads": 32, "intermediate_size": 16384, "num_hidden_layers": 32},
             32,
             (4096, 4096),
+            marks=pytest.mark.slow,
         ),
     ],
     ids=["gemma-7b", "llama-2-7b", "mistral-7b", "pythia-6.9b"],

@@ -15,6 +15,7 @@ from gsae.errors import IncompatibleError, NotFoundError
 from gsae.store import Store
 from gsae.tests.support.params import random_params
 from gsae.tests.support.row_clip import step_with_row_clip
+from gsae.tests.support.selection import mostly_slow
 from gsae.train import RunConfig, load_sae, parse_sae, train
 from gsae.train.architectures.registry import ARCHITECTURES
 from gsae.train.run.computing import computing_with
@@ -97,9 +98,9 @@ def test_all_gradients_equal_those_of_the_formula(kind: str, rows: int, d_sae: i
         assert (a - b).norm() <= 1e-12 * b.norm() + 1e-15, name
 
 
-@pytest.mark.parametrize("clip", [None, 0.2])
-@pytest.mark.parametrize("row_clip", [False, True])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("clip", mostly_slow([None, 0.2], 0.2))
+@pytest.mark.parametrize("row_clip", mostly_slow([False, True], True))
+@pytest.mark.parametrize("kind", mostly_slow(KINDS, "gated", "relu"))
 def test_fifty_steps_equal_torchs_adam_with_projection_renormalisation_and_clipping(
     kind: str, row_clip: bool, clip: float | None
 ) -> None:

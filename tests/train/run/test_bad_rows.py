@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from gsae.errors import SpaceError, UsageError
 from gsae.store import Site, Store
 from gsae.tests.support.command import gsae, refused
+from gsae.tests.support.selection import mostly_slow
 from gsae.tests.support.stores import make_store, normal_rows
 from gsae.train import Event, RunConfig, Started, estimate, parse_sae, train
 from gsae.train.run import memory
@@ -90,7 +91,7 @@ def constant(rows: int, d_in: int, channels: int) -> NDArray[Any]:
     return x
 
 
-@pytest.mark.parametrize("channels", [1, 32])
+@pytest.mark.parametrize("channels", mostly_slow([1, 32], 1))
 def test_constant_channels_even_all_of_them_train_to_finite_figures(tmp_path: Path, channels: int) -> None:
     store = make_store(tmp_path / "store", rows=partial(constant, channels=channels))
     train(store.site("mlp.1"), config(), tmp_path / "run")

@@ -14,6 +14,7 @@ from gsae.evaluate import evaluate, report
 from gsae.store import Store
 from gsae.tests.support.children import files
 from gsae.tests.support.command import gsae
+from gsae.tests.support.selection import mostly_slow
 from gsae.train import Checkpointed, Diverged, Event, Finished, MetricsLine, RunConfig, load_sae, parse_sae, train
 from gsae.train.run.divergence import NOT_FINITE, REASONS, RETRY_LR, Divergence
 from gsae.train.run.group import Group
@@ -143,7 +144,7 @@ def test_a_marked_sae_whose_loss_is_no_longer_finite_is_stopped_and_reported_onc
     assert group.judge(lines) == []
 
 
-@pytest.mark.parametrize("action", ["retry", "stop", "continue"])
+@pytest.mark.parametrize("action", mostly_slow(["retry", "stop", "continue"], "retry"))
 def test_a_run_stopped_anywhere_deals_with_divergence_to_the_same_bytes(
     tiny_store: Store, tmp_path: Path, action: str
 ) -> None:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from gsae.tests.support.params import normal, random_params
 from gsae.tests.support.row_clip import step_with_row_clip
+from gsae.tests.support.selection import mostly_slow
 from gsae.train.architectures.base import Params
 from gsae.train.step import adam_numba, adam_plain
 from gsae.train.step.adam import Adam
@@ -86,7 +87,7 @@ def test_two_hundred_steps_equal_torchs_adam_with_projection_and_renormalisation
 
 
 @pytest.mark.parametrize("operands", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("row_clip", [False, True])
+@pytest.mark.parametrize("row_clip", mostly_slow([False, True], True))
 def test_compiled_and_plain_adam_agree(operands: torch.dtype, row_clip: bool) -> None:
     results = []
     for module in IMPLEMENTATIONS:
@@ -122,8 +123,8 @@ def test_a_rate_of_zero_touches_nothing_whatever_the_gradient(module: ModuleType
         assert now.isfinite().all()
 
 
-@pytest.mark.parametrize("arch", ["gated", "relu"])
-@pytest.mark.parametrize("operands", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("arch", mostly_slow(["gated", "relu"], "gated"))
+@pytest.mark.parametrize("operands", mostly_slow([torch.float32, torch.bfloat16], torch.float32))
 def test_decoder_rows_have_unit_norm_after_every_step(arch: str, operands: torch.dtype) -> None:
     start: list[Params] = [random_params(arch, 12, 30, i, torch.float32) for i in range(2)]
     bank = FastBank(start, torch.zeros(12), operands)

@@ -11,6 +11,7 @@ from torch import Tensor
 from gsae.tests.support.banks import bank_of, take_steps
 from gsae.tests.support.banks import unit_params as random_params
 from gsae.tests.support.params import gate_of
+from gsae.tests.support.selection import mostly_slow
 from gsae.train.step import sparse_numba
 from gsae.train.step.buffers import Buffers
 from gsae.train.step.fast_bank import FastBank
@@ -44,6 +45,7 @@ def noise(*shape: int, seed: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=80)
 @given(
     rows=st.integers(1, 9),
@@ -110,7 +112,7 @@ def test_few_gates_need_a_float32_product_and_are_shut() -> None:
     assert len(opened.latents) < int(buffers("maybe", (201,), torch.int64)[-1]) < 1.5 * len(opened.latents)
 
 
-@pytest.mark.parametrize("arch", ["gated", "relu"])
+@pytest.mark.parametrize("arch", mostly_slow(["gated", "relu"], "gated"))
 def test_a_screened_training_is_the_unscreened_one_up_to_rounding(arch: str) -> None:
     start = [random_params(arch, 12, 200, i, F32) for i in range(2)]
     for sae in start:

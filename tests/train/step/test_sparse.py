@@ -13,6 +13,7 @@ from gsae.tests.support.banks import bank_of, take_steps
 from gsae.tests.support.banks import unit_params as random_params
 from gsae.tests.support.params import gate_of, normal
 from gsae.tests.support.row_clip import step_with_row_clip
+from gsae.tests.support.selection import mostly_slow
 from gsae.train.architectures.base import Params
 from gsae.train.step import sparse_numba, sparse_plain
 from gsae.train.step.adam import Adam
@@ -52,7 +53,7 @@ def assert_step_equals_autograd(sae: Params, z: Tensor, passes: ModuleType, with
     assert abs(batch.loss(torch.tensor([0.3], dtype=F64))[0] / len(z) - loss) <= within * loss
 
 
-@pytest.mark.parametrize("arch", ["gated", "relu"])
+@pytest.mark.parametrize("arch", mostly_slow(["gated", "relu"], "gated"))
 @pytest.mark.parametrize("passes", PASSES)
 @settings(deadline=None, max_examples=40)
 @given(
@@ -85,9 +86,9 @@ def test_a_step_equals_autograds_in_float32(arch: str, passes: ModuleType, rows:
     )
 
 
-@pytest.mark.parametrize("arch", ["gated", "relu"])
+@pytest.mark.parametrize("arch", mostly_slow(["gated", "relu"], "gated"))
 @pytest.mark.parametrize("passes", PASSES)
-@pytest.mark.parametrize("row_clip", [False, True])
+@pytest.mark.parametrize("row_clip", mostly_slow([False, True], True))
 def test_two_hundred_lazy_steps_equal_torchs_adam(arch: str, passes: ModuleType, row_clip: bool) -> None:
     rows, d_sae, d_in, lr = 23, 19, 11, 3e-3
     sae = random_params(arch, d_in, d_sae, 0)
@@ -204,7 +205,7 @@ def test_the_number_of_threads_changes_no_bit_of_the_compiled_passes() -> None:
         assert torch.equal(tensor, states[1][name]), name
 
 
-@pytest.mark.parametrize("arch", ["gated", "relu"])
+@pytest.mark.parametrize("arch", mostly_slow(["gated", "relu"], "gated"))
 @pytest.mark.parametrize("passes", PASSES)
 @pytest.mark.parametrize("path", ["dense", "sparse"])
 def test_reset_latents_take_a_first_step_of_the_learning_rate(arch: str, passes: ModuleType, path: str) -> None:
@@ -220,7 +221,7 @@ def test_reset_latents_take_a_first_step_of_the_learning_rate(arch: str, passes:
     torch.testing.assert_close(moved, torch.full_like(moved, 1e-3), rtol=1e-3, atol=0)
 
 
-@pytest.mark.parametrize("arch", ["gated", "relu"])
+@pytest.mark.parametrize("arch", mostly_slow(["gated", "relu"], "gated"))
 @pytest.mark.parametrize("passes", PASSES)
 @pytest.mark.parametrize("path", ["dense", "sparse", None])
 @pytest.mark.parametrize("name", ["W_enc", "W_dec", "b_dec", "bias"])
