@@ -137,7 +137,7 @@ def attempted(made: dict[str, Callable[[], Step]], figures: list[dict[str, Any]]
             step = make()
             step()
             steps[name] = step
-        except (torch.OutOfMemoryError, ImportError, RuntimeError) as error:
+        except (torch.OutOfMemoryError, ImportError, RuntimeError, TypeError) as error:
             line = str(error).splitlines()[0][:100]
             figures.append({"kind": "not measured", "size": size, "step": name, "why": line})
             print(json.dumps(figures[-1]), flush=True)
