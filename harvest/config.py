@@ -35,7 +35,7 @@ class HarvestConfig(Settings):
     )
     dataset: str = setting(
         ...,
-        "Hub id, file (.jsonl[.gz|.zst], .txt, .parquet) or builtin:pydoc.",
+        "Hub id, file (.jsonl, .json, .csv, .txt, .parquet, .arrow), folder, glob or builtin:pydoc.",
         panel=NEEDED,
         metavar="DATASET",
         min_length=1,
@@ -69,7 +69,7 @@ class HarvestConfig(Settings):
     )
     shuffle_documents: int | None = setting(
         None,
-        "Shuffle the documents: all of a file; of a Hub dataset, within blocks of 16,384. Default: off.",
+        "Shuffle the documents: all of a local text; of a Hub dataset, within blocks of 16,384. Default: off.",
         panel=TEXT,
         metavar="SEED",
         ge=0,

@@ -23,13 +23,15 @@ class Document(NamedTuple):
 
     id: its number in the source, equal for all parts of a document. content: its text or token ids. again: whether it
     was read before (`--repeat`). part_of: the name of the document that it is a part of, which then decides its split;
-    None for a whole document, of which the content decides.
+    None for a whole document, of which the content decides. bad: what is wrong with a row that gives no document, with
+    its place; its content is then empty.
     """
 
     id: int
     content: Content
     again: bool = False
     part_of: str | None = None
+    bad: str | None = None
 
 
 @dataclass(frozen=True)

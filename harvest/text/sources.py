@@ -48,10 +48,10 @@ def documents(
 ) -> Text:
     """Return a text: `maximum` documents (None: all) after the first `skip`, repeated without end if `repeat`.
 
-    The documents are in source order, or shuffled. dataset: `builtin:pydoc`, a local `.jsonl[.gz|.zst]`, `.txt` or
-    `.parquet` file, or a Hub id (`owner/name`, or `owner/name:config`). field: the field that holds the text, or the
-    token ids if `tokenised`. Raises NotFoundError if there is no such text. Raises UsageError, here or while reading,
-    for a missing field, a row of another type, and a text that is empty.
+    The documents are in source order, or shuffled. dataset: `builtin:pydoc`, a local file, folder or
+    glob (`file_names.py`), or a Hub id (`owner/name`, or `owner/name:config`). field: the field that holds the text, or
+    the token ids if `tokenised`. Raises NotFoundError if there is no such text. Raises UsageError, here or while
+    reading, for a missing field, a row of another type, and a text that is empty.
     """
     source = next((source for source in SOURCES if source.serves(dataset)), None)
     if source is None:
@@ -70,7 +70,7 @@ def documents(
     end = None if maximum is None else skip + maximum
 
     def read_once() -> Iterator[Document]:
-        return itertools.islice(_refuse_empty(text.read(), provenance.id), skip, end)
+        return itertools.islice(_refuse_bad(_refuse_empty(text.read(), provenance.id)), skip, end)
 
     return Text(provenance, partial(_read_repeatedly, read_once) if repeat else read_once)
 
@@ -85,6 +85,14 @@ def _read_repeatedly(read_once: Callable[[], Iterator[Document]]) -> Iterator[Do
             yield document._replace(again=True)
         if empty:
             return
+
+
+def _refuse_bad(documents: Iterator[Document]) -> Iterator[Document]:
+    """Yield the documents; raise UsageError for the first row that gives none."""
+    for document in documents:
+        if document.bad:
+            raise UsageError(f"{document.bad}.")
+        yield document
 
 
 def _refuse_empty(documents: Iterator[Document], name: str) -> Iterator[Document]:

@@ -14,6 +14,8 @@ from .json_files import SCHEMA_VERSION, Count, OmitsDefaults, Positive, Sha256, 
 
 # The version of a plan that says more of how the weights came than version 1.0 can.
 WEIGHTS_SCHEMA_VERSION = "1.1"
+# The version of a plan that says more of the text than version 1.1 can.
+TEXT_SCHEMA_VERSION = "1.2"
 MAX_CHUNK_BYTES = 4 << 20
 # What a reader accepts: far above what is ever written, and low enough that a forged plan costs no memory.
 READABLE_CHUNK_BYTES = 64 << 20
@@ -106,7 +108,8 @@ class DatasetSource(OmitsDefaults):
     text_field: the field that holds the text or, if `tokenised`, the token ids. skip_documents, max_documents: the
     documents left out at the beginning, and how many are taken after them. shuffle_seed: the seed of the documents'
     order; None keeps the order of the source. shuffle_within: documents are permuted in blocks of this many; None
-    permutes all. repeat: the text is read again when it ends.
+    permutes all. repeat: the text is read again when it ends. files: the sha256 of each file of a text of several, by
+    its path below the folder of the text; `sha256` is then a hash over these.
     """
 
     id: Text
@@ -120,6 +123,12 @@ class DatasetSource(OmitsDefaults):
     shuffle_seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
     shuffle_within: Positive | None = None
     repeat: bool = False
+    files: dict[Text, Sha256] = Field(default={})
+
+    @property
+    def schema_version(self) -> str:
+        """The lowest version of the format that has all fields in use."""
+        return TEXT_SCHEMA_VERSION if self.files else SCHEMA_VERSION
 
 
 class ContextsSpec(StoredValue):
