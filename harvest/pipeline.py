@@ -18,6 +18,7 @@ from gsae.files import TMP, sweep
 from gsae.store import (
     CONFIRMED,
     ContextsSpec,
+    DatasetSource,
     Plan,
     Store,
     WindowTotals,
@@ -27,6 +28,7 @@ from gsae.store import (
     open_store,
     read_contexts,
     read_plan,
+    read_tokens,
     unfinished,
     write_confirmed,
     write_manifest,
@@ -113,10 +115,18 @@ def _open(config: HarvestConfig, out: Path, runs_model: bool) -> tuple[Plan | No
     begun = read_plan(out)
     if begun is None:
         _check_empty(out)
-    request = make_request(config, runs_model)
+    request = make_request(config, runs_model, _finished_text(begun, out))
     if begun is not None:
         check_same_plan(begun, request, None, out)
     return begun, request
+
+
+def _finished_text(begun: Plan | None, out: Path) -> DatasetSource | None:
+    """Return the text that the tokens on disk were made from, None if they are not finished."""
+    if begun is not None:
+        return begun.dataset
+    tokens, made = read_tokens(out)
+    return tokens.dataset if tokens and made else None
 
 
 @dataclass(frozen=True)

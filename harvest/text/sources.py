@@ -10,9 +10,11 @@ from functools import partial
 from typing import Protocol
 
 from gsae.errors import NotFoundError, UsageError
+from gsae.store import DatasetSource
 
 from . import builtin_pydoc, hub_datasets, local_files
 from .document import Document, Text, TextRequest
+from .finished_text import finished_text
 
 
 class TextSource(Protocol):
@@ -45,19 +47,17 @@ def documents(
     skip: int = 0,
     maximum: int | None = None,
     repeat: bool = False,
+    finished: DatasetSource | None = None,
 ) -> Text:
     """Return a text: `maximum` documents (None: all) after the first `skip`, repeated without end if `repeat`.
 
     The documents are in source order, or shuffled. dataset: `builtin:pydoc`, a local file, folder or
     glob (`file_names.py`), or a Hub id (`owner/name`, or `owner/name:config`). field: the field that holds the text, or
-    the token ids if `tokenised`. Raises NotFoundError if there is no such text. Raises UsageError, here or while
+    the token ids if `tokenised`. finished: the text that finished tokens were made from; the text itself may then be
+    gone, and the Hub is not asked. Raises NotFoundError if there is no such text. Raises UsageError, here or while
     reading, for a missing field, a row of another type, and a text that is empty.
     """
-    source = next((source for source in SOURCES if source.serves(dataset)), None)
-    if source is None:
-        forms = "; ".join(source.FORM for source in SOURCES)
-        raise NotFoundError(f"There is no text {dataset!r}. A text is one of: {forms}.")
-    text = source.open_text(TextRequest(dataset, revision, split, field, tokenised, shuffle_seed))
+    text = _open(TextRequest(dataset, revision, split, field, tokenised, shuffle_seed), finished)
     provenance = text.source.model_copy(
         update={
             "skip_documents": skip,
@@ -73,6 +73,21 @@ def documents(
         return itertools.islice(_refuse_bad(_refuse_empty(text.read(), provenance.id)), skip, end)
 
     return Text(provenance, partial(_read_repeatedly, read_once) if repeat else read_once)
+
+
+def _open(request: TextRequest, finished: DatasetSource | None) -> Text:
+    source = next((source for source in SOURCES if source.serves(request.dataset)), None)
+    if finished is not None and source in (None, hub_datasets):
+        return finished_text(request, finished)
+    if source is None:
+        forms = "; ".join(source.FORM for source in SOURCES)
+        raise NotFoundError(f"There is no text {request.dataset!r}. A text is one of: {forms}.")
+    try:
+        return source.open_text(request)
+    except NotFoundError:
+        if finished is None:
+            raise
+        return finished_text(request, finished)
 
 
 def _read_repeatedly(read_once: Callable[[], Iterator[Document]]) -> Iterator[Document]:
