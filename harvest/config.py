@@ -81,6 +81,9 @@ class HarvestConfig(Settings):
     max_documents: int | None = setting(
         None, "Documents to read at most. Default: all.", panel=TEXT, metavar="DOCUMENTS", ge=1
     )
+    bad_rows: Literal["refuse", "skip"] = setting(
+        "refuse", "Rows without text, such as null or a broken line: skip leaves them out and counts them.", panel=TEXT
+    )
     repeat: bool = setting(False, "Read the text again until there are --rows rows.", panel=TEXT)
 
     heldout: float | None = setting(

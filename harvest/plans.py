@@ -53,7 +53,7 @@ def make_plan(
     config = request.config
     widest = max(site.d_in for site in request.sites)
     return Plan(
-        schema_version=max(model.schema_version, request.text.source.schema_version),
+        schema_version=max(each.schema_version for each in (model, request.text.source, contexts)),
         model=model,
         tokenizer=_tokenizer_source(request),
         dataset=request.text.source,

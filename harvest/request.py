@@ -71,6 +71,7 @@ def make_request(config: HarvestConfig, runs_model: bool = True, finished: Datas
         skip=config.skip_documents,
         maximum=config.max_documents,
         repeat=config.repeat,
+        skip_bad=config.bad_rows == "skip",
         finished=finished,
     )
     trusted = config.trust_remote_code

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from .document import Content, Document
 
+SHOWN_CHARACTERS = 300
 Value = Any
 """The value of a row's field as its file gives it, or `Broken`."""
 
@@ -27,17 +28,21 @@ def no_field(field: str, names: Iterable[str]) -> str:
 
 def document_of(number: int, value: Value, name: str, row: int, field: str, tokenised: bool) -> Document:
     """Return the document of a row, marked as bad if it cannot be used. name, row: of the text, for the mark."""
-    where = f"Text {name!r}, row {row}:"
     if isinstance(value, Broken):
-        return Document(number, "", bad=f"{where} {value.fault}")
+        return _bad(number, name, row, value.fault)
     content = _token_ids(value) if tokenised else _text(value)
     if content is not None:
         return Document(number, content)
     needed = "a list of token ids is needed" if tokenised else "text is needed (for token ids: --token-field)"
     found = "nothing" if value is None else f"a value of type {type(value).__name__}"
     if isinstance(value, str) and not tokenised:
-        found = "half of a surrogate pair, which is no Unicode"
-    return Document(number, "", bad=f"{where} field {field!r} holds {found}; {needed}")
+        found = "half of a surrogate pair, which is not Unicode"
+    return _bad(number, name, row, f"field {field!r} holds {found}; {needed}")
+
+
+def _bad(number: int, name: str, row: int, fault: str) -> Document:
+    line = f"Text {name!r}, row {row}: {fault}"[:SHOWN_CHARACTERS]
+    return Document(number, "", bad="".join(c if c.isprintable() else "?" for c in line))
 
 
 def _text(value: Value) -> Content | None:

@@ -47,15 +47,17 @@ def documents(
     skip: int = 0,
     maximum: int | None = None,
     repeat: bool = False,
+    skip_bad: bool = False,
     finished: DatasetSource | None = None,
 ) -> Text:
     """Return a text: `maximum` documents (None: all) after the first `skip`, repeated without end if `repeat`.
 
-    The documents are in source order, or shuffled. dataset: `builtin:pydoc`, a local file, folder or
-    glob (`file_names.py`), or a Hub id (`owner/name`, or `owner/name:config`). field: the field that holds the text, or
-    the token ids if `tokenised`. finished: the text that finished tokens were made from; the text itself may then be
-    gone, and the Hub is not asked. Raises NotFoundError if there is no such text. Raises UsageError, here or while
-    reading, for a missing field, a row of another type, and a text that is empty.
+    The documents are in source order, or shuffled. dataset: `builtin:pydoc`, a local file, folder or glob
+    (`file_names.py`), or a Hub id (`owner/name`, or `owner/name:config`). field: the field that holds the text, or the
+    token ids if `tokenised`. skip_bad: a row that gives no document is an empty document, marked as bad; otherwise it
+    is refused. finished: the text that finished tokens were made from; the text itself may then be gone, and the Hub is
+    not asked. Raises NotFoundError if there is no such text. Raises UsageError, here or while reading, for a missing
+    field, a row of another type, and a text that is empty.
     """
     text = _open(TextRequest(dataset, revision, split, field, tokenised, shuffle_seed), finished)
     provenance = text.source.model_copy(
@@ -70,7 +72,8 @@ def documents(
     end = None if maximum is None else skip + maximum
 
     def read_once() -> Iterator[Document]:
-        return itertools.islice(_refuse_bad(_refuse_empty(text.read(), provenance.id)), skip, end)
+        found = _refuse_empty(text.read(), provenance.id)
+        return itertools.islice(found if skip_bad else _refuse_bad(found), skip, end)
 
     return Text(provenance, partial(_read_repeatedly, read_once) if repeat else read_once)
 
@@ -106,16 +109,16 @@ def _refuse_bad(documents: Iterator[Document]) -> Iterator[Document]:
     """Yield the documents; raise UsageError for the first row that gives none."""
     for document in documents:
         if document.bad:
-            raise UsageError(f"{document.bad}.")
+            raise UsageError(f"{document.bad}. With --bad-rows skip such rows are left out and counted.")
         yield document
 
 
 def _refuse_empty(documents: Iterator[Document], name: str) -> Iterator[Document]:
     """Yield the documents; raise UsageError at the end if none of them had any content."""
-    empty = True
+    empty, bad = True, ""
     for document in documents:
-        content = document.content
+        content, bad = document.content, bad or document.bad or ""
         empty = empty and not (content.strip() if isinstance(content, str) else len(content))
         yield document
     if empty:
-        raise UsageError(f"Text {name!r} is empty: it has no document with any text in it.")
+        raise UsageError(f"Text {name!r} is empty: it has no document with any text in it.{bad and f' {bad}.'}")

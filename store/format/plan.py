@@ -131,8 +131,18 @@ class DatasetSource(OmitsDefaults):
         return TEXT_SCHEMA_VERSION if self.files else SCHEMA_VERSION
 
 
-class ContextsSpec(StoredValue):
-    """The tokens under `contexts/` and `documents/`: their sizes, and the sha256 of their raw arrays."""
+class BadRows(StoredValue):
+    """The rows of the text that were left out because they hold no text; first: what is wrong with the first ones."""
+
+    count: Positive
+    first: Annotated[tuple[Text, ...], Field(min_length=1)]
+
+
+class ContextsSpec(OmitsDefaults):
+    """The tokens under `contexts/` and `documents/`: their sizes, and the sha256 of their raw arrays.
+
+    bad_rows: those of the text that gave no document, if any.
+    """
 
     contexts: Positive
     context_size: Annotated[int, Field(ge=2, le=2**24)]
@@ -141,6 +151,12 @@ class ContextsSpec(StoredValue):
     tokens_sha256: Sha256
     split_sha256: Sha256
     documents_sha256: Sha256
+    bad_rows: BadRows | None = None
+
+    @property
+    def schema_version(self) -> str:
+        """The lowest version of the format that has all fields in use."""
+        return TEXT_SCHEMA_VERSION if self.bad_rows else SCHEMA_VERSION
 
 
 class Plan(OmitsDefaults):
