@@ -72,6 +72,8 @@ def make_request(config: HarvestConfig, runs_model: bool = True, finished: Datas
         maximum=config.max_documents,
         repeat=config.repeat,
         skip_bad=config.bad_rows == "skip",
+        split_into=config.split_documents,
+        weights=config.weights,
         finished=finished,
     )
     trusted = config.trust_remote_code

@@ -6,7 +6,7 @@ knows what belongs together: a document is one independent draw of every interva
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,6 +48,7 @@ class TextRequest:
 
     dataset: the value of `--dataset`. revision, split: of a data set on the Hub. field: the field that holds the text,
     or the token ids if `tokenised`. shuffle_seed: seed of the order of the documents; None for the source's own order.
+    parts: of documents into parts, for a source that would hold long ones as a whole.
     """
 
     dataset: str
@@ -56,6 +57,7 @@ class TextRequest:
     field: str = "text"
     tokenised: bool = False
     shuffle_seed: int | None = None
+    parts: int | Literal["blank-lines"] | None = None
 
 
 def check_untokenised(request: TextRequest) -> None:

@@ -5,8 +5,9 @@ permuted as a whole: files of `.txt` as files, rows after a copy (`shuffled_copy
 """
 
 import hashlib
+import io
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from .json_rows import json_lines, json_values
 from .row_values import Value, document_of
 from .shuffled_copy import shuffled_as_a_whole
 from .shuffling import shuffled_ids
+from .splitting import Split, parts_of
 from .table_rows import arrow_rows, csv_rows, parquet_rows
 
 FORM = f"a local file in {NAMES}, a folder or a glob of such files"
@@ -38,7 +40,7 @@ def open_text(request: TextRequest) -> Text:
     seed = request.shuffle_seed
     if is_txt:
         order = range(len(found.files)) if seed is None else shuffled_ids(len(found.files), seed)
-        return Text(source, lambda: (_whole_file(found.files[number], number) for number in order))
+        return Text(source, partial(_txt_documents, found.files, order, request.parts))
     rows = partial(_documents, found.files, field, request.tokenised)
     if seed is None:
         return Text(source, rows)
@@ -87,13 +89,16 @@ def _rows(file: TextFile, field: str) -> Iterator[Value]:
                 yield from (json_values if format.format == "json" else json_lines)(data, field)
 
 
-def _whole_file(file: TextFile, number: int) -> Document:
-    try:
-        with open_bytes(file.path, file.format.compression) as data:
-            text = data.read().decode()
-    except Exception as error:  # of decompressors and the system
-        raise _unreadable(file, error, "") from None
-    return Document(number, text.replace("\r\n", "\n").replace("\r", "\n"))
+def _txt_documents(files: tuple[TextFile, ...], order: Iterable[int], parts: Split | None) -> Iterator[Document]:
+    for number in order:
+        file = files[number]
+        name = None if parts is None else _sha256(file.path)
+        try:
+            with open_bytes(file.path, file.format.compression) as data, io.TextIOWrapper(data, "utf-8") as text:
+                for content in [text.read()] if parts is None else parts_of(text, parts):
+                    yield Document(number, content, part_of=name)
+        except Exception as error:  # of decompressors and the system
+            raise _unreadable(file, error, "") from None
 
 
 def _unreadable(file: TextFile, error: Exception, where: str) -> GsaeError:

@@ -5,7 +5,7 @@ A source is a module with `FORM`, `serves` and `open_text` (`TextSource`). To ad
 """
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Protocol
 
@@ -15,6 +15,8 @@ from gsae.store import DatasetSource
 from . import builtin_pydoc, hub_datasets, local_files
 from .document import Document, Text, TextRequest
 from .finished_text import finished_text
+from .mixing import mix
+from .splitting import Split, split_documents
 
 
 class TextSource(Protocol):
@@ -37,7 +39,7 @@ SOURCES: tuple[TextSource, ...] = (builtin_pydoc, local_files, hub_datasets)
 
 
 def documents(
-    dataset: str,
+    dataset: str | Sequence[str],
     revision: str | None = None,
     split: str = "train",
     field: str = "text",
@@ -48,6 +50,8 @@ def documents(
     maximum: int | None = None,
     repeat: bool = False,
     skip_bad: bool = False,
+    split_into: Split | None = None,
+    weights: Sequence[float] = (),
     finished: DatasetSource | None = None,
 ) -> Text:
     """Return a text: `maximum` documents (None: all) after the first `skip`, repeated without end if `repeat`.
@@ -57,9 +61,15 @@ def documents(
     token ids if `tokenised`. skip_bad: a row that gives no document is an empty document, marked as bad; otherwise it
     is refused. finished: the text that finished tokens were made from; the text itself may then be gone, and the Hub is
     not asked. Raises NotFoundError if there is no such text. Raises UsageError, here or while reading, for a missing
-    field, a row of another type, and a text that is empty.
+    field, a row of another type, and a text that is empty. split_into: long documents are cut (`splitting.py`). Several
+    texts are interleaved by weights (`mixing.py`).
     """
-    text = _open(TextRequest(dataset, revision, split, field, tokenised, shuffle_seed), finished)
+    names = (dataset,) if isinstance(dataset, str) else tuple(dataset)
+    texts = [
+        _open(TextRequest(name, revision, split, field, tokenised, shuffle_seed, split_into), recorded)
+        for name, recorded in zip(names, _recorded(finished, len(names)), strict=True)
+    ]
+    text = texts[0] if len(texts) == 1 else mix(texts, weights or (1.0,) * len(texts))
     provenance = text.source.model_copy(
         update={
             "skip_documents": skip,
@@ -67,18 +77,31 @@ def documents(
             "tokenised": tokenised,
             "shuffle_seed": shuffle_seed,
             "repeat": repeat,
+            "split_documents": split_into,
         }
     )
     end = None if maximum is None else skip + maximum
 
     def read_once() -> Iterator[Document]:
-        found = _refuse_empty(text.read(), provenance.id)
-        return itertools.islice(found if skip_bad else _refuse_bad(found), skip, end)
+        found = text.read() if skip_bad else _refuse_bad(text.read())
+        parts = split_documents(found, split_into) if split_into else found
+        return itertools.islice(parts, skip, end)
 
     return Text(provenance, partial(_read_repeatedly, read_once) if repeat else read_once)
 
 
+def _recorded(finished: DatasetSource | None, texts: int) -> Sequence[DatasetSource | None]:
+    """Return what is recorded of each of several texts; None where nothing is, or another number of texts."""
+    recorded = finished.mixed if finished and finished.mixed else (finished,)
+    return recorded if len(recorded) == texts else (None,) * texts
+
+
 def _open(request: TextRequest, finished: DatasetSource | None) -> Text:
+    text = _found(request, finished)
+    return Text(text.source, lambda: _refuse_empty(text.read(), text.source.id))
+
+
+def _found(request: TextRequest, finished: DatasetSource | None) -> Text:
     source = next((source for source in SOURCES if source.serves(request.dataset)), None)
     if finished is not None and source in (None, hub_datasets):
         return finished_text(request, finished)

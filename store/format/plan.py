@@ -109,7 +109,8 @@ class DatasetSource(OmitsDefaults):
     documents left out at the beginning, and how many are taken after them. shuffle_seed: the seed of the documents'
     order; None keeps the order of the source. shuffle_within: documents are permuted in blocks of this many; None
     permutes all. repeat: the text is read again when it ends. files: the sha256 of each file of a text of several, by
-    its path below the folder of the text; `sha256` is then a hash over these.
+    its path below the folder of the text; `sha256` is then a hash over these. split_documents: documents are cut at
+    blank lines, or to so many characters. mixed, weights: the texts that this one is interleaved from.
     """
 
     id: Text
@@ -124,11 +125,14 @@ class DatasetSource(OmitsDefaults):
     shuffle_within: Positive | None = None
     repeat: bool = False
     files: dict[Text, Sha256] = Field(default={})
+    split_documents: Positive | Literal["blank-lines"] | None = None
+    mixed: tuple[Self, ...] | None = None
+    weights: tuple[Annotated[float, Field(gt=0)], ...] | None = None
 
     @property
     def schema_version(self) -> str:
         """The lowest version of the format that has all fields in use."""
-        return TEXT_SCHEMA_VERSION if self.files else SCHEMA_VERSION
+        return TEXT_SCHEMA_VERSION if self.files or self.split_documents or self.mixed else SCHEMA_VERSION
 
 
 class BadRows(StoredValue):

@@ -241,18 +241,23 @@ def test_shuffled_tokenised_documents_are_harvested(cached: None, tiny_llama: Pa
     assert all(flat[start] == ids[place][0] for start, place in zip(found["start"], found["id"], strict=True))
 
 
-def test_a_dataset_that_changed_on_the_hub_is_named_and_its_old_revision_continues(
+def test_a_dataset_that_changed_on_the_hub_is_named_until_its_tokens_are_finished(
     hub: dict[str, str], tiny_llama: Path, tmp_path: Path
 ) -> None:
-    first = config(tiny_llama, "owner/name", max_documents=3000)
-    harvest_tokens(first, tmp_path)
+    asked = config(tiny_llama, "owner/name", max_documents=3000)
+    harvest_tokens(asked, tmp_path)
+    made = (tmp_path / "tokens/made.json").read_bytes()
+    (tmp_path / "tokens/made.json").unlink()
     before, hub["commit"] = hub["commit"], "1" * 40
     with pytest.raises(IncompatibleError, match=f"dataset.revision was '{before}', now '{hub['commit']}'"):
-        harvest(first, tmp_path)
-    store = harvest(first.model_copy(update={"dataset_revision": before}), tmp_path)
-    assert store is not None
+        harvest(asked, tmp_path)
+    (tmp_path / "tokens/made.json").write_bytes(made)
     with pytest.raises(IncompatibleError, match=f"dataset.revision was '{before}', now '{hub['commit']}'"):
-        harvest(first, tmp_path)
+        harvest(asked.model_copy(update={"dataset_revision": hub["commit"]}), tmp_path)
+    store = harvest(asked, tmp_path)
+    assert store is not None
+    assert store.plan.dataset.revision == before
+    assert harvest(asked.model_copy(update={"dataset_revision": before}), tmp_path) is not None
 
 
 def test_a_model_that_changed_on_the_hub_is_named(
