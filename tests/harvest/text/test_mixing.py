@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from gsae.errors import IncompatibleError, UsageError
-from gsae.harvest import HarvestConfig, documents, harvest, harvest_tokens
+from gsae.harvest import HarvestConfig, Worker, documents, harvest, harvest_tokens
+from gsae.store import copy, describe, open_store, seal, verify
 from gsae.tests.support.children import files
 
 
@@ -90,3 +91,34 @@ def test_a_mixed_harvest_repeats_its_bytes_without_its_texts(
     assert files(tmp_path / "store") == files(tmp_path / "direct")
     with pytest.raises(IncompatibleError, match=r"dataset\.weights was \[3\.0, 1\.0\], now \[1\.0, 1\.0\]"):
         harvest(config(()), tmp_path / "store")
+
+
+@pytest.mark.slow
+def test_a_store_of_mixed_texts_with_bad_rows_survives_workers_copies_and_seals(
+    tiny_llama: Path, two: tuple[str, str], tmp_path: Path
+) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    written(folder / "x.jsonl", 40, "x")
+    (folder / "y.jsonl").write_text('not JSON\n{"text": "a long y. b long y. "}\n')
+    asked = HarvestConfig(
+        model=str(tiny_llama), dataset=(two[0], str(folder)), weights=(1, 2), sites=("mlp.1",), context_size=64,
+        window_rows=256, threads=1, heldout=0.2, bad_rows="skip", split_documents=90,
+    )  # fmt: skip
+    whole = harvest(asked, tmp_path / "whole")
+    assert whole is not None
+    for rank in (1, 0, 1):
+        shared = harvest(asked, tmp_path / "shared", worker=Worker(rank, 2))
+    assert shared is not None
+    assert files(tmp_path / "shared") == files(tmp_path / "whole")
+    assert copy(tmp_path / "whole", tmp_path / "copied", codec="zstd") == whole.digest
+    copied = open_store(tmp_path / "copied")
+    assert verify(copied, deep=True) == []
+    assert copied.plan.dataset == whole.plan.dataset
+    assert copied.plan.contexts.bad_rows is not None
+    last = sorted((tmp_path / "shared/shards").glob("train-*"))[-1]
+    for path in (last, tmp_path / "shared/manifest.json"):
+        path.unlink()
+    sealed = seal(tmp_path / "shared")
+    assert verify(sealed, deep=True) == []
+    assert describe(tmp_path / "shared")["bad_rows"]["count"] == 1
