@@ -73,6 +73,7 @@ def harvest(
         else:
             complete = make_store(config, Path(out), lambda event: show_event(shown, event), worker=own) is not None
     facts = describe(Path(out))
+    _note_bad_rows(facts)
     if complete and not only_tokens:
         _note_few_documents(out)
     if as_json:
@@ -110,6 +111,13 @@ def _note_early_end(facts: dict[str, Any], wanted: int | None) -> None:
     if facts["text_ended_early"]:
         have = facts["rows"]["train"]
         typer.echo(f"The text ended early: it has {have:,} train rows of {wanted:,} wanted.", err=True)
+
+
+def _note_bad_rows(facts: dict[str, Any]) -> None:
+    if bad := facts.get("bad_rows"):
+        typer.echo(f"Rows of the text without usable text, which were skipped: {bad['count']:,}. The first:", err=True)
+        for line in bad["first"]:
+            typer.echo(f"  {line}", err=True)
 
 
 def _note_few_documents(out: str) -> None:

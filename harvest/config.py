@@ -16,6 +16,7 @@ HELDOUT_ROWS = 1 << 17
 TEXT, ROWS, MODEL, STORE, MACHINE = "Text", "Rows", "Model", "Store", "Machine"
 
 Name = Annotated[str, Field(min_length=1)]
+Weight = Annotated[float, Field(gt=0)]
 Position = Annotated[int, Field(ge=0)]
 Dtype = Literal["bfloat16", "float16", "float32", "auto"]
 
@@ -33,10 +34,11 @@ class HarvestConfig(Settings):
         metavar="MODEL",
         min_length=1,
     )
-    dataset: str = setting(
+    dataset: tuple[Name, ...] = setting(
         ...,
-        "Hub id, file (.jsonl[.gz|.zst], .txt, .parquet) or builtin:pydoc.",
+        "Hub id, file (.jsonl, .json, .csv, .txt, .parquet, .arrow), folder, glob or builtin:pydoc. Repeatable.",
         panel=NEEDED,
+        flags="--dataset",
         metavar="DATASET",
         min_length=1,
     )
@@ -58,6 +60,12 @@ class HarvestConfig(Settings):
     dataset_revision: str | None = setting(
         None, "Revision of the dataset. Default: the newest.", panel=TEXT, metavar="REVISION", min_length=1
     )
+    weights: tuple[Weight, ...] = setting(
+        (),
+        "Documents of each --dataset to those of the others, such as 3,1. Default: equal.",
+        panel=TEXT,
+        metavar="WEIGHTS",
+    )
     split: str = setting("train", "Split of the dataset.", panel=TEXT, metavar="NAME", min_length=1)
     text_field: str = setting("text", "Field that holds the text.", panel=TEXT, metavar="NAME", min_length=1)
     token_field: str | None = setting(
@@ -69,7 +77,7 @@ class HarvestConfig(Settings):
     )
     shuffle_documents: int | None = setting(
         None,
-        "Shuffle the documents: all of a file; of a Hub dataset, within blocks of 16,384. Default: off.",
+        "Shuffle the documents: all of a local text; of a Hub dataset, within blocks of 16,384. Default: off.",
         panel=TEXT,
         metavar="SEED",
         ge=0,
@@ -80,6 +88,15 @@ class HarvestConfig(Settings):
     )
     max_documents: int | None = setting(
         None, "Documents to read at most. Default: all.", panel=TEXT, metavar="DOCUMENTS", ge=1
+    )
+    split_documents: Annotated[int, Field(ge=1)] | Literal["blank-lines"] | None = setting(
+        None,
+        "Cut long documents into parts of so many characters, or at blank-lines. Default: not cut.",
+        panel=TEXT,
+        metavar="CHARACTERS",
+    )
+    bad_rows: Literal["refuse", "skip"] = setting(
+        "refuse", "Rows without text, such as null or a broken line: skip leaves them out and counts them.", panel=TEXT
     )
     repeat: bool = setting(False, "Read the text again until there are --rows rows.", panel=TEXT)
 
@@ -149,6 +166,24 @@ class HarvestConfig(Settings):
     any_hardware: bool = setting(False, "Continue a store that other hardware began.", panel=MACHINE)
     force: bool = setting(False, "Begin although the disk may have too little room.", panel=MACHINE)
 
+    @field_validator("dataset", mode="before")
+    @classmethod
+    def _one_or_several(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+    @field_validator("weights", mode="before")
+    @classmethod
+    def _by_commas(cls, value: Any) -> Any:
+        given = [value] if isinstance(value, str) else value or ()
+        return [number for each in given for number in (each.split(",") if isinstance(each, str) else (each,))]
+
+    @field_validator("split_documents", mode="before")
+    @classmethod
+    def _characters_or_blank_lines(cls, value: Any) -> Any:
+        if value not in (None, "blank-lines") and not (str(value).isdecimal() and int(value)):
+            raise ValueError("a number greater than or equal to 1, or blank-lines")
+        return value
+
     @field_validator("window_rows")
     @classmethod
     def _power_of_two(cls, value: int) -> int:
@@ -174,6 +209,12 @@ class HarvestConfig(Settings):
             raise ValueError("compile: cannot be used with device_map, which moves tensors inside the layers")
         if self.repeat and self.rows is None:
             raise ValueError("repeat: needs rows, the number at which reading ends")
+        if self.weights and len(self.weights) != len(self.dataset):
+            raise ValueError(f"weights: got {len(self.weights)}; needs one for each of {len(self.dataset)} datasets")
+        if len(self.dataset) > 1 and self.dataset_revision:
+            raise ValueError("dataset_revision: cannot be used with several datasets")
+        if self.split_documents and self.token_field:
+            raise ValueError("split_documents: needs text, and token_field gives token ids")
         beyond = [p for p in self.dropped_positions if p >= self.context_size]
         if beyond:
             raise ValueError(f"dropped_positions: got {beyond[0]}; needs less than {self.context_size}")

@@ -18,6 +18,7 @@ from gsae.files import TMP, sweep
 from gsae.store import (
     CONFIRMED,
     ContextsSpec,
+    DatasetSource,
     Plan,
     Store,
     WindowTotals,
@@ -27,6 +28,7 @@ from gsae.store import (
     open_store,
     read_contexts,
     read_plan,
+    read_tokens,
     unfinished,
     write_confirmed,
     write_manifest,
@@ -101,6 +103,8 @@ def harvest_tokens(config: HarvestConfig, out: Path, listen: Listen = lambda eve
         sweep(out)
         _write_tokens(request, out, listen)
         sweep(out)
+        made = read_tokens(out)[1]
+        _note_nothing_held_out(request, made.heldout_rows if made else None, listen)
 
 
 def _warn(request: Request, listen: Listen) -> None:
@@ -113,10 +117,18 @@ def _open(config: HarvestConfig, out: Path, runs_model: bool) -> tuple[Plan | No
     begun = read_plan(out)
     if begun is None:
         _check_empty(out)
-    request = make_request(config, runs_model)
+    request = make_request(config, runs_model, _finished_text(begun, out))
     if begun is not None:
         check_same_plan(begun, request, None, out)
     return begun, request
+
+
+def _finished_text(begun: Plan | None, out: Path) -> DatasetSource | None:
+    """Return the text that the tokens on disk were made from, None if they are not finished."""
+    if begun is not None:
+        return begun.dataset
+    tokens, made = read_tokens(out)
+    return tokens.dataset if tokens and made else None
 
 
 @dataclass(frozen=True)
@@ -134,6 +146,7 @@ def _begin(request: Request, out: Path, listen: Listen, load: Load, worker: Work
     contexts = _write_tokens(request, out, listen)
     tokens, split = read_contexts(out, contexts)
     layouts = row_layouts(request, tokens, split)
+    _note_nothing_held_out(request, layouts.heldout.rows, listen)
     check_room(request, layouts.rows, out)
     lm = _load(request, load, listen)
     plan = _publish_plan(request, lm, contexts, layouts, tokens, out, listen)
@@ -171,6 +184,18 @@ def _finish(plan: Plan, made: Made, out: Path, listen: Listen, worker: Worker) -
 def _write_tokens(request: Request, out: Path, listen: Listen) -> ContextsSpec:
     listen(StageStarted("reading the text"))
     return write_tokens(request, out, listen, lambda: listen(StageStarted("waiting for another worker's tokens")))
+
+
+def _note_nothing_held_out(request: Request, heldout_rows: int | None, listen: Listen) -> None:
+    """Note that nothing is held out, before the model runs; heldout_rows: None if another worker knows them."""
+    if request.config.heldout_share and heldout_rows == 0:
+        listen(
+            Noted(
+                "No rows are held out for evaluation. Whole documents are held out, a share of "
+                f"{request.config.heldout_share:g}, and the text has too few. Use more documents, a larger "
+                "--heldout or another --seed; with --heldout 0 this is not noted."
+            )
+        )
 
 
 def _load(request: Request, load: Load, listen: Listen) -> LanguageModel:

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 
 from gsae.store import (
-    SCHEMA_VERSION,
     ContextsSpec,
     ModelSource,
     Plan,
@@ -32,7 +31,7 @@ def make_tokens_plan(request: Request) -> TokensPlan:
     """Return the settings that determine the tokens, which are published before the first token is written."""
     config = request.config
     return TokensPlan(
-        schema_version=SCHEMA_VERSION,
+        schema_version=request.text.source.schema_version,
         tokenizer=_tokenizer_source(request),
         dataset=request.text.source,
         context_size=config.context_size,
@@ -54,7 +53,7 @@ def make_plan(
     config = request.config
     widest = max(site.d_in for site in request.sites)
     return Plan(
-        schema_version=model.schema_version,
+        schema_version=max(each.schema_version for each in (model, request.text.source, contexts)),
         model=model,
         tokenizer=_tokenizer_source(request),
         dataset=request.text.source,

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from gsae.store import DTYPE_BYTES, QuantizationSource, SiteSpec
+from gsae.store import DTYPE_BYTES, DatasetSource, QuantizationSource, SiteSpec
 
 from .config import HarvestConfig
 from .model.checkpoint_dtype import checkpoint_dtype
@@ -53,10 +53,11 @@ class Request:
     warning: str | None
 
 
-def make_request(config: HarvestConfig, runs_model: bool = True) -> Request:
+def make_request(config: HarvestConfig, runs_model: bool = True, finished: DatasetSource | None = None) -> Request:
     """Find the model, sites, tokenizer and text that `config` names.
 
-    runs_model: the model will run on this machine, so that what this needs is checked too. Raises NotFoundError if the
+    runs_model: the model will run on this machine, so that what this needs is checked too. finished: the text that
+    finished tokens were made from, which is then not needed. Raises NotFoundError if the
     model or the text does not exist, and UsageError if a site is not in the model, the tokenizer or the text cannot be
     used, `context_size` exceeds the model's table of positions, or the model cannot run here.
     """
@@ -70,6 +71,10 @@ def make_request(config: HarvestConfig, runs_model: bool = True) -> Request:
         skip=config.skip_documents,
         maximum=config.max_documents,
         repeat=config.repeat,
+        skip_bad=config.bad_rows == "skip",
+        split_into=config.split_documents,
+        weights=config.weights,
+        finished=finished,
     )
     trusted = config.trust_remote_code
     files = find_model(config.model, config.revision, weights=False, code=trusted)

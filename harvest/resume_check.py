@@ -15,6 +15,7 @@ from .request import Request
 
 HARDWARE = ("model.accelerator", "model.threads")
 NAMED_CHANGES = 3
+SHOWN_CHARACTERS = 200
 UNREAD = "0" * 64
 
 
@@ -72,8 +73,15 @@ def check_same_tokens(begun: TokensPlan, request: Request, out: Path, finished: 
 
 def _refuse(changed: list[tuple[str, Any, Any]], out: Path, hint: str = "") -> None:
     if changed:
-        named = "; ".join(f"{field} was {was!r}, now {now!r}" for field, was, now in changed[:NAMED_CHANGES])
+        named = "; ".join(
+            f"{field} was {_shown(was)}, now {_shown(now)}" for field, was, now in changed[:NAMED_CHANGES]
+        )
         more = f"; and {len(changed) - NAMED_CHANGES} more" if len(changed) > NAMED_CHANGES else ""
         raise IncompatibleError(
             f"{out} was begun with other settings: {named}{more}. Use the same settings, or another folder.{hint}"
         )
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}..."

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from gsae.errors import CorruptError, UsageError
 from gsae.files import alone, publish_bytes
 from gsae.store import (
-    SCHEMA_VERSION,
+    BadRows,
     ContextsSpec,
     TokensMade,
     read_plan,
@@ -40,6 +40,7 @@ from .resume_check import check_same_tokens
 from .text.packing import HELDOUT, TRAIN, Block, BlockTokenised, tokenise
 
 PART_TOKENS = 1 << 22
+BAD_ROWS_NAMED = 3
 # The store's arrays, and the field of `Block` that each is joined from.
 ARRAYS = {
     "contexts/tokens": "tokens",
@@ -55,7 +56,8 @@ class Progress:
     """Totals over all parts up to one.
 
     read: documents taken from the text. documents: those in the arrays, without empty ones. contexts: of both splits.
-    rows, heldout_rows: rows of each split. last: whether this is the last part.
+    rows, heldout_rows: rows of each split. bad: rows of the text that gave no document. last: whether this is the last
+    part.
     """
 
     read: int = 0
@@ -63,6 +65,7 @@ class Progress:
     contexts: int = 0
     rows: int = 0
     heldout_rows: int = 0
+    bad: int = 0
     last: bool = False
 
     def after(self, block: Block) -> "Progress":
@@ -73,6 +76,7 @@ class Progress:
             contexts=self.contexts + len(block.tokens),
             rows=self.rows + block.rows[TRAIN],
             heldout_rows=self.heldout_rows + block.rows[HELDOUT],
+            bad=self.bad + len(block.bad),
         )
 
 
@@ -167,8 +171,9 @@ def _publish(request: Request, out: Path, number: int, blocks: list[Block], prog
     if not number:  # a text that gives no rows leaves no file behind
         write_tokens_plan(out, make_tokens_plan(request))
     arrays: dict[str, Any] = {name: np.concatenate([getattr(b, name) for b in blocks]) for name in ARRAYS.values()}
+    bad = np.array([line for block in blocks for line in block.bad][:BAD_ROWS_NAMED], np.str_)
     data = io.BytesIO()
-    np.savez(data, progress=np.array(astuple(progress), np.int64), **arrays)
+    np.savez(data, progress=np.array(astuple(progress), np.int64), bad=bad, **arrays)
     path = _path(out, number)
     publish_bytes(out, str(path.relative_to(out)), data.getvalue())
     return path
@@ -186,8 +191,8 @@ def _read(path: Path, *names: str) -> list[NDArray[Any]]:
 
 
 def _progress(part: Path) -> Progress:
-    read, documents, found, rows, heldout_rows, last = _read(part, "progress")[0].tolist()
-    return Progress(read, documents, found, rows, heldout_rows, bool(last))
+    read, documents, found, rows, heldout_rows, bad, last = _read(part, "progress")[0].tolist()
+    return Progress(read, documents, found, rows, heldout_rows, bad, bool(last))
 
 
 def _join_parts(request: Request, out: Path, parts: list[Path]) -> TokensMade:
@@ -203,12 +208,20 @@ def _join_parts(request: Request, out: Path, parts: list[Path]) -> TokensMade:
         ends_here = ends[path.split("/")[0]]
         width = (request.config.context_size,) if name == "tokens" else ()
         values[path] = _JoinedArray(tuple(parts), name, ends_here, (ends_here[-1], *width))
+    contexts = write_contexts(out, values, wanted is not None and whole.rows < wanted)
+    if whole.bad:
+        contexts = contexts.model_copy(update={"bad_rows": BadRows(count=whole.bad, first=_first_bad(parts))})
     return TokensMade(
-        schema_version=SCHEMA_VERSION,
-        contexts=write_contexts(out, values, wanted is not None and whole.rows < wanted),
+        schema_version=contexts.schema_version,
+        contexts=contexts,
         rows=whole.rows if wanted is None else min(wanted, whole.rows),
         heldout_rows=whole.heldout_rows,
     )
+
+
+def _first_bad(parts: list[Path]) -> tuple[str, ...]:
+    lines = itertools.chain.from_iterable(_read(part, "bad")[0].tolist() for part in parts)
+    return tuple(itertools.islice(lines, BAD_ROWS_NAMED))
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from .format.manifest import Record, WindowTotals, all_windows
 from .format.moments import Moments, Summary
 from .format.plan import (
     DTYPE_BYTES,
+    BadRows,
     BaseSource,
     ContextsSpec,
     DatasetSource,
@@ -70,6 +71,7 @@ __all__ = [
     "DTYPE_BYTES",
     "SCHEMA_VERSION",
     "SPLITS",
+    "BadRows",
     "BaseSource",
     "Batches",
     "Cache",

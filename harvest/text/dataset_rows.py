@@ -1,33 +1,31 @@
-"""Documents from the rows of a table or stream of the library `datasets`, which reads files and the Hub.
+"""Documents from the rows of a stream of the library `datasets`, which reads the Hub.
 
 Streams are read 256 rows at a time, so that a text is never held as a whole. Every failure is one line that names the
 text and the row, because the library raises the types of arrow, the Hub, the system and its own.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from gsae.errors import UsageError
 from gsae.harvest.hub import explain, one_line, quiet
 
-from .document import Content, Document
+from .document import Document
+from .row_values import document_of, no_field
 
 ROWS_AT_A_TIME = 256
 
 
-def load_rows(dataset: str, builder: str, **options: Any) -> Any:
-    """Return what `datasets.load_dataset(builder, **options)` gives, None for a file without any row.
+def load_rows(dataset: str, repository: str, **options: Any) -> Any:
+    """Return the stream of `datasets.load_dataset(repository, **options)`, None if it has no rows.
 
     dataset: the name in error messages. Raises NotFoundError or UsageError.
     """
-    with quiet(bars=options["streaming"]):
+    with quiet(bars=False):
         from datasets import load_dataset
 
         try:
-            return load_dataset(builder, **options)
+            return load_dataset(repository, streaming=True, **options)
         except StopIteration:  # what the json builder raises for a file without a line
             return None
         except Exception as error:  # arrow's, the Hub's, the system's and its own types
@@ -40,16 +38,13 @@ def _cause(error: Exception) -> Exception:
     return cause if type(error).__name__ == "DatasetGenerationError" and isinstance(cause, Exception) else error
 
 
-def read_rows(dataset: str, field: str, tokenised: bool, table: Any, ids: Iterable[int]) -> Iterator[Document]:
-    """Yield the documents in `field` of a table or stream of `datasets`; None has no rows.
+def read_rows(dataset: str, field: str, tokenised: bool, table: Any) -> Iterator[Document]:
+    """Yield the documents in `field` of a stream of `datasets`; None has no rows.
 
-    dataset: the name in error messages. ids: the number of each row in the source. Raises UsageError for a missing
-    field, a row of another type, and a file that cannot be read.
+    dataset: the name in error messages. Raises UsageError for a missing field, and for what cannot be read.
     """
-    content: Callable[[Any], Content | None] = _token_ids if tokenised else _text
-    needed = "a list of token ids is needed" if tokenised else "text is needed (for token ids: --token-field)"
     batches = iter(()) if table is None else table.iter(batch_size=ROWS_AT_A_TIME)
-    following, row = iter(ids), 0
+    row = 0
     while True:
         with quiet():
             try:
@@ -61,26 +56,7 @@ def read_rows(dataset: str, field: str, tokenised: bool, table: Any, ids: Iterab
         if batch is None:
             return
         if field not in batch:
-            raise UsageError(f"Text {dataset!r} has no field {field!r}. It has: {', '.join(sorted(batch))}.")
-        for value, id in zip(batch[field], following, strict=False):
-            held = content(value)
-            if held is None:
-                found = "nothing" if value is None else f"a value of type {type(value).__name__}"
-                raise UsageError(f"Text {dataset!r}, row {id}: field {field!r} holds {found}; {needed}.")
-            yield Document(id, held)
+            raise UsageError(f"Text {dataset!r} has {no_field(field, batch)}.")
+        for value in batch[field]:
+            yield document_of(row, value, dataset, row, field, tokenised)
             row += 1
-
-
-def _text(value: Any) -> str | None:
-    return value if isinstance(value, str) else None
-
-
-def _token_ids(value: Any) -> NDArray[np.int32] | None:
-    if not isinstance(value, list):
-        return None
-    try:
-        ids = np.asarray(value or np.empty(0, np.int64))
-    except ValueError:  # lists of different lengths
-        return None
-    fits = ids.ndim == 1 and ids.dtype.kind in "iu" and (not len(ids) or 0 <= ids.min() <= ids.max() < 1 << 31)
-    return ids.astype(np.int32) if fits else None

@@ -6,7 +6,7 @@ knows what belongs together: a document is one independent draw of every interva
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,13 +23,15 @@ class Document(NamedTuple):
 
     id: its number in the source, equal for all parts of a document. content: its text or token ids. again: whether it
     was read before (`--repeat`). part_of: the name of the document that it is a part of, which then decides its split;
-    None for a whole document, of which the content decides.
+    None for a whole document, of which the content decides. bad: what is wrong with a row that gives no document, with
+    its place; its content is then empty.
     """
 
     id: int
     content: Content
     again: bool = False
     part_of: str | None = None
+    bad: str | None = None
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ class TextRequest:
 
     dataset: the value of `--dataset`. revision, split: of a data set on the Hub. field: the field that holds the text,
     or the token ids if `tokenised`. shuffle_seed: seed of the order of the documents; None for the source's own order.
+    parts: of documents into parts, for a source that would hold long ones as a whole.
     """
 
     dataset: str
@@ -54,6 +57,7 @@ class TextRequest:
     field: str = "text"
     tokenised: bool = False
     shuffle_seed: int | None = None
+    parts: int | Literal["blank-lines"] | None = None
 
 
 def check_untokenised(request: TextRequest) -> None:

@@ -3,7 +3,6 @@
 Nothing is downloaded as a whole, so a shuffled data set is permuted in blocks of 2^14 documents, in memory.
 """
 
-import itertools
 from functools import partial
 
 from gsae.harvest.hub import pin
@@ -25,15 +24,13 @@ def open_text(request: TextRequest) -> Text:
     """Return the text. Raises NotFoundError if the Hub has no such data set or cannot be reached."""
     repository, _, config = request.dataset.partition(":")
     commit = pin("dataset", repository, request.revision)
-    stream = load_rows(
-        request.dataset, repository, name=config or None, revision=commit, split=request.split, streaming=True
-    )
+    stream = load_rows(request.dataset, repository, name=config or None, revision=commit, split=request.split)
     source = DatasetSource(
         id=request.dataset, revision=commit, split=request.split, text_field=request.field, sha256=None
     )
     rows = partial(read_rows, request.dataset, request.field, request.tokenised)
     seed = request.shuffle_seed
     if seed is None:
-        return Text(source, lambda: rows(stream, itertools.count()))
+        return Text(source, lambda: rows(stream))
     in_blocks = source.model_copy(update={"shuffle_within": SHUFFLE_WITHIN})
-    return Text(in_blocks, lambda: shuffled_in_blocks(rows(stream, itertools.count()), seed))
+    return Text(in_blocks, lambda: shuffled_in_blocks(rows(stream), seed))

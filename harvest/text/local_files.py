@@ -1,67 +1,110 @@
-"""A local file of text: one row of a table is one document; a `.txt` file is one document as a whole.
+"""Local files of text: one row of a table is one document; a `.txt` file is one document as a whole.
 
-No rule about blank lines fits every text, so a `.txt` file is not split. Opening a file costs one pass over it, for its
-sha256. A shuffled file is permuted as a whole, for which `datasets` copies it to its cache.
+Opening a text costs one pass over its files, for their sha256. One file is open at a time. A text that is shuffled is
+permuted as a whole: files of `.txt` as files, rows after a copy (`shuffled_copy.py`).
 """
 
 import hashlib
+import io
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 
-from gsae.errors import NotFoundError, UsageError
+from gsae.errors import GsaeError, NotFoundError, UsageError
+from gsae.harvest.hub import one_line
 from gsae.store import DatasetSource
 
-from .dataset_rows import load_rows, read_rows
 from .document import Document, Text, TextRequest, check_untokenised
+from .file_formats import NAMES, open_bytes
+from .file_names import TextFile, TextFiles, find_files, may_name_files
+from .json_rows import json_lines, json_values
+from .row_values import Value, document_of
+from .shuffled_copy import shuffled_as_a_whole
 from .shuffling import shuffled_ids
+from .splitting import Split, parts_of
+from .table_rows import arrow_rows, csv_rows, parquet_rows
 
-# File ending -> builder of `datasets`, and its options.
-FORMATS: dict[str, tuple[str, dict[str, str]]] = {
-    ".jsonl": ("json", {}),
-    ".jsonl.gz": ("json", {}),
-    ".jsonl.zst": ("json", {}),
-    ".txt": ("text", {"sample_by": "document"}),
-    ".parquet": ("parquet", {}),
-}
-FORM = f"a local file in {', '.join(FORMATS)}"
-
-
-def serves(dataset: str) -> bool:
-    """Return whether `dataset` has the ending of a known format, or is any other path that exists."""
-    return _ending(dataset) is not None or Path(dataset).expanduser().exists()
+FORM = f"a local file in {NAMES}, a folder or a glob of such files"
+serves = may_name_files
 
 
 def open_text(request: TextRequest) -> Text:
-    """Return the text. Raises NotFoundError if there is no such file, UsageError if its format is not known."""
-    ending = _ending(request.dataset)
-    if ending is None:
-        raise UsageError(f"Text {request.dataset!r} has no known format. Known are: {', '.join(FORMATS)}.")
-    path = Path(request.dataset).expanduser()
-    digest = _sha256(path)
-    builder, options = FORMATS[ending]
-    if builder == "text":
+    """Return the text. Raises NotFoundError if there are no such files, UsageError if their format is not known."""
+    found = find_files(request.dataset, request.split)
+    is_txt = found.files[0].format.format == "txt"
+    if is_txt:
         check_untokenised(request)
-    field = "text" if builder == "text" else request.field
-    load = partial(load_rows, path.name, builder, data_files=str(path.resolve()), split="train", **options)
-    rows = partial(read_rows, path.name, field, request.tokenised)
-    source = DatasetSource(id=path.name, revision=None, split="train", text_field=field, sha256=digest)
+    field = "text" if is_txt else request.field
+    source = _source(found, request.split, field)
     seed = request.shuffle_seed
+    if is_txt:
+        order = range(len(found.files)) if seed is None else shuffled_ids(len(found.files), seed)
+        return Text(source, partial(_txt_documents, found.files, order, request.parts))
+    rows = partial(_documents, found.files, field, request.tokenised)
     if seed is None:
-        stream = load(streaming=True)
-        return Text(source, lambda: rows(stream, itertools.count()))
-
-    def read_shuffled() -> Iterator[Document]:
-        table = load(streaming=False)
-        ids = shuffled_ids(0 if table is None else len(table), seed)
-        return rows(None if table is None else table.select(ids), ids)
-
-    return Text(source, read_shuffled)
+        return Text(source, rows)
+    return Text(source, lambda: shuffled_as_a_whole(rows(), seed, request.tokenised))
 
 
-def _ending(dataset: str) -> str | None:
-    return next((ending for ending in FORMATS if dataset.endswith(ending)), None)
+def _source(found: TextFiles, split: str, field: str) -> DatasetSource:
+    hashes = {file.name: _sha256(file.path) for file in found.files}
+    if found.single:
+        (only,) = hashes.values()
+        return DatasetSource(id=found.id, revision=None, split="train", text_field=field, sha256=only)
+    listed = "".join(f"{digest}  {name}\n" for name, digest in hashes.items())  # as the tool sha256sum prints them
+    digest = hashlib.sha256(listed.encode()).hexdigest()
+    return DatasetSource(id=found.id, revision=None, split=split, text_field=field, sha256=digest, files=hashes)
+
+
+def _documents(files: tuple[TextFile, ...], field: str, tokenised: bool) -> Iterator[Document]:
+    """Yield the documents of all files, numbered through."""
+    number = itertools.count()
+    for file in files:
+        for row, value in enumerate(_values(file, field)):
+            yield document_of(next(number), value, file.name, row, field, tokenised)
+
+
+def _values(file: TextFile, field: str) -> Iterator[Value]:
+    """Yield the values of a file's rows. Raises UsageError with the place at which reading failed."""
+    rows = -1
+    try:
+        for rows, value in enumerate(_rows(file, field)):  # noqa: B007
+            yield value
+    except Exception as error:  # of decompressors, arrow, csv, the system
+        raise _unreadable(file, error, f" after row {rows}" if rows >= 0 else "") from None
+
+
+def _rows(file: TextFile, field: str) -> Iterator[Value]:
+    format = file.format
+    if format.format == "parquet":
+        yield from parquet_rows(file.path, field)
+    elif format.format == "arrow":
+        yield from arrow_rows(file.path, field)
+    else:
+        with open_bytes(file.path, format.compression) as data:
+            if format.format == "csv":
+                yield from csv_rows(data, field, "\t" if format.ending == ".tsv" else ",")
+            else:
+                yield from (json_values if format.format == "json" else json_lines)(data, field)
+
+
+def _txt_documents(files: tuple[TextFile, ...], order: Iterable[int], parts: Split | None) -> Iterator[Document]:
+    for number in order:
+        file = files[number]
+        name = None if parts is None else _sha256(file.path)
+        try:
+            with open_bytes(file.path, file.format.compression) as data, io.TextIOWrapper(data, "utf-8") as text:
+                for content in [text.read()] if parts is None else parts_of(text, parts):
+                    yield Document(number, content, part_of=name)
+        except Exception as error:  # of decompressors and the system
+            raise _unreadable(file, error, "") from None
+
+
+def _unreadable(file: TextFile, error: Exception, where: str) -> GsaeError:
+    if isinstance(error, UnicodeDecodeError):
+        return UsageError(f"Text {file.name!r} is not UTF-8{where and f' ({where.strip()})'}.")
+    return UsageError(f"Text {file.name!r} cannot be read{where}: {one_line(error)}.")
 
 
 def _sha256(path: Path) -> str:

@@ -43,7 +43,8 @@ class Block:
     flat index into `tokens` of each document's first token, ascending. id: int64 (documents,) its number in the source,
     which the parts of one document share.
     document_split: uint8 (documents,). read: documents taken from the source, with empty ones. rows: rows of the train
-    and of the held-out contexts. again: whether some of the documents had been read before.
+    and of the held-out contexts. again: whether some of the documents had been read before. bad: what is wrong with the
+    rows that gave no document, each once however often the text is read.
     """
 
     tokens: Tokens
@@ -54,6 +55,7 @@ class Block:
     read: int
     rows: tuple[int, int]
     again: bool
+    bad: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -198,6 +200,7 @@ def _make_block(
         read=len(documents),
         rows=(int(count_rows(tokens[TRAIN]).sum()), int(count_rows(tokens[HELDOUT]).sum())),
         again=any(document.again for document in documents),
+        bad=tuple(document.bad for document in documents if document.bad and not document.again),
     )
 
 

@@ -14,6 +14,8 @@ from .json_files import SCHEMA_VERSION, Count, OmitsDefaults, Positive, Sha256, 
 
 # The version of a plan that says more of how the weights came than version 1.0 can.
 WEIGHTS_SCHEMA_VERSION = "1.1"
+# The version of a plan that says more of the text than version 1.1 can.
+TEXT_SCHEMA_VERSION = "1.2"
 MAX_CHUNK_BYTES = 4 << 20
 # What a reader accepts: far above what is ever written, and low enough that a forged plan costs no memory.
 READABLE_CHUNK_BYTES = 64 << 20
@@ -106,7 +108,9 @@ class DatasetSource(OmitsDefaults):
     text_field: the field that holds the text or, if `tokenised`, the token ids. skip_documents, max_documents: the
     documents left out at the beginning, and how many are taken after them. shuffle_seed: the seed of the documents'
     order; None keeps the order of the source. shuffle_within: documents are permuted in blocks of this many; None
-    permutes all. repeat: the text is read again when it ends.
+    permutes all. repeat: the text is read again when it ends. files: the sha256 of each file of a text of several, by
+    its path below the folder of the text; `sha256` is then a hash over these. split_documents: documents are cut at
+    blank lines, or to so many characters. mixed, weights: the texts that this one is interleaved from.
     """
 
     id: Text
@@ -120,10 +124,29 @@ class DatasetSource(OmitsDefaults):
     shuffle_seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
     shuffle_within: Positive | None = None
     repeat: bool = False
+    files: dict[Text, Sha256] = Field(default={})
+    split_documents: Positive | Literal["blank-lines"] | None = None
+    mixed: tuple[Self, ...] | None = None
+    weights: tuple[Annotated[float, Field(gt=0)], ...] | None = None
+
+    @property
+    def schema_version(self) -> str:
+        """The lowest version of the format that has all fields in use."""
+        return TEXT_SCHEMA_VERSION if self.files or self.split_documents or self.mixed else SCHEMA_VERSION
 
 
-class ContextsSpec(StoredValue):
-    """The tokens under `contexts/` and `documents/`: their sizes, and the sha256 of their raw arrays."""
+class BadRows(StoredValue):
+    """The rows of the text that were left out because they hold no text; first: what is wrong with the first ones."""
+
+    count: Positive
+    first: Annotated[tuple[Text, ...], Field(min_length=1)]
+
+
+class ContextsSpec(OmitsDefaults):
+    """The tokens under `contexts/` and `documents/`: their sizes, and the sha256 of their raw arrays.
+
+    bad_rows: those of the text that gave no document, if any.
+    """
 
     contexts: Positive
     context_size: Annotated[int, Field(ge=2, le=2**24)]
@@ -132,6 +155,12 @@ class ContextsSpec(StoredValue):
     tokens_sha256: Sha256
     split_sha256: Sha256
     documents_sha256: Sha256
+    bad_rows: BadRows | None = None
+
+    @property
+    def schema_version(self) -> str:
+        """The lowest version of the format that has all fields in use."""
+        return TEXT_SCHEMA_VERSION if self.bad_rows else SCHEMA_VERSION
 
 
 class Plan(OmitsDefaults):

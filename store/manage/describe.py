@@ -15,7 +15,7 @@ from gsae.store.format.arrays import split_rows, window_arrays
 from gsae.store.format.json_files import parse
 from gsae.store.format.manifest import MANIFEST, PLAN, all_windows
 from gsae.store.format.moments import Moments
-from gsae.store.format.plan import ModelSource, Plan
+from gsae.store.format.plan import ContextsSpec, ModelSource, Plan
 from gsae.store.format.row_order import SPLITS
 from gsae.store.places.pending_tokens import TOKENS_ONLY, UNFINISHED_TOKENS, read_tokens
 from gsae.store.places.place import Place, place_at
@@ -61,6 +61,7 @@ def _tokens_facts(where: Place) -> dict[str, Any]:
     if made:
         facts |= {
             "documents": made.contexts.documents,
+            **_bad_rows(made.contexts),
             "contexts": made.contexts.contexts,
             "text_ended_early": made.contexts.ended_early,
             "tokens_sha256": made.contexts.tokens_sha256,
@@ -83,6 +84,7 @@ def _plan_facts(plan: Plan) -> dict[str, Any]:
         "dataset_revision": plan.dataset.revision,
         "dataset_split": plan.dataset.split,
         "documents": plan.contexts.documents,
+        **_bad_rows(plan.contexts),
         "contexts": plan.contexts.contexts,
         "context_size": plan.context_size,
         "text_ended_early": plan.contexts.ended_early,
@@ -96,6 +98,11 @@ def _plan_facts(plan: Plan) -> dict[str, Any]:
         "schema_version": plan.schema_version,
         "sites": {s.name: {"d_in": s.d_in, "module": s.module, "hook_name": s.hook_name} for s in plan.sites},
     }
+
+
+def _bad_rows(contexts: ContextsSpec) -> dict[str, Any]:
+    """Return the rows of the text that were left out, if there were any."""
+    return contexts.model_dump(mode="json", include={"bad_rows"})
 
 
 def _weights_facts(model: ModelSource) -> dict[str, Any]:

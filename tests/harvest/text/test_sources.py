@@ -94,13 +94,13 @@ def test_pydoc_has_no_long_paragraph_twice_and_loses_none() -> None:
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ('{"body": "a", "n": 1}\n', r"'a\.jsonl' has no field 'text'\. It has: body, n\."),
+        ('{"body": "a", "n": 1}\n', r"'a\.jsonl', row 0: no field 'text'\. It has: body, n\."),
         (
             '{"text": "a"}\n{"text": null}\n',
             r"'a\.jsonl', row 1: field 'text' holds nothing; text is needed \(for token ids: --token-field\)\.",
         ),
         ('{"text": 1}\n', r"'a\.jsonl', row 0: field 'text' holds a value of type int; text is needed "),
-        ('{"text": "a"}\n{"text": \n', r"'a\.jsonl' cannot be read"),
+        ('{"text": "a"}\n{"text": \n', r"'a\.jsonl', row 1: not JSON"),
         ("", r"'a\.jsonl' is empty"),
         ('{"text": ""}\n{"text": "  "}\n', r"'a\.jsonl' is empty: it has no document with any text in it\."),
     ],
