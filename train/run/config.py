@@ -210,19 +210,18 @@ class RunConfig(Settings):
     )
     kernels: Literal["triton", "plain"] | None = setting(
         None,
-        "The step's own code on a GPU: fused kernels in triton, or plain torch. Default: triton where it is installed.",
+        "A GPU's steps: fused kernels, or plain torch. Default: triton where installed.",
         panel=MACHINE,
     )
     cuda_graph: bool = setting(
         False,
-        "Launch each step as one CUDA graph; needs the kernels of triton.",
+        "Launch each step as one CUDA graph, with triton.",
         panel=MACHINE,
         flags="--cuda-graph/--no-cuda-graph",
     )
     sparse_share: float | None = setting(
         None,
-        "On a GPU with triton, the share of open gates up to which an SAE takes the sparse step; 0 for never. "
-        "Default: what was measured for the GPU, 0 where nothing was.",
+        "Share of open gates up to which a step is sparse on a GPU. Default: as measured, else 0.",
         panel=MACHINE,
         metavar="SHARE",
         ge=0,
