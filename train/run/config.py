@@ -198,7 +198,7 @@ class RunConfig(Settings):
     )
     precision: Precision = setting(
         "float32",
-        "Type of the matrix products' operands: float32, tf32 (GPU only) or bfloat16. Weights stay float32.",
+        "Type of the products' operands; tf32 on a GPU only. Weights stay float32.",
         panel=MACHINE,
     )
     screening: bool | None = setting(
@@ -210,7 +210,7 @@ class RunConfig(Settings):
     )
     kernels: Literal["triton", "plain"] | None = setting(
         None,
-        "A GPU's steps: fused kernels, or plain torch. Default: triton where installed.",
+        "Code of a GPU's steps. Default: triton where it is.",
         panel=MACHINE,
     )
     cuda_graph: bool = setting(
@@ -255,7 +255,7 @@ class RunConfig(Settings):
         ge=0,
     )
     checkpoint_minutes: float = setting(
-        10.0, "Largest number of minutes between checkpoints.", panel=SAVING, metavar="MINUTES", gt=0
+        10.0, "Most minutes between checkpoints.", panel=SAVING, metavar="MINUTES", gt=0
     )
     log_every: int = setting(50, "Steps between lines of metrics.jsonl.", panel=SAVING, metavar="STEPS", ge=1)
     eval_every: int = setting(
