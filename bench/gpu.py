@@ -1,8 +1,9 @@
 """How near do the steps of a GPU come to the floor, and do they give the right numbers there?
 
 Run as `python bench/gpu.py --part A [--out FILE.json]` on a machine with a CUDA GPU, from the repository's root or with
-gsae installed. Every part takes less than three minutes and ends with a table. Figures are medians of runs that take
-turns, in milliseconds of device time between events.
+gsae installed. Every part is meant to take three minutes and ends with a table; each figure is printed at
+once. Figures are medians of runs that take turns, in milliseconds of device time. `torch.compile` is in tf32 and has no
+projection, unit norm or clip; the peers run under bfloat16 autocast.
 
 * A: every kernel against its plain twin on the card, the same bytes twice, and whole steps of each size: today's plain
   torch, fused, sparse at L0 64, `torch.compile` of the formula, SAELens's and dictionary_learning's Gated steps where
@@ -10,7 +11,7 @@ turns, in milliseconds of device time between events.
 * B: the harvest of a model of Llama-2-7B's shape against its bare passes (bench/harvest.py --part gpu).
 * C: the share of open gates up to which the sparse step costs less than the dense one, and which of two encoder
   products is faster: the lines for `train/step/crossovers.py`.
-* D: the kernels one by one, with the share of the memory's bandwidth that each achieves.
+* D: the kernels one by one, with their share of a step's time.
 
 `--wheels FOLDER` installs the wheels of a folder first, without a network. `--small` runs sizes that Triton's
 interpreter can do, to test this script without a GPU; its times mean nothing.
@@ -40,6 +41,7 @@ L0 = 64
 # Milliseconds that were predicted for an H100 (what is here now in tf32, fused dense in bfloat16, sparse).
 PREDICTED = {"24 x (576, 4096)": (17, 2.9, 3.5), "(4096, 16k)": (22, 7.4, 6.9), "(4096, 65k)": (89, 29, 11.7)}
 PEERS = {"saelens": "sae_lens", "dictionary_learning": "dictionary_learning"}
+CALLS = 4  # of a step between two events
 Step = Callable[[], object]
 
 
@@ -74,9 +76,11 @@ def main() -> int:
 
 
 def install(wheels: Path) -> None:
-    """Install every wheel of a folder, without its requirements and without a network."""
-    found = [str(path) for path in sorted(wheels.glob("*.whl"))]
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "--no-index", "--no-deps", *found], check=True)
+    """Install every wheel of a folder that fits this Python, without its requirements and without a network."""
+    for path in sorted(wheels.glob("*.whl")):
+        command = [sys.executable, "-m", "pip", "install", "-q", "--no-index", "--no-deps", str(path)]
+        subprocess.run(command, check=False)
+    importlib.invalidate_caches()
 
 
 def triton_version() -> str:
@@ -101,7 +105,7 @@ def table(figures: list[dict[str, Any]]) -> None:
 
 
 def milliseconds(step: Step, device: Any) -> float:
-    """Device time of one call: between two events, or of the clock where there is no GPU."""
+    """Device time of one of a few calls in a row: between two events, or of the clock where there is no GPU."""
     import torch
 
     if device.type == "cpu":
@@ -110,38 +114,42 @@ def milliseconds(step: Step, device: Any) -> float:
         return 1000 * (time.perf_counter() - began)
     first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     first.record()
-    step()
+    for _ in range(CALLS):
+        step()
     last.record()
     last.synchronize()
-    return float(first.elapsed_time(last))
+    return float(first.elapsed_time(last)) / CALLS
 
 
 def in_turn(steps: dict[str, Step], rounds: int, device: Any) -> dict[str, float]:
-    """The median of each; three calls of each come first and do not count."""
+    """The median of each; two turns come first and do not count."""
     took: dict[str, list[float]] = {name: [] for name in steps}
-    for turn in range(rounds + 3):
+    for turn in range(rounds + 2):
         for name, step in steps.items():
             spent = milliseconds(step, device)
-            if turn >= 3 or rounds == 1:
+            if turn >= 2 or rounds == 1:
                 took[name].append(spent)
     return {name: statistics.median(spent) for name, spent in took.items()}
 
 
 def attempted(made: dict[str, Callable[[], Step]], figures: list[dict[str, Any]], size: str) -> dict[str, Step]:
     """The steps that could be made; for another, a line that says why not."""
-    import torch
-
     steps = {}
     for name, make in made.items():
         try:
             step = make()
             step()
             steps[name] = step
-        except (torch.OutOfMemoryError, ImportError, RuntimeError, TypeError) as error:
-            line = str(error).splitlines()[0][:100]
-            figures.append({"kind": "not measured", "size": size, "step": name, "why": line})
-            print(json.dumps(figures[-1]), flush=True)
+        except Exception as error:  # a peer of another version, a card with too little memory: the rest is measured
+            why = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:100]}"
+            noted(figures, {"kind": "not measured", "size": size, "step": name, "why": why})
     return steps
+
+
+def noted(figures: list[dict[str, Any]], line: dict[str, Any]) -> None:
+    """Keep a figure, and print it at once: a part that is cut off loses nothing."""
+    figures.append(line)
+    print(json.dumps(line), flush=True)
 
 
 # -- what is timed
@@ -319,7 +327,7 @@ def part_a(options: argparse.Namespace, device: Any) -> tuple[bool, list[dict[st
     agree = agreement(options, device, figures)
     for name in PEERS.values():
         if importlib.util.find_spec(name) is None:
-            figures.append({"kind": "not measured", "size": "all", "step": name, "why": "not installed"})
+            noted(figures, {"kind": "not measured", "size": "all", "step": name, "why": "not installed"})
     for name, size in (SMALL if options.small else SIZES).items():
         saes = size[0]
         made = {
@@ -343,11 +351,10 @@ def part_a(options: argparse.Namespace, device: Any) -> tuple[bool, list[dict[st
         for step, spent in took.items():
             rate = round(1000 * size[3] / spent)
             line = {"ms": round(spent, 3), "of_floor": round(floor / spent, 3), "rows_per_second": rate}
-            figures.append({"kind": "steps", "size": name, "step": step, **line})
-            print(json.dumps(figures[-1]), flush=True)
+            noted(figures, {"kind": "steps", "size": name, "step": step, **line})
         if name in PREDICTED:
             now, dense, sparse = PREDICTED[name]
-            figures.append({"kind": "predicted for an H100", "size": name, "plain tf32": now, "fused bf16": dense,
+            noted(figures, {"kind": "predicted for an H100", "size": name, "plain tf32": now, "fused bf16": dense,
                             "sparse": sparse})  # fmt: skip
     return agree, figures
 
@@ -365,8 +372,7 @@ def agreement(options: argparse.Namespace, device: Any, figures: list[dict[str, 
             key: float((values - plain[key]).norm() / (plain[key] - start[key]).norm()) for key, values in first.items()
         }
         line = {"same_bytes": same, "largest_difference": f"{max(off.values()):.2e}"}
-        figures.append({"kind": "agreement", "step": name, **line})
-        print(json.dumps(figures[-1]), flush=True)
+        noted(figures, {"kind": "agreement", "step": name, **line})
         met &= same and max(off.values()) < 1e-3
     return met
 
@@ -405,6 +411,7 @@ def part_b(options: argparse.Namespace, device: Any) -> tuple[bool, list[dict[st
     """bench/harvest.py's part for GPUs, in a process of its own."""
     command = [sys.executable, str(Path(__file__).with_name("harvest.py")), "--part", "gpu"]
     command += ["--rows", "524288", "--window-rows", "65536", "--rounds", "1"]
+    command += ["--variants", "as it is"]
     if options.small:
         return True, [{"kind": "harvest", "command": " ".join(command[1:])}]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -428,18 +435,18 @@ def part_c(options: argparse.Namespace, device: Any) -> tuple[bool, list[dict[st
         }
         took = in_turn(attempted(made, figures, name), 1 if options.small else options.rounds, device)
         line = {key: round(value, 3) for key, value in took.items()}
-        figures.append({"kind": "milliseconds by share of open gates", "size": name, **line})
-        print(json.dumps(figures[-1]), flush=True)
+        noted(figures, {"kind": "milliseconds by share of open gates", "size": name, **line})
         took = in_turn(attempted(encoders(size, device), figures, name), 1 if options.small else options.rounds, device)
         flops = 2e-9 * size[0] * size[1] * size[2] * size[3]
         for encoder, spent in took.items():
-            figures.append({"kind": "lists of open gates", "size": name, "encoder": encoder, "ms": round(spent, 3),
+            noted(figures, {"kind": "lists of open gates", "size": name, "encoder": encoder, "ms": round(spent, 3),
                             "tflops": round(flops / spent, 1)})  # fmt: skip
-            print(json.dumps(figures[-1]), flush=True)
         for precision in ("float32", "tf32", "bfloat16"):
             if precision in took:
                 known = [(share, took[str(share)]) for share in shares if str(share) in took]
-                lowest[precision] = min(lowest.get(precision, 1.0), crossing(known, took[precision]))
+                share = crossing(known, took[precision])
+                noted(figures, {"kind": "crossing", "size": name, "precision": precision, "share": round(share, 4)})
+                lowest[precision] = min(share or 1.0, lowest.get(precision, 1.0))  # where it pays at all
     import torch
 
     card = torch.cuda.get_device_name() if device.type == "cuda" else "none"
@@ -508,7 +515,7 @@ def profiled(step: Step, device: Any, steps: int = 5) -> list[dict[str, Any]]:
     with profile(activities=kinds) as seen:
         for _ in range(1 if device.type == "cpu" else steps):
             step()
-    events = seen.key_averages()
+    events = [e for e in seen.key_averages() if device.type == "cpu" or on_gpu(e)]
     spent = {
         e.key: (e.self_device_time_total if device.type == "cuda" else e.self_cpu_time_total, e.count) for e in events
     }
@@ -519,6 +526,13 @@ def profiled(step: Step, device: Any, steps: int = 5) -> list[dict[str, Any]]:
          "launches": count // steps}
         for key, (total, count) in ordered if total >= whole / 100
     ]  # fmt: skip
+
+
+def on_gpu(event: Any) -> bool:
+    """Whether an event of the profiler is a kernel, and not the call that launched it, which has its time too."""
+    from torch.autograd import DeviceType
+
+    return event.device_type == DeviceType.CUDA and not getattr(event, "is_user_annotation", False)
 
 
 if __name__ == "__main__":

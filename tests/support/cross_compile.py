@@ -83,7 +83,7 @@ def kernels(d_in: int) -> list[tuple[str, Any, dict[str, str], dict[str, Any], d
         _of("decide", gates._decide, f"starts={INT} latent_of={INT} row_of={INT} opened={INT} latents=i32 d_sae=i32 "
             "capacity=i32", {**width, "ENTRIES": gates.ENTRIES}, warps),
         _of("keep", gates._keep, f"opened={INT} places={INT} latent_of={INT} row_of={INT} kept_latents={INT} "
-            f"kept_rows={INT} d_sae=i32 rows=i32 capacity=i32", {"AT_A_TIME": gates.AT_A_TIME}, four),
+            f"kept_rows={INT} d_sae=i32 rows=i32 capacity=i32 room=i32", {"AT_A_TIME": gates.AT_A_TIME}, four),
     ]  # fmt: skip
 
 

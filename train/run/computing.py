@@ -2,8 +2,9 @@
 
 import importlib.util
 import os
+import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Literal
 
 import torch
@@ -15,6 +16,8 @@ from gsae.train.step.screening import screening_pays
 
 from .config import ResolvedRun, RunConfig
 from .ranks import Ranks
+
+OLDEST_TRITON = (3, 6)
 
 
 def device_of(config: RunConfig) -> str:
@@ -30,13 +33,23 @@ def device_of(config: RunConfig) -> str:
     return device
 
 
+def triton_is_there() -> bool:
+    """Whether Triton is installed, in a version that the kernels were tested with."""
+    if importlib.util.find_spec("triton") is None:
+        return False
+    import triton
+
+    found = re.match(r"(\d+)\.(\d+)", str(triton.__version__))
+    return found is not None and (int(found[1]), int(found[2])) >= OLDEST_TRITON
+
+
 def kernels_of(config: RunConfig, device: str) -> Literal["triton", "plain"] | None:
     """The code of a new run's steps on a GPU; None on other devices. Raises UsageError for one that is not there."""
-    on_gpu, there = device.startswith("cuda"), importlib.util.find_spec("triton") is not None
+    on_gpu, there = device.startswith("cuda"), triton_is_there()
     if config.kernels == "triton" and not (there and (on_gpu or os.environ.get("TRITON_INTERPRET") == "1")):
         raise UsageError(
-            f"--kernels triton needs a CUDA GPU and the package triton, which comes with torch for CUDA; the device is "
-            f"{device!r}. Leave the option out."
+            "--kernels triton needs a CUDA GPU and the package triton from 3.6 on, which torch for CUDA brings; "
+            f"the device is {device!r}. Leave the option out."
         )
     kernels = config.kernels or (("triton" if there else "plain") if on_gpu else None)
     if config.cuda_graph and not (kernels == "triton" and on_gpu):
@@ -60,15 +73,18 @@ def resolved_here(config: RunConfig, ranks: Ranks) -> ResolvedRun:
 
 
 @contextmanager
-def computing_with(count: int) -> Iterator[None]:
-    """Compute with `count` CPU threads, on which the last bits of sums depend.
+def computing_with(count: int, device: str = "cpu") -> Iterator[None]:
+    """Compute with `count` CPU threads, on which the last bits of sums depend, and on this GPU, if it is one.
+
+    Triton's kernels and CUDA graphs run on the current GPU, wherever their tensors are.
 
     The threads of compiled functions are set first, because their pool sets the number of torch's OpenMP threads when
     it starts.
     """
     before = torch.get_num_threads()
     try:
-        with kernel_threads(count):
+        gpu = torch.cuda.device(torch.device(device)) if ":" in device else nullcontext()
+        with kernel_threads(count), gpu:
             torch.set_num_threads(count)
             yield
     finally:

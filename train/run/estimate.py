@@ -24,6 +24,7 @@ from .ranks import ALONE, Ranks
 
 PROBE_FLOPS = 1e11  # a step with more is measured on fewer rows
 PROBE_STEPS, SETTLING_STEPS = 2, 6
+LOOKED = 16  # steps after which a GPU has looked whether to change to the sparse one
 PROBE_L0 = 50
 
 
@@ -98,7 +99,7 @@ def _dense_flops(saes: tuple[ResolvedSAE, ...], run: ResolvedRun, d_in: int) -> 
 
 def _measured(run: ResolvedRun, inputs: Inputs, read: int, ranks: Ranks) -> dict[str, Any]:
     """Seconds of a step, and what follows from them, if every rank has the same share of the groups."""
-    with computing_with(run.threads), memory_errors(run, run.groups()):
+    with computing_with(run.threads, run.device), memory_errors(run, run.groups()):
         pairs = [_step_seconds(number, run, inputs) for number in range(len(run.groups()))]
     dense, sparse = (sum(column) / ranks.world_size for column in zip(*pairs, strict=True))
     dense_steps = min(run.l1_warm_up_steps, run.steps)
@@ -124,7 +125,7 @@ def _step_seconds(number: int, run: ResolvedRun, inputs: Inputs) -> tuple[float,
         opened = x[:64] @ group.bank.params["W_enc"][index].T
         most = min(PROBE_L0 * len(opened), opened.numel())
         gates[index] = -torch.topk(opened.flatten(), most).values[-1]
-    _run_steps(group, x, SETTLING_STEPS)
+    _run_steps(group, x, LOOKED if run.sparse_share else SETTLING_STEPS)
     sparse = _run_steps(group, x, PROBE_STEPS)
     scale = run.batch_size / rows
     return dense * scale, sparse * scale

@@ -99,7 +99,8 @@ class Group:
         counted, seen = self.stopped < 0, torch.stack([torch.full_like(spread, rows), spread])
         if went is not None:
             counted, fired, seen = counted & went, fired & went, seen * went
-        self.stopped.masked_fill_(counted & ~torch.isfinite(loss), step)
+        # In a CUDA graph the step is a tensor, for which masked_fill_ would wait.
+        self.stopped.copy_(torch.where(counted & ~torch.isfinite(loss), step, self.stopped))
         self.totals += torch.where(counted & (self.stopped < 0), _stacked(loss, sums), 0)
         self.silent.add_(rows if went is None else went * rows).masked_fill_(fired, 0)
         self.seen += seen

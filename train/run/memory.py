@@ -17,7 +17,7 @@ from .checkpoint_writer import writes_behind
 from .config import ResolvedRun, ResolvedSAE
 
 FLOAT, COUNTER = 4, 8
-LISTED = 4 * 44  # bytes in a GPU's lists for each gate that may be open: 4 candidates of 11 numbers
+CANDIDATE, ENTRY = 20, 60  # bytes in a GPU's lists for each gate that is to be decided, and that may be open
 BATCHES_ON_A_GPU = 4  # the one that is read, the one that is copied, and the scaled and the centred one
 
 
@@ -67,7 +67,9 @@ def _sparse_bytes(latents: int, d_in: int, saes: int, run: ResolvedRun) -> int:
     if run.kernels != "triton" or not run.sparse_share:
         return 0
     gates = run.batch_size * latents
-    encoders, product, lists = 2 * latents * d_in, 2 * gates + gates // 8, LISTED * int(run.sparse_share * gates)
+    # A hot latent's gradients are added up in segments of 256 entries, of which there may be two for as many.
+    entry = ENTRY + CANDIDATE * (4 if d_in <= 5120 else 8) + 2 * 2 * FLOAT * d_in // 256
+    encoders, product, lists = 2 * latents * d_in, 2 * gates + gates // 8, entry * int(run.sparse_share * gates)
     return encoders + product + lists + saes * run.batch_size * d_in * (2 + 2 * FLOAT)
 
 

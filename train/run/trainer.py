@@ -58,7 +58,7 @@ def train(site: Site, config: RunConfig, out: Path, listen: Listener = ignore, r
     trained = 0
     if trainer.unfinished():
         require_room(site, run, ranks)
-    with stop_signals() as stop, computing_with(run.threads):
+    with stop_signals() as stop, computing_with(run.threads, str(trainer.inputs.device)):
         for claims, later in _claims(trainer, ranks):
             try:
                 trainer.train(claims, later, stop, ranks)

@@ -18,5 +18,5 @@ def sparse_share_of(gpu: str, precision: str) -> float:
 
 
 def fuses_encoder(gpu: str) -> bool:
-    """Whether the sparse step of a GPU of this name takes the fused encoder product. The result is the same."""
+    """Whether the sparse step of a GPU of this name takes the fused encoder product. The same gates are open."""
     return any(name in gpu for name in FUSED_ENCODER)

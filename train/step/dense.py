@@ -109,5 +109,5 @@ def update(stack: Stack, g: Gradients, adam: Adam, steps: AdamSteps) -> Tensor:
     for name, gradient in g.vectors.items():
         own = adam.correction(stack.born.new_zeros(1)).to(gradient) if name == "b_dec" else correction
         finite &= adam_vector(p[name], gradient, v[name], adam, own, largest(name))
-    stack.stamps.masked_fill_(adam.lr[:, None] > 0, adam.step)
+    stack.stamps.copy_(torch.where(adam.lr[:, None] > 0, adam.step, stack.stamps))  # masked_fill_ would wait
     return finite

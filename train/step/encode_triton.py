@@ -11,7 +11,6 @@ margin need not cover the rounding of the product, and fewer gates have to be de
 import triton
 import triton.language as tl
 from torch import Tensor
-from triton.tools.tensor_descriptor import TensorDescriptor
 
 from .triton_support import FIXED, NEAR, TINY, blocks, ones
 
@@ -31,6 +30,8 @@ def masked_product(
     `ALIGNED`. factors: of the margin, two of (saes, d_sae). gate (saes, d_sae): biases. norms (2, saes, rows): of the
     inputs, and of what rounding left of them.
     """
+    from triton.tools.tensor_descriptor import TensorDescriptor  # of newer versions of Triton
+
     interpreted = not low.is_cuda  # Triton's interpreter cannot multiply bfloat16
     (saes, rows, d_in), d_sae, words = low.shape, gate.shape[1], masks.shape[1]
     tiles = triton.cdiv(rows, ROWS) * triton.cdiv(d_sae, LATENTS)

@@ -2,8 +2,8 @@
 
 The product goes through the margin of `screening`, doubled because tensor cores truncate where a CPU rounds. What may
 be open becomes one bit in a mask, the mask a list, and each entry of the list is decided by an inner product in
-float32. Latents come first in every layout: a latent's row of W_enc stays in registers while the rows of x, which fit
-the cache, are gathered.
+float32. Latents come first in every layout: a latent's row of W_enc stays in registers while the rows of x are
+gathered.
 
 Lists have a fixed capacity and their lengths stay on the device, so nothing waits for the host. Positions come from
 prefix sums and one stable sort, never from atomics: the order of a list is that of its latents and rows.
@@ -31,7 +31,7 @@ LATENTS, WORDS = 4, 16  # the tile of a program of `_mask`
 ENTRIES = 32  # candidates that a program of `_decide` takes
 ONE_WARP = {**FIXED, "num_warps": 1}
 AT_A_TIME = 1024  # entries that a program of `_keep` takes
-CANDIDATES = 4  # times as many as gates may be open; measured are 1.3 to 3.0 (margin, d_in 576 to 4,096)
+FULL = 2**31 - 1  # more candidates than any list holds
 
 UNIT = 2.0**-24  # half a unit in the last place of 1 in float32
 SPARE = tl.constexpr(1.0 + 2.0**-16)  # for the roundings of the margin's own arithmetic
@@ -98,55 +98,59 @@ def open_gates(
     """
     W_enc = stack.params["W_enc"]
     (saes, d_sae, d_in), rows = W_enc.shape, len(x)
-    latents, words, own = saes * d_sae, triton.cdiv(rows, WORD), CANDIDATES * limit
+    latents, own, room = saes * d_sae, candidates(d_in) * limit, saes * limit
     capacity = saes * own
-    low = buffers("low", (saes, rows, d_in), torch.bfloat16)
-    norms = buffers("norms", (2, saes, rows), torch.float32)
-    masks = buffers("masks", (latents, words), torch.int32)
-    counts = buffers("counts", (latents,), torch.int32)
-    width = row_in_registers(d_in)
-    _rounded_inputs[(saes * rows,)](x, offset, low, norms[0], norms[1], rows, roundings(d_in)[0], d_in, **width)
-    if fused and d_in % ALIGNED == 0:
-        masked_product(shadow.W_enc, (shadow.by_norm, shadow.by_rest), low, gate, norms, masks, counts)
-    else:
-        pre = buffers("low_pre", (saes, d_sae, rows), torch.bfloat16)
-        with sums_in_float32():
-            torch.bmm(shadow.W_enc, low.transpose(1, 2), out=pre)
-        _mask[blocks(latents, LATENTS)](
-            pre, gate, shadow.by_norm, shadow.by_rest, norms[0], norms[1], masks, counts, latents, d_sae, rows, words,
-            LATENTS, WORDS, **FIXED,
-        )  # fmt: skip
-    starts = _starts(counts)
+    masks, counts = _masks(x, offset, shadow, gate, buffers, fused=fused and d_in % ALIGNED == 0)
+    starts, words = _starts(counts), masks.shape[1]
     latent_of, row_of = buffers("maybe", (2, capacity), torch.int32)
     values, opened = buffers("maybe_values", (capacity,), torch.float32), buffers("opened", (capacity,), torch.int32)
     _list[(latents,)](masks, starts, latent_of, row_of, words, capacity, triton.next_power_of_2(words), **ONE_WARP)
     opened.zero_()
     _decide[blocks(capacity, ENTRIES)](
         x, offset, W_enc, gate, starts, latent_of, row_of, values, opened, latents, d_sae, capacity, d_in, ENTRIES,
-        **width,
+        **row_in_registers(d_in),
     )  # fmt: skip
     places = opened.cumsum(0, dtype=torch.int32)
-    kept, kept_values = buffers("kept", (2, capacity), torch.int32), buffers("values", (capacity,), torch.float32)
+    kept, kept_values = buffers("kept", (2, room), torch.int32), buffers("values", (room,), torch.float32)
     _keep[blocks(capacity, AT_A_TIME)](
-        opened,
-        places,
-        latent_of,
-        row_of,
-        values,
-        kept[0],
-        kept[1],
-        kept_values,
-        d_sae,
-        rows,
-        capacity,
-        AT_A_TIME,
-        **FIXED,
-    )
-    latent_starts = pad(places, (1, 0))[starts.clamp(max=capacity)]
+        opened, places, latent_of, row_of, values, kept[0], kept[1], kept_values, d_sae, rows, capacity, room,
+        AT_A_TIME, **FIXED,
+    )  # fmt: skip
+    found = pad(places, (1, 0))[starts.clamp(max=capacity)]
     boundaries = torch.arange(0, latents + 1, d_sae, device=x.device)
-    overflown = (starts[boundaries].diff() > own) | (latent_starts[boundaries].diff() > limit)
-    row_starts, entries = _by_row(kept[1], places[-1], saes * rows)
-    return GateLists(latent_starts, kept[0], kept[1], kept_values, row_starts, entries, overflown)
+    overflown = (starts[boundaries].diff() > own) | (found[boundaries].diff() > limit)
+    row_starts, entries = _by_row(kept[1], places[-1].clamp(max=room), saes * rows)
+    return GateLists(found.clamp(max=room), kept[0], kept[1], kept_values, row_starts, entries, overflown)
+
+
+def candidates(d_in: int) -> int:
+    """How many gates a list has room for, for each that may be open: 1.3 to 3 are expected up to 5,120, 6 at 8,192."""
+    return 4 if d_in <= 5120 else 8
+
+
+def _masks(
+    x: Tensor, offset: Tensor, shadow: Shadow, gate: Tensor, buffers: Buffers, *, fused: bool
+) -> tuple[Tensor, Tensor]:
+    """A bit for each gate that may be open, (latents, words) in words of rows, and how many each latent has."""
+    (saes, d_sae, d_in), rows = shadow.W_enc.shape, len(x)
+    latents, words = saes * d_sae, triton.cdiv(rows, WORD)
+    low = buffers("low", (saes, rows, d_in), torch.bfloat16)
+    norms = buffers("norms", (2, saes, rows), torch.float32)
+    masks, counts = buffers("masks", (latents, words), torch.int32), buffers("counts", (latents,), torch.int32)
+    _rounded_inputs[(saes * rows,)](
+        x, offset, low, norms[0], norms[1], rows, roundings(d_in)[0], d_in, **row_in_registers(d_in)
+    )
+    if fused:
+        masked_product(shadow.W_enc, (shadow.by_norm, shadow.by_rest), low, gate, norms, masks, counts)
+        return masks, counts
+    pre = buffers("low_pre", (saes, d_sae, rows), torch.bfloat16)
+    with sums_in_float32():
+        torch.bmm(shadow.W_enc, low.transpose(1, 2), out=pre)
+    _mask[blocks(latents, LATENTS)](
+        pre, gate, shadow.by_norm, shadow.by_rest, norms[0], norms[1], masks, counts, latents, d_sae, rows, words,
+        LATENTS, WORDS, **FIXED,
+    )  # fmt: skip
+    return masks, counts
 
 
 def roundings(d_in: int) -> tuple[float, float]:
@@ -158,8 +162,8 @@ def roundings(d_in: int) -> tuple[float, float]:
 
 
 def _starts(counts: Tensor) -> Tensor:
-    """Where each of some lists begins that stand one behind the other, and where the last one ends."""
-    return pad(counts.cumsum(0, dtype=torch.int32), (1, 0))
+    """Where each of some lists begins that stand one behind the other, and where the last one ends; at most `FULL`."""
+    return pad(counts.cumsum(0).clamp_(max=FULL).int(), (1, 0))
 
 
 def _by_row(rows: Tensor, total: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -250,7 +254,7 @@ def _list(masks, starts, latent_of, row_of, words, capacity, WORDS: tl.constexpr
     while left > 0:
         lower = bits & (bits - 1)
         place = ones((bits ^ lower) - 1)  # of the lowest bit
-        there = (bits != 0) & (at < capacity)
+        there = (bits != 0) & (at >= 0) & (at < capacity)  # a sum beyond int32 is negative
         tl.store(row_of + at, word * 32 + place, mask=there)
         tl.store(latent_of + at, i, mask=there)
         at += 1
@@ -285,13 +289,14 @@ def _decide(
 
 @triton.jit
 def _keep(
-    opened, places, latent_of, row_of, values, kept_latents, kept_rows, kept_values, d_sae, rows, capacity,
+    opened, places, latent_of, row_of, values, kept_latents, kept_rows, kept_values, d_sae, rows, capacity, room,
     AT_A_TIME: tl.constexpr,
 ):  # fmt: skip
     at = tl.program_id(0) * AT_A_TIME + tl.arange(0, AT_A_TIME)
     there = at < capacity
     there = there & (tl.load(opened + at, mask=there, other=0) > 0)
     place = tl.load(places + at, mask=there, other=1) - 1
+    there = there & (place < room)
     i = tl.load(latent_of + at, mask=there, other=0)
     tl.store(kept_latents + place, i, mask=there)
     tl.store(kept_rows + place, i // d_sae * rows + tl.load(row_of + at, mask=there, other=0), mask=there)

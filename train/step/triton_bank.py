@@ -82,11 +82,15 @@ class TritonBank(FastBank):
     def look(self, step: int, rows: int) -> None:
         """As `Bank.look`: let SAEs with few open gates take the sparse step, at every step in `LOOK_EVERY`."""
         self.steps = step
-        if self.sparse_share and step % LOOK_EVERY == 0 and not bool(self.overflown.any()):
-            for some, count in self._opened:
-                few = (count <= TAKEN_UP * self.sparse_share * rows * self.d_sae).cpu()
-                self.sparse[some] = few
+        if not (self.sparse_share and self._opened and step % LOOK_EVERY == 0) or bool(self.overflown.any()):
+            return
+        for some, count in self._opened:
+            few = (count <= TAKEN_UP * self.sparse_share * rows * self.d_sae).cpu()
+            self.sparse[some] = few
+            if few.any():
                 self._follow(some)
+        if self.sparse.all():
+            self._buffers.free()  # those of the dense step are larger than the weights
 
     def _open_gates(self, some: slice, x: Tensor) -> GateLists:
         stack, limit = self.stack[some], max(1, int(self.sparse_share * len(x) * self.d_sae))

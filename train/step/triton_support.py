@@ -22,12 +22,14 @@ def blocks(count: int, size: int) -> tuple[int]:
     return (triton.cdiv(count, size),)
 
 
-def row_in_registers(d_in: int, warps: int = 8) -> dict[str, Any]:
+def row_in_registers(d_in: int, warps: int | None = None) -> dict[str, Any]:
     """The constants of a kernel that holds whole rows of d_in numbers: their width in registers, and its warps.
 
-    warps: the most it may have; 16 for one that holds so many rows that two programs do not fit a multiprocessor.
+    warps: the most it may have; 16 for one that holds so many rows that two programs do not fit a multiprocessor. None
+    for 8, and 16 for rows of over 4,096 numbers.
     """
     width = triton.next_power_of_2(d_in)
+    warps = warps or (8 if width <= 4096 else 16)
     return {**FIXED, "WIDTH": width, "num_warps": max(1, min(warps, width // 256))}
 
 

@@ -10,7 +10,7 @@ from gsae.tests.support.banks import unit_params
 from gsae.tests.support.devices import TRITON_DEVICE as DEVICE
 from gsae.tests.support.params import gate_of, normal
 from gsae.train.architectures.base import Params
-from gsae.train.step import gates_triton, sparse, sparse_plain, sparse_triton
+from gsae.train.step import sparse, sparse_plain, sparse_triton
 from gsae.train.step.adam import Adam
 from gsae.train.step.batch_sums import BatchSums
 from gsae.train.step.buffers import Buffers
@@ -202,4 +202,4 @@ def test_capacities_follow_from_the_limit_alone() -> None:
     stack = stack_of(some_saes("gated", 2, 6, 8, -50.0))
     x, offset = normal(33, 8).float().to(DEVICE), torch.zeros(2, 8, device=DEVICE)
     lists, _, _ = gates(stack, x, offset, 11)
-    assert len(lists.values) == len(lists.entries) == 2 * 11 * gates_triton.CANDIDATES
+    assert len(lists.values) == len(lists.entries) == 2 * 11

@@ -1,10 +1,12 @@
 """A bank of Triton's steps, interpreted without a GPU: the weights of a CPU's bank, whichever steps it takes."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from gsae.tests.support.banks import unit_params
 from gsae.tests.support.devices import TRITON_DEVICE as DEVICE
@@ -120,6 +122,28 @@ def test_a_step_whose_number_the_device_alone_knows_gives_the_same_bits(monkeypa
         bank.look(step, ROWS)
     assert bank.paths == ("sparse", "sparse")
     assert all(torch.equal(bank.state()[name], values) for name, values in known.state().items())
+
+
+class NothingWaits(TorchDispatchMode):
+    """Refuses what waits for a GPU, or what a CUDA graph cannot record."""
+
+    WAITING = ("_local_scalar_dense", "nonzero", "masked_fill_.Tensor")
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        assert not any(name in str(func) for name in self.WAITING), func
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_step_waits_for_nothing() -> None:
+    bank = TritonBank(start("gated"), torch.zeros(D_IN), torch.float32, DEVICE, sparse_share=0.6)
+    bank.sparse[0] = True
+    l1 = torch.tensor([0.2, 0.4], dtype=torch.float64, device=DEVICE)
+    adam = replace(adam_at(1, DEVICE), step=torch.tensor(1, device=DEVICE))
+    bank.step(inputs(1, 0).to(DEVICE), l1, adam)
+    with NothingWaits():
+        bank.step(inputs(1, 0).to(DEVICE), l1, adam)
 
 
 def test_a_restored_bank_goes_on_to_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
