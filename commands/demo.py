@@ -30,11 +30,6 @@ HARVEST = shlex.split(
 )
 # Widths at equal compute: a baseline step costs a third less, so it is 1.5 times as wide, as in the paper.
 SAES = (
-    "gated width=1024 l1=.065,.09,.13,.19,.28",
-    "relu width=1536 l1=.045,.06,.09,.15,.25",
-)
-# Without products of bfloat16 each SAE takes three times as long. In float32 four a curve give as narrow an interval.
-FEWER_SAES = (
     "gated width=1024 l1=.065,.1,.17,.28",
     "relu width=1536 l1=.045,.075,.13,.25",
 )
@@ -92,20 +87,19 @@ def run_demo(
     say: Callable[[str], None],
     *,
     harvest: list[str] | None = None,
-    saes: tuple[str, ...] | None = None,
+    saes: tuple[str, ...] = SAES,
     train: list[str] | None = None,
     evaluate: list[str] = EVAL,
 ) -> dict[str, Any]:
     """Harvest, verify, train, evaluate, describe and show in `out`, and return what `summary.json` holds.
 
-    say: called with each command before it runs. The other arguments are options of the commands. harvest, saes, train:
-    None for the demo's options, with the types in which this CPU is fast. Raises DemoError when a stage fails, or when
-    more than a fifth of the latents of a Gated SAE are dead.
+    say: called with each command before it runs. The other arguments are options of the commands. harvest, train: None
+    for the demo's options, with the types in which this CPU is fast. Raises DemoError when a stage fails, or when more
+    than a fifth of the latents of a Gated SAE are dead.
     """
     fast = multiplies_bfloat16()
     harvest = [*HARVEST, *(BFLOAT16 if fast else FLOAT32)] if harvest is None else harvest
     train = [*TRAIN, *(("--precision", "bfloat16") if fast else ())] if train is None else train
-    saes = (SAES if fast else FEWER_SAES) if saes is None else saes
     store, run, page = out / "store", out / "run", out / "report.html"
     sweep = [part for sae in saes for part in ("--sae", sae)]
     stages = {
