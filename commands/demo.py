@@ -34,7 +34,7 @@ SAES = (
     "relu width=1536 l1=.045,.075,.13,.25",
 )
 # Half the default rate: the text is so small that it is read five times, and a higher rate fits it more closely than
-# the held-out part (the interval of l0_ratio is 1.4 wide at the default, 1.2 at this rate).
+# the held-out part (bench/RESULTS.md).
 TRAIN = shlex.split("--batch-size 512 --steps 800 --lr 1e-3 --device cpu --checkpoint-every 600")
 EVAL = ["--device", "cpu"]
 MAX_DEAD = 0.2

@@ -38,8 +38,8 @@ def torch_device(name: str) -> str:
     """
     import torch
 
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    from gsae.train import named_device
+
     if name == "mps" and not torch.backends.mps.is_available():
         raise UsageError("Device 'mps' cannot be used: torch finds no GPU of Apple's here.")
-    return name
+    return named_device(name)

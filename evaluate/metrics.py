@@ -12,10 +12,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from gsae.train import wide
+
 from .eval_json import RowMetrics
 from .ratio_errors import ratio
-
-WITHOUT_FLOAT64 = ("mps",)
 
 
 class Autoencoder(Protocol):
@@ -67,7 +67,7 @@ class PreparedRows:
 def sums_device(device: str | torch.device) -> torch.device:
     """Return where float64 sums are computed for SAEs or activations on a device."""
     found = torch.device(device)
-    return torch.device("cpu") if found.type in WITHOUT_FLOAT64 else found
+    return found if wide(found) == torch.float64 else torch.device("cpu")
 
 
 def row_norms(x: Tensor) -> Tensor:

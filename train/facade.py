@@ -7,6 +7,7 @@ A name must not equal that of a file of the room: Python would then give the mod
 from .architectures.base import Params
 from .architectures.gated import GatedParams
 from .architectures.relu import ReluParams
+from .run.computing import named_device
 from .run.config import ResolvedRun, RunConfig, SAEConfig
 from .run.describe import describe_run, stores_of
 from .run.estimate import estimate
@@ -19,6 +20,7 @@ from .run.trainer import train
 from .sae import SAE, load_sae, weights_sha256
 from .sae_metadata import SAEMetadata
 from .step.firing import Firing
+from .step.wide import wide
 
 __all__ = [
     "SAE",
@@ -46,9 +48,11 @@ __all__ = [
     "estimate",
     "load_sae",
     "load_sweep",
+    "named_device",
     "parse_sae",
     "read_config",
     "stores_of",
     "train",
     "weights_sha256",
+    "wide",
 ]

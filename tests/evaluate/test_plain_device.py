@@ -12,7 +12,6 @@ from torch import Tensor
 
 from gsae.commands.language_model import torch_device
 from gsae.errors import UsageError
-from gsae.evaluate import metrics
 from gsae.evaluate.measurement import Measurement, NormBands
 from gsae.evaluate.splice import Replacements, reconstruct, replace_rows
 from gsae.features.find.directions import neighbours, outermost
@@ -32,7 +31,7 @@ def sae() -> SAE:
 
 @pytest.fixture
 def _meta_lacks_float64(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(metrics, "WITHOUT_FLOAT64", ("meta",))
+    monkeypatch.setattr("gsae.train.step.wide.WITHOUT_FLOAT64", ("meta",))
 
 
 def measured(sae: SAE, x: Tensor, device: str) -> Measurement:
@@ -45,7 +44,7 @@ def test_the_metrics_of_rows_use_nothing_that_the_device_lacks(sae: SAE, monkeyp
     x = torch.randn(60, D_IN, generator=torch.Generator().manual_seed(0))
     with pytest.raises(RefusedError), RefusingZeros():
         measured(sae, x, "meta")
-    monkeypatch.setattr(metrics, "WITHOUT_FLOAT64", ("meta",))
+    monkeypatch.setattr("gsae.train.step.wide.WITHOUT_FLOAT64", ("meta",))
     with RefusingZeros():
         found = measured(sae, x, "meta").saes["sae"]
     assert 0 < found.kept.rows < found.all.rows == 60

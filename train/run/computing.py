@@ -21,16 +21,20 @@ OLDEST_TRITON = (3, 6)
 
 
 def device_of(config: RunConfig) -> str:
-    """The device that a new run computes on. Raises UsageError if it has not the precision or the kernels."""
-    device = config.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    """The device that a new run computes on. Raises UsageError if it cannot multiply in the precision."""
+    device = named_device(config.device)
     if config.precision == "tf32" and not device.startswith("cuda"):
         raise UsageError(
             f"Precision tf32 needs a GPU, and the device is {device!r}. Use --precision float32 or bfloat16."
         )
-    kernels_of(config, device)
     return device
+
+
+def named_device(name: str) -> str:
+    """A device by its name in torch; "auto" is a GPU if there is one."""
+    if name != "auto":
+        return name
+    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 def triton_is_there() -> bool:
@@ -45,7 +49,8 @@ def triton_is_there() -> bool:
 
 def kernels_of(config: RunConfig, device: str) -> Literal["triton", "plain"] | None:
     """The code of a new run's steps on a GPU; None on other devices. Raises UsageError for one that is not there."""
-    on_gpu, there = device.startswith("cuda"), triton_is_there()
+    on_gpu = device.startswith("cuda")
+    there = (on_gpu or config.kernels == "triton") and triton_is_there()  # it is imported only where it may be used
     if config.kernels == "triton" and not (there and (on_gpu or os.environ.get("TRITON_INTERPRET") == "1")):
         raise UsageError(
             "--kernels triton needs a CUDA GPU and the package triton from 3.6 on, which torch for CUDA brings; "
@@ -63,7 +68,7 @@ def measured_share(device: str, precision: str) -> float:
 
 
 def resolved_here(config: RunConfig, ranks: Ranks) -> ResolvedRun:
-    """The settings of a run that begins on this machine. Raises as `device_of`."""
+    """The settings of a run that begins on this machine. Raises as `device_of` and `kernels_of`."""
     device = device_of(config)
     kernels = kernels_of(config, device)
     return config.resolved(

@@ -12,6 +12,7 @@ import psutil
 import torch
 
 from gsae.store import Site
+from gsae.train.step.gate_capacity import candidates, most_segments
 
 from .checkpoint_writer import writes_behind
 from .config import ResolvedRun, ResolvedSAE
@@ -67,9 +68,9 @@ def _sparse_bytes(latents: int, d_in: int, saes: int, run: ResolvedRun) -> int:
     if run.kernels != "triton" or not run.sparse_share:
         return 0
     gates = run.batch_size * latents
-    # A hot latent's gradients are added up in segments of 256 entries, of which there may be two for as many.
-    entry = ENTRY + CANDIDATE * (4 if d_in <= 5120 else 8) + 2 * 2 * FLOAT * d_in // 256
-    encoders, product, lists = 2 * latents * d_in, 2 * gates + gates // 8, entry * int(run.sparse_share * gates)
+    entries = int(run.sparse_share * gates)
+    lists = (ENTRY + CANDIDATE * candidates(d_in)) * entries + most_segments(entries) * 2 * FLOAT * d_in
+    encoders, product = 2 * latents * d_in, 2 * gates + gates // 8
     return encoders + product + lists + saes * run.batch_size * d_in * (2 + 2 * FLOAT)
 
 

@@ -22,6 +22,7 @@ from torch.nn.functional import pad
 
 from .buffers import Buffers
 from .encode_triton import ALIGNED, masked_product
+from .gate_capacity import candidates
 from .product_rounding import sums_in_float32
 from .stack import Stack
 from .triton_support import FIXED, NEAR, TINY, blocks, ones, row_in_registers
@@ -121,11 +122,6 @@ def open_gates(
     overflown = (starts[boundaries].diff() > own) | (found[boundaries].diff() > limit)
     row_starts, entries = _by_row(kept[1], places[-1].clamp(max=room), saes * rows)
     return GateLists(found.clamp(max=room), kept[0], kept[1], kept_values, row_starts, entries, overflown)
-
-
-def candidates(d_in: int) -> int:
-    """How many gates a list has room for, for each that may be open: 1.3 to 3 are expected up to 5,120, 6 at 8,192."""
-    return 4 if d_in <= 5120 else 8
 
 
 def _masks(

@@ -24,14 +24,14 @@ from .adam_triton import moved
 from .batch_sums import BatchSums
 from .buffers import Buffers
 from .dense_triton import relu
+from .gate_capacity import SEGMENT, most_segments
 from .gates_triton import GateLists, Shadow, roundings, shadow_of
 from .latent_vectors import GatedVectors, ReluVectors, Vectors, largest
 from .stack import Stack
 from .triton_support import row_in_registers
 
 LATENTS = 8  # that a program of `_latents` takes
-SEGMENT = 256  # entries of a latent from which on it is added up in segments
-SUMS = 8  # numbers of a segment, beside its gradients
+SUMS = tl.constexpr(5)  # numbers of a segment, beside its gradients
 MOST = tl.constexpr(largest("r_mag"))
 
 
@@ -82,16 +82,16 @@ def latents_pass(
     width = row_in_registers(d_in)
     counts = lists.latent_starts.diff()
     segments = pad(torch.where(counts > SEGMENT, -(-counts // SEGMENT), 0).cumsum(0, dtype=torch.int32), (1, 0))
-    most = 2 * (capacity // SEGMENT) + 1
+    most = most_segments(capacity, SEGMENT)
     owners = torch.searchsorted(
         segments[1:], torch.arange(most, device=x.device, dtype=torch.int32), right=True, out_int32=True
     )
     partial = buffers("segments", (most, 2, d_in), torch.float32)
-    partial_sums = buffers("segment_sums", (most, SUMS), torch.float32)
+    partial_sums = buffers("segment_sums", (most, SUMS.value), torch.float32)
     common = (
         lists.latent_starts, lists.rows, lists.values, derivatives.features, derivatives.errors[0],
         derivatives.errors[-1], x, offset, l1, segments, partial, partial_sums,
-        p["W_enc"], p["W_dec"], p["r_mag"] if gated else p["b_enc"],
+        p["W_dec"], p["r_mag"] if gated else p["b_enc"],
     )  # fmt: skip
     _segments[(most,)](owners, *common, saes * d_sae, d_sae, rows, d_in, gated, SEGMENT, **width)
     each = triton.cdiv(d_sae, LATENTS)
@@ -101,7 +101,7 @@ def latents_pass(
     number = torch.full_like(stack.born.view(-1)[:1], adam.step) if isinstance(adam.step, int) else adam.step.view(1)
     names = ("b_gate", "b_mag") if gated else ("b_enc", "b_enc")
     _latents[(each, saes)](
-        *common, v["W_enc"], v["W_dec"], *(p[name] for name in names), *(v[name] for name in names),
+        *common, p["W_enc"], v["W_enc"], v["W_dec"], *(p[name] for name in names), *(v[name] for name in names),
         v["r_mag"] if gated else v["b_enc"], shadow.W_enc, shadow.by_norm, shadow.by_rest, stack.stamps,
         adam.correction(stack.born).float(), adam.lr, fired, bad, parts, number, math.log2(adam.beta2),
         1 - adam.beta2, adam.eps, *roundings(d_in), d_sae, rows, d_in, gated, adam.row_clip, LATENTS, SEGMENT,
@@ -192,6 +192,14 @@ def _rows(
 
 
 @triton.jit
+def _nothing(WIDTH: tl.constexpr):
+    """The gradients of a latent over no entries, as `_added` returns them."""
+    row = tl.zeros((WIDTH,), tl.float32)
+    zero = tl.full((), 0.0, tl.float32)
+    return row, row, tl.full((), 0, tl.int32), zero, zero, zero, zero
+
+
+@triton.jit
 def _added(
     at, end, rows_of, values, features, errors, auxiliary, x, moved_by, l1, w, rate, sae, rows,
     d_in: tl.constexpr, gated: tl.constexpr, WIDTH: tl.constexpr,
@@ -199,13 +207,7 @@ def _added(
     """The gradients of one latent over its entries [at, end): both rows (WIDTH,), and five sums."""
     k = tl.arange(0, WIDTH)
     inside = k < d_in
-    encoder = tl.zeros((WIDTH,), tl.float32)
-    decoder = tl.zeros((WIDTH,), tl.float32)
-    fired = tl.full((), 0, tl.int32)
-    total = tl.full((), 0.0, tl.float32)
-    sum_gate = tl.full((), 0.0, tl.float32)
-    sum_magnitude = tl.full((), 0.0, tl.float32)
-    sum_rate = tl.full((), 0.0, tl.float32)
+    encoder, decoder, fired, total, sum_gate, sum_magnitude, sum_rate = _nothing(WIDTH)
     while at < end:
         row = tl.load(rows_of + at).to(tl.int64)
         f = tl.load(features + at)
@@ -232,7 +234,7 @@ def _added(
 @triton.jit
 def _segments(
     owners, starts, rows_of, values, features, errors, auxiliary, x, offset, l1, segments, partial, partial_sums,
-    W_enc, W_dec, rescaling, latents, d_sae, rows, d_in: tl.constexpr, gated: tl.constexpr, SEGMENT: tl.constexpr,
+    W_dec, rescaling, latents, d_sae, rows, d_in: tl.constexpr, gated: tl.constexpr, SEGMENT: tl.constexpr,
     WIDTH: tl.constexpr,
 ):  # fmt: skip
     number = tl.program_id(0)
@@ -253,7 +255,7 @@ def _segments(
         out = partial + number.to(tl.int64) * 2 * d_in + k
         tl.store(out, encoder, mask=inside)
         tl.store(out + d_in, decoder, mask=inside)
-        out = partial_sums + number * 8
+        out = partial_sums + number * SUMS
         tl.store(out, fired.to(tl.float32))
         tl.store(out + 1, total)
         tl.store(out + 2, sum_gate)
@@ -266,18 +268,12 @@ def _combined(first, last, partial, partial_sums, d_in: tl.constexpr, WIDTH: tl.
     """What `_added` returns, from the segments [first, last) of a latent, in order."""
     k = tl.arange(0, WIDTH)
     inside = k < d_in
-    encoder = tl.zeros((WIDTH,), tl.float32)
-    decoder = tl.zeros((WIDTH,), tl.float32)
-    fired = tl.full((), 0, tl.int32)
-    total = tl.full((), 0.0, tl.float32)
-    sum_gate = tl.full((), 0.0, tl.float32)
-    sum_magnitude = tl.full((), 0.0, tl.float32)
-    sum_rate = tl.full((), 0.0, tl.float32)
+    encoder, decoder, fired, total, sum_gate, sum_magnitude, sum_rate = _nothing(WIDTH)
     while first < last:
         own = partial + first.to(tl.int64) * 2 * d_in + k
         encoder += tl.load(own, mask=inside, other=0.0)
         decoder += tl.load(own + d_in, mask=inside, other=0.0)
-        sums = partial_sums + first * 8
+        sums = partial_sums + first * SUMS
         fired += tl.load(sums).to(tl.int32)
         total += tl.load(sums + 1)
         sum_gate += tl.load(sums + 2)
@@ -305,7 +301,7 @@ def _entry(values, moments, i, g, lr, decay, rest, eps, correction, most, row_cl
 @triton.jit
 def _latents(
     starts, rows_of, values, features, errors, auxiliary, x, offset, l1, segments, partial, partial_sums,
-    W_enc, W_dec, rescaling, v_enc, v_dec, gate, magnitude, v_gate, v_magnitude, v_rescaling, low, by_norm, by_rest,
+    W_dec, rescaling, W_enc, v_enc, v_dec, gate, magnitude, v_gate, v_magnitude, v_rescaling, low, by_norm, by_rest,
     stamps, corrections, learning_rates, fired_on, bad, parts, number, log2_beta2, rest, eps, grown, lost, d_sae, rows,
     d_in: tl.constexpr, gated: tl.constexpr, row_clip: tl.constexpr, LATENTS: tl.constexpr, SEGMENT: tl.constexpr,
     WIDTH: tl.constexpr,

@@ -41,7 +41,7 @@ class TritonBank(FastBank):
         on_gpu = self.centre.is_cuda
         self.fused_encoder = on_gpu and fuses_encoder(torch.cuda.get_device_name(self.centre.device))
         self._shadow: Shadow | None = None  # follows the weights of SAEs on the sparse path
-        self._by_slice: dict[tuple[int, int], Buffers] = {}
+        self._by_slice: dict[tuple[int, int], Buffers] = {}  # of neighbours on the sparse path, until these change
         self._opened: list[tuple[slice, Tensor]] = []  # how many gates of SAEs on the dense path were open
 
     @property
@@ -58,6 +58,7 @@ class TritonBank(FastBank):
             sparse.catch_up(self.stack[sae], beta2, step - 1)
             self._cast_weights(sae)
             self.sparse[sae] = False
+        self._by_slice.clear()
         self.overflown.zero_()
 
     def step(self, x: Tensor, l1_coefficients: Tensor, adam: Adam) -> BatchSums:
@@ -89,6 +90,7 @@ class TritonBank(FastBank):
             self.sparse[some] = few
             if few.any():
                 self._follow(some)
+                self._by_slice.clear()
         if self.sparse.all():
             self._buffers.free()  # those of the dense step are larger than the weights
 
@@ -120,13 +122,4 @@ class TritonBank(FastBank):
         return self._shadow[some]
 
     def _buffers_of(self, some: slice) -> Buffers:
-        key = some.start, some.stop
-        if key not in self._by_slice:
-            stale = [other for other in self._by_slice if not self._is_slice(other)]
-            for other in stale:
-                del self._by_slice[other]
-            self._by_slice[key] = Buffers(self.centre.device)
-        return self._by_slice[key]
-
-    def _is_slice(self, key: tuple[int, int]) -> bool:
-        return any((some.start, some.stop) == key for some in neighbours(self.sparse.tolist()))
+        return self._by_slice.setdefault((some.start, some.stop), Buffers(self.centre.device))
